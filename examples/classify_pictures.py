@@ -1,0 +1,32 @@
+"""Classify pictures and say how each was decided.
+
+Run it with a bundle and some pictures:
+    python examples/classify_pictures.py bundle cat.jpg dog.jpg --eta 0.6
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import sacvit_deploy
+
+
+def main() -> None:
+    """Print the three best classes of every picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle")
+    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("--eta", type=float, help="exit threshold; without it, the bundle's")
+    arguments = parser.parse_args()
+
+    pipeline = sacvit_deploy.load(arguments.bundle, eta=arguments.eta)
+    for result in pipeline(arguments.pictures):
+        print(f"{result.image}: {result.stage}")
+        for _, label, probability in result.top5[:3]:
+            print(f"  {probability:6.1%}  {label}")
+        if result.target_tokens is not None:
+            print(f"  looked again at the coarse tokens {sorted(result.target_tokens)}")
+
+
+if __name__ == "__main__":
+    main()

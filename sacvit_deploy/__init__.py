@@ -1,0 +1,41 @@
+"""Export and deploy input-adaptive Vision Transformers.
+
+    pipeline = sacvit_deploy.load("bundle/", eta=0.6)
+    result = pipeline("cat.jpg")
+
+The public names are loaded at first use: `import sacvit_deploy` alone imports neither numpy nor an
+inference runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.errors import SacvitDeployError
+    from sacvit_deploy.runtime.pipeline import Pipeline, load
+    from sacvit_deploy.runtime.result import Result
+
+__version__ = "0.1.0"
+
+__all__ = ["Bundle", "Pipeline", "Result", "SacvitDeployError", "__version__", "load"]
+
+_HOME = {
+    "Bundle": "bundle",
+    "Pipeline": "runtime.pipeline",
+    "Result": "runtime.result",
+    "SacvitDeployError": "errors",
+    "load": "runtime.pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

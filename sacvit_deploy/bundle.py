@@ -1,0 +1,310 @@
+"""A bundle on disk: one folder with the graphs, their weights and `bundle.json`.
+
+The folder is where the offline half (export) and the online half (runtime) meet. It appears whole
+or not at all, and every file in it is covered by a hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sacvit_deploy.errors import BundleError, BundleIntegrityError
+from sacvit_deploy.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    FileRecord,
+    GraphEntry,
+    Manifest,
+    Precision,
+    check_eta,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sacvit_deploy.spec import Role
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "Bundle",
+    "FileRecord",
+    "GraphEntry",
+    "Manifest",
+    "Precision",
+    "check_eta",
+    "check_replaceable",
+    "new_bundle",
+    "update_manifest",
+    "write_manifest",
+]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was read and checked.
+
+    Attributes:
+        path: Its folder.
+        manifest: Its description.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
+        """Read a bundle and check that it is whole.
+
+        Args:
+            path: The folder.
+            check_hashes: Read every file and compare its hash; otherwise only presence and size.
+
+        Raises:
+            BundleError: It is not a bundle, or its description is wrong.
+            BundleVersionError: It was written by a newer release.
+            BundleIntegrityError: A file is missing or changed.
+        """
+        folder = Path(path)
+        try:
+            text = (_checked_folder(folder) / MANIFEST).read_bytes()
+            manifest = Manifest.from_json(text)
+            _check_files(folder, manifest, check_hashes=check_hashes)
+        except BundleError as error:
+            raise type(error)(f"Bundle {folder}: {error.problem}", error.fix) from error
+        except OSError as error:
+            raise BundleError(
+                f"Bundle {folder} cannot be read: {error}.", "Check the folder and its permissions."
+            ) from error
+        return cls(folder, manifest)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights were never trained."""
+        return self.manifest.weights.get("origin") == "random"
+
+    def graph(self, role: Role, precision: Precision = "fp32") -> GraphEntry:
+        """The graph of that role and precision.
+
+        Raises:
+            BundleError: The bundle has none.
+        """
+        for graph in self.manifest.graphs:
+            if (graph.role, graph.precision) == (role, precision):
+                return graph
+        present = ", ".join(f"{g.role} in {g.precision}" for g in self.manifest.graphs)
+        raise BundleError(
+            f"Bundle {self.path} has no {role} graph in {precision}; it has {present}.",
+            "Ask for one it has, or export with that --precision.",
+        )
+
+    def graph_path(self, entry: GraphEntry) -> Path:
+        """Where the file of a graph is."""
+        return self.path / entry.file
+
+
+@contextlib.contextmanager
+def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+    """A hidden folder to fill, which becomes the bundle when the block ends without an error.
+
+    On any exception, Ctrl-C included, the hidden folder goes and an old bundle stays as it was.
+
+    Args:
+        path: Where the bundle is to appear.
+        force: Replace what is there, if it is a bundle or an empty folder.
+
+    Raises:
+        BundleError: Something is in the way, the folder cannot be written, or the block ended
+            without `write_manifest`.
+    """
+    # A link to a folder is followed: what it names is replaced, not the link.
+    target = Path(path).resolve()
+    check_replaceable(target, force=force)
+    staging = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    with _told_as_bundle_error(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+    try:
+        yield staging
+        if not (staging / MANIFEST).is_file():
+            raise BundleError(
+                f"No {MANIFEST} was written for {target}.", "Call write_manifest at the end."
+            )
+        # Again, for what came there while the block was at work.
+        check_replaceable(target, force=force)
+        with _told_as_bundle_error(target):
+            _sync(staging)
+            _swap_in(staging, target)
+    finally:
+        if staging.exists():
+            shutil.rmtree(staging)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Record every file of the folder and write `bundle.json`, as the last step of an export.
+
+    Returns:
+        The manifest with `files` filled in.
+    """
+    files = {
+        file.relative_to(folder).as_posix(): FileRecord.of(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file != folder / MANIFEST
+    }
+    complete = dataclasses.replace(manifest, files=files)
+    _check_covered(complete)
+    (folder / MANIFEST).write_text(complete.to_json(), encoding="utf-8")
+    return complete
+
+
+def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
+    """Replace `bundle.json` in one step; nothing is hashed again.
+
+    Raises:
+        BundleError: The folder cannot be written.
+    """
+    _check_covered(manifest)
+    temporary = bundle.path / f".{MANIFEST}.{secrets.token_hex(4)}.tmp"
+    with _told_as_bundle_error(bundle.path):
+        try:
+            temporary.write_text(manifest.to_json(), encoding="utf-8")
+            _sync_one(temporary)
+            os.replace(temporary, bundle.path / MANIFEST)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return dataclasses.replace(bundle, manifest=manifest)
+
+
+def _checked_folder(folder: Path) -> Path:
+    """The folder, if it can be a bundle; else an error that says what it looks like."""
+    if not folder.exists():
+        raise BundleError("There is no such folder.", "Check the path, or export a bundle to it.")
+    if folder.name == MANIFEST:
+        raise BundleError("This is a file of a bundle.", f"Give its folder: {folder.parent}.")
+    if not folder.is_dir():
+        raise BundleError(f"This is {_looks_like(folder)}, not a folder.", _what_to_give(folder))
+    if not (folder / MANIFEST).is_file():
+        names = sorted(entry.name for entry in folder.iterdir())
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        raise BundleError(
+            f"The folder has no {MANIFEST}; it holds {shown or 'nothing'}.",
+            "Give a folder written by: sacvit-deploy export.",
+        )
+    return folder
+
+
+def _looks_like(file: Path) -> str:
+    known = {
+        ".onnx": "one ONNX graph",
+        ".safetensors": "a checkpoint",
+        ".pth": "a checkpoint",
+        ".pt": "a checkpoint",
+        ".zip": "an archive",
+        ".gz": "an archive",
+    }
+    return known.get(file.suffix.lower(), "a file")
+
+
+def _what_to_give(file: Path) -> str:
+    looks = _looks_like(file)
+    if looks == "a checkpoint":
+        return "Make a bundle of it first: sacvit-deploy export CHECKPOINT -o BUNDLE --preset NAME."
+    if looks == "an archive":
+        return "Unpack it and give the folder."
+    return f"Give the folder that holds {MANIFEST}."
+
+
+def _check_files(folder: Path, manifest: Manifest, *, check_hashes: bool) -> None:
+    _check_covered(manifest)
+    for name, record in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise BundleIntegrityError(
+                f"The file {name} is missing.", "Copy the whole folder again."
+            )
+        size = file.stat().st_size
+        if size != record.bytes:
+            raise BundleIntegrityError(
+                f"The file {name} has {size} bytes; {record.bytes} were written.",
+                "Copy the whole folder again.",
+            )
+        if check_hashes and FileRecord.of(file) != record:
+            raise BundleIntegrityError(
+                f"The file {name} is not the one that was written (its SHA-256 differs).",
+                "Copy the whole folder again, or export again.",
+            )
+
+
+def _check_covered(manifest: Manifest) -> None:
+    for graph in manifest.graphs:
+        if graph.file not in manifest.files:
+            raise BundleIntegrityError(
+                f"The {graph.role} graph {graph.file} is not among the bundle's files.",
+                "Export the bundle again.",
+            )
+
+
+def check_replaceable(target: Path, *, force: bool) -> None:
+    """Refuse what `new_bundle` would refuse, before any work is done.
+
+    Raises:
+        BundleError: Something is in the way.
+    """
+    with _told_as_bundle_error(target):
+        exists = target.exists()
+        is_bundle = (target / MANIFEST).is_file()
+        is_empty = target.is_dir() and not any(target.iterdir())
+    if exists and not force:
+        raise BundleError(
+            f"{target} exists.", "Choose another path, or pass --force to replace it."
+        )
+    if exists and not (is_bundle or is_empty):
+        raise BundleError(
+            f"{target} exists and is not a bundle, so --force does not replace it.",
+            "Choose another path, or remove it yourself.",
+        )
+
+
+def _swap_in(staging: Path, target: Path) -> None:
+    """Put the new folder in the place of the old; the old one is back if that fails."""
+    aside = staging.with_suffix(".old")
+    try:
+        if target.exists():
+            target.rename(aside)
+        staging.rename(target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def _sync(folder: Path) -> None:
+    """Have the content on disk before the rename, so that a power cut leaves no empty files."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            _sync_one(file)
+
+
+def _sync_one(file: Path) -> None:
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def _told_as_bundle_error(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"The bundle {target} cannot be written: {error}.",
+            "Check the permissions of the folder and the space left on the disk.",
+        ) from error

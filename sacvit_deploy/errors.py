@@ -1,0 +1,81 @@
+"""Every error the package raises on purpose.
+
+    SacvitDeployError
+    ├── ConfigError              a model or preprocessing configuration that cannot exist
+    ├── MissingDependencyError   an optional library is not installed
+    ├── ImageError               a picture that cannot be read
+    ├── DataError                a data set that cannot be read
+    ├── CheckpointError          weights that do not belong to the model
+    ├── ExportError              an ONNX graph that could not be written
+    │   └── ParityError          the ONNX graph does not compute what the torch model computes
+    ├── BundleError              a bundle that cannot be used
+    │   ├── BundleVersionError   written by a newer release
+    │   └── BundleIntegrityError a file is missing or changed since it was written
+    └── EngineError              an inference runtime refused or is not available
+
+Each carries a `problem` (what was asked and what was found) and a `fix` (what to do next).
+The command line prints both and exits with 1; a traceback is a defect.
+"""
+
+from __future__ import annotations
+
+
+class SacvitDeployError(Exception):
+    """Base of the tree: one problem and the way out of it.
+
+    Args:
+        problem: What was asked and what was found, one or more lines, no trailing newline.
+        fix: What the user can do about it.
+    """
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem, fix)
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.fix}"
+
+
+class ConfigError(SacvitDeployError):
+    """A configuration that cannot exist, such as an image size the patches do not divide."""
+
+
+class MissingDependencyError(SacvitDeployError):
+    """An optional library is needed and not installed."""
+
+
+class ImageError(SacvitDeployError):
+    """A picture that cannot be read: not an image, truncated, empty, or too large."""
+
+
+class DataError(SacvitDeployError):
+    """A labelled data set that cannot be read."""
+
+
+class CheckpointError(SacvitDeployError):
+    """Weights that cannot be read or do not belong to the model."""
+
+
+class ExportError(SacvitDeployError):
+    """An ONNX graph that could not be written."""
+
+
+class ParityError(ExportError):
+    """The exported graph and the torch model disagree beyond the tolerance."""
+
+
+class BundleError(SacvitDeployError):
+    """A bundle that cannot be read or written."""
+
+
+class BundleVersionError(BundleError):
+    """The bundle was written by a newer release of this package."""
+
+
+class BundleIntegrityError(BundleError):
+    """A file of the bundle is missing or is not the one that was written."""
+
+
+class EngineError(SacvitDeployError):
+    """An inference runtime is not available, or refused a graph or its inputs."""

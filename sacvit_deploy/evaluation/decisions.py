@@ -1,0 +1,145 @@
+"""What a two-stage network decides, and how far two ways of running it agree.
+
+A maximum error says little about a network that acts on a threshold and on a ranking. What counts
+is whether the same pictures leave early, the same tokens are looked at again, and the same class
+comes out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sacvit_deploy.runtime.exit_rule import confidence, exits, softmax
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from sacvit_deploy.runtime.scheduler import Scheduler
+    from sacvit_deploy.spec import ModelConfig
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Both stages' answers for n pictures, whatever the threshold.
+
+    Attributes:
+        early_logits: First stage, (n, C).
+        refined_logits: Second stage for every picture, (n, C).
+        target_index: Coarse tokens looked at again, (n, M).
+    """
+
+    early_logits: NDArray[Any]
+    refined_logits: NDArray[Any]
+    target_index: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, parts: Sequence[Decisions]) -> Decisions:
+        """The pictures of several batches, in order."""
+        fields = zip(
+            *((p.early_logits, p.refined_logits, p.target_index) for p in parts), strict=True
+        )
+        return cls(*(np.concatenate(arrays) for arrays in fields))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a candidate decides as the reference does.
+
+    Attributes:
+        images: Pictures compared.
+        exit_flip_rate: Share that leaves early in one and not in the other.
+        target_overlap: Mean share of the reference's target tokens that the candidate has too.
+        label_agreement: Share with the same final class, each with its own exit.
+        max_probability_error: Largest difference of a probability in either stage.
+    """
+
+    images: int
+    exit_flip_rate: float
+    target_overlap: float
+    label_agreement: float
+    max_probability_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AgreementLimits:
+    """Beyond these a candidate is not the same network any more; the defaults are for FP32.
+
+    Attributes:
+        max_exit_flip_rate: In [0, 1].
+        min_target_overlap: In [0, 1].
+        min_label_agreement: In [0, 1].
+    """
+
+    max_exit_flip_rate: float = 0.005
+    min_target_overlap: float = 0.99
+    min_label_agreement: float = 0.995
+
+    def hold(self, agreement: Agreement) -> bool:
+        """Whether an agreement is within all limits."""
+        return (
+            agreement.exit_flip_rate <= self.max_exit_flip_rate
+            and agreement.target_overlap >= self.min_target_overlap
+            and agreement.label_agreement >= self.min_label_agreement
+        )
+
+
+def scheduler_decisions(scheduler: Scheduler, batches: Iterable[NDArray[Any]]) -> Decisions:
+    """Run both stages for every picture.
+
+    Args:
+        scheduler: Of a two-stage bundle.
+        batches: Images (B, 3, H, W) as the graphs take them; at least one batch.
+    """
+    parts = []
+    for images in batches:
+        first = scheduler.first_pass(images, eta=1.0)
+        early = np.stack([outcome.logits for outcome in first.outcomes])
+        refined, targets = scheduler.second_pass(first.hand_off, first.survivors)
+        parts.append(Decisions(early, refined, targets))
+    return Decisions.join(parts)
+
+
+def compare_decisions(
+    reference: Decisions, candidate: Decisions, config: ModelConfig, eta: float
+) -> Agreement:
+    """How far two ways of running one network agree at a threshold.
+
+    Args:
+        reference: The one to trust.
+        candidate: The one in question, on the same pictures.
+        config: Of the network; its exit comparison counts.
+        eta: Exit threshold in [0, 1].
+    """
+    comparison = config.stages.exit_comparison
+    leaves = [exits(confidence(d.early_logits), eta, comparison) for d in (reference, candidate)]
+    labels = [
+        np.where(left, d.early_logits.argmax(1), d.refined_logits.argmax(1))
+        for left, d in zip(leaves, (reference, candidate), strict=True)
+    ]
+    shared = [
+        np.isin(found, wanted).mean()
+        for wanted, found in zip(reference.target_index, candidate.target_index, strict=True)
+    ]
+    errors = [
+        np.abs(softmax(wanted) - softmax(found)).max()
+        for wanted, found in (
+            (reference.early_logits, candidate.early_logits),
+            (reference.refined_logits, candidate.refined_logits),
+        )
+    ]
+    return Agreement(
+        images=len(labels[0]),
+        exit_flip_rate=float((leaves[0] != leaves[1]).mean()),
+        target_overlap=float(np.mean(shared)),
+        label_agreement=float((labels[0] == labels[1]).mean()),
+        max_probability_error=float(max(errors)),
+    )

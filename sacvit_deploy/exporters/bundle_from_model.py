@@ -1,0 +1,162 @@
+"""Export: a torch model becomes a bundle folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import sacvit_deploy
+from sacvit_deploy.bundle import (
+    Bundle,
+    GraphEntry,
+    Manifest,
+    check_eta,
+    new_bundle,
+    write_manifest,
+)
+from sacvit_deploy.errors import CheckpointError
+from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
+from sacvit_deploy.exporters.parity import (
+    ParityInputs,
+    TensorParity,
+    check_parity,
+    measure_parity,
+)
+from sacvit_deploy.exporters.passes import DEFAULT_PASSES, run_passes
+from sacvit_deploy.exporters.passes.fold_normalisation import FoldNormalisation
+from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
+from sacvit_deploy.spec import graph_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import onnx
+
+    from sacvit_deploy.exporters.passes import Pass
+    from sacvit_deploy.model.two_stage import TwoStageViT
+    from sacvit_deploy.model.vit import VisionTransformer
+    from sacvit_deploy.spec import GraphSpec, InputKind, Preprocessing, Selection
+
+_RECORDED_TOOLS = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported.
+
+    Attributes:
+        preprocessing: From a picture to the network's input.
+        labels: One name a class.
+        weights: Where the weights came from, for the record.
+        opset: ONNX operator set.
+        selection: Who picks the target tokens: the `host`, or the refine `graph` itself.
+        input_kind: `float` takes the normalised image; `uint8` takes pixels.
+        eta: Default exit threshold in [0, 1].
+        parity_batches: Batch sizes at which the graphs are compared with torch.
+    """
+
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    weights: dict[str, Any]
+    opset: int = 18
+    selection: Selection = "host"
+    input_kind: InputKind = "float"
+    eta: float = 0.5
+    parity_batches: tuple[int, ...] = field(default=(1, 2, 7))
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+
+
+def export_bundle(
+    model: TwoStageViT | VisionTransformer,
+    options: ExportOptions,
+    path: Path,
+    *,
+    force: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Write the bundle of a model; it appears whole or not at all.
+
+    Args:
+        model: The network, any mode.
+        options: How.
+        path: The folder to create.
+        force: Replace a bundle that is already there.
+        report: Called with one line for each step.
+
+    Raises:
+        BundleError: Something is in the way.
+        CheckpointError: A weight is not finite.
+        ExportError: A graph could not be written.
+        ParityError: A graph does not compute what the model computes.
+    """
+    _check_finite(model)
+    specs = graph_specs(model.config, selection=options.selection, input_kind=options.input_kind)
+    with new_bundle(path, force=force) as folder:
+        graphs = {spec.file: _graph(model, spec, options, report) for spec in specs}
+        save_with_shared_weights(graphs, folder)
+        report(f"Comparing with torch at batches {', '.join(map(str, options.parity_batches))}")
+        inputs = ParityInputs(options.preprocessing, options.input_kind)
+        located = [(spec, folder / spec.file) for spec in specs]
+        parity = measure_parity(model, located, inputs, options.parity_batches)
+        check_parity(parity)
+        write_manifest(folder, _manifest(model, options, specs, parity))
+    return Bundle.open(path, check_hashes=False)
+
+
+def _graph(
+    model: TwoStageViT | VisionTransformer,
+    spec: GraphSpec,
+    options: ExportOptions,
+    report: Callable[[str], None],
+) -> onnx.ModelProto:
+    report(f"Exporting {spec.file} ({spec.role})")
+    passes: tuple[Pass, ...] = DEFAULT_PASSES
+    if options.input_kind == "uint8":
+        passes = (*passes, FoldNormalisation(options.preprocessing))
+    translated = onnx_from_torch(model, spec, opset=options.opset)
+    graph, _ = run_passes(translated, spec, passes)
+    return graph
+
+
+def _check_finite(model: TwoStageViT | VisionTransformer) -> None:
+    bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"NaN or infinite weights in {len(bad)} tensors: {', '.join(bad[:5])}"
+            f"{', ...' if len(bad) > 5 else ''}.",
+            "The training diverged or the file is damaged; export an earlier checkpoint.",
+        )
+
+
+def _manifest(
+    model: TwoStageViT | VisionTransformer,
+    options: ExportOptions,
+    specs: tuple[GraphSpec, ...],
+    parity: list[TensorParity],
+) -> Manifest:
+    return Manifest(
+        config=model.config,
+        preprocessing=options.preprocessing,
+        selection=options.selection,
+        input_kind=options.input_kind,
+        eta=options.eta,
+        labels=options.labels,
+        graphs=tuple(GraphEntry(s.role, "fp32", s.file, s.inputs, s.outputs) for s in specs),
+        weights=options.weights,
+        parity=[record.to_dict() for record in parity],
+        tools=_tool_versions(),
+    )
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _RECORDED_TOOLS}
+    return {
+        "sacvit-deploy": sacvit_deploy.__version__,
+        "python": platform.python_version(),
+        **versions,
+    }

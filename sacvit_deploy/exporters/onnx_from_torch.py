@@ -1,0 +1,107 @@
+"""Trace a view and translate it to ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from onnxscript import opset18
+
+from sacvit_deploy.errors import ExportError
+from sacvit_deploy.exporters.views import example_inputs, view_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx
+
+    from sacvit_deploy.model.two_stage import TwoStageViT
+    from sacvit_deploy.model.vit import VisionTransformer
+    from sacvit_deploy.spec import GraphSpec
+
+# LayerNormalization is one operator from 17 on, and 18 is the oldest set the exporter writes.
+# TensorRT 11 reads up to 25.
+OLDEST_OPSET, NEWEST_OPSET = 18, 25
+
+
+def onnx_from_torch(
+    model: TwoStageViT | VisionTransformer, spec: GraphSpec, *, opset: int = 18
+) -> onnx.ModelProto:
+    """Translate the part of a model that `spec` describes.
+
+    Args:
+        model: In any mode; it is traced in evaluation mode.
+        spec: Names and shapes of the graph's inputs and outputs; strings are dynamic axes.
+        opset: ONNX operator set of the result.
+
+    Raises:
+        ExportError: The operator set is not supported, or the translation failed.
+    """
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ExportError(
+            f"Operator set {opset} was asked for.",
+            f"Choose one from {OLDEST_OPSET} to {NEWEST_OPSET}; 18 runs everywhere.",
+        )
+    view = view_for(model, spec)
+    inputs = example_inputs(spec, model.config)
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                view,
+                inputs,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[tensor.name for tensor in spec.inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+                dynamic_shapes=_dynamic_shapes(spec),
+                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+                optimize=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(
+            f"torch {torch.__version__} could not translate the {spec.role} graph: {error}",
+            "Try --opset 18, or another release of torch and onnxscript.",
+        ) from error
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing.", "Install torch 2.6 or later.")
+    return program.model_proto
+
+
+def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """aten.sort.stable, which the exporter lacks.
+
+    ONNX's TopK is stable by definition: of equal elements the lower index comes first.
+    """
+    count = opset18.Shape(x, start=dim, end=dim + 1 or None)
+    return opset18.TopK(x, count, axis=dim, largest=1 if descending else 0, sorted=1)
+
+
+def _dynamic_shapes(spec: GraphSpec) -> tuple[Any, ...]:
+    """One symbol for each dynamic axis name, in the form torch.export wants it.
+
+    A view takes the image and `*tensors`, so the second entry covers all inputs after the first.
+    """
+    names = sorted({a for t in spec.inputs for a in t.shape if isinstance(a, str)})
+    symbols = {name: torch.export.Dim(name, min=1, max=65535) for name in names}
+    axes = [
+        {i: symbols[a] for i, a in enumerate(t.shape) if isinstance(a, str)} for t in spec.inputs
+    ]
+    return (axes[0], tuple(axes[1:])) if len(axes) > 1 else (axes[0],)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the exporter says of itself: missing torchvision, its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,95 @@
+"""Graph passes between torch's translation and the file, one pass a file.
+
+A pass takes an onnx-graphsurgeon graph, changes it in place and returns how many places it changed.
+`run_passes` frames each: afterwards the graph must still be valid and still keep its contract.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from sacvit_deploy.errors import ExportError
+from sacvit_deploy.exporters.passes.fold_constants import fold_constants
+from sacvit_deploy.exporters.passes.gather_token_rows import gather_token_rows
+from sacvit_deploy.exporters.passes.merge_transposes import merge_transposes
+from sacvit_deploy.exporters.passes.static_resize import static_resize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sacvit_deploy.spec import GraphSpec
+
+    Pass = Callable[[gs.Graph], int]
+
+DEFAULT_PASSES: tuple[Pass, ...] = (
+    fold_constants,
+    static_resize,
+    gather_token_rows,
+    merge_transposes,
+)
+
+
+def run_passes(
+    model: onnx.ModelProto, spec: GraphSpec, passes: Sequence[Pass]
+) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """Run passes in order.
+
+    Args:
+        model: A graph that keeps the contract of `spec` when the last pass is done.
+        spec: That contract.
+        passes: What to run.
+
+    Returns:
+        The new model and, for each pass by name, how many places it changed.
+
+    Raises:
+        ExportError: A pass left an invalid graph, or the contract is not kept.
+    """
+    changed: dict[str, int] = {}
+    for run in passes:
+        graph = gs.import_onnx(model)
+        changed[run.__name__] = run(graph)
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        model = gs.export_onnx(graph, do_type_check=False)
+        _check_valid(model, list(changed))
+    check_contract(model, spec)
+    return model, changed
+
+
+def _check_valid(model: onnx.ModelProto, done: list[str]) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"The graph is invalid after the passes {', '.join(done)}: {error}",
+            "This is a defect of the last of these passes; please report it.",
+        ) from error
+
+
+def check_contract(model: onnx.ModelProto, spec: GraphSpec) -> None:
+    """Names, dtypes and shapes of inputs and outputs are those of the contract.
+
+    Raises:
+        ExportError: Any differs.
+    """
+    for kind, found, wanted in (
+        ("inputs", model.graph.input, spec.inputs),
+        ("outputs", model.graph.output, spec.outputs),
+    ):
+        has = [_describe(value) for value in found]
+        must = [(t.name, t.dtype, t.shape) for t in wanted]
+        if has != must:
+            raise ExportError(
+                f"The {kind} of the {spec.role} graph are {has}, the contract says {must}.",
+                "This is a defect of the export; please report it.",
+            )
+
+
+def _describe(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    return value.name, dtype, shape

@@ -1,0 +1,58 @@
+"""Write several ONNX graphs beside one file that holds each distinct parameter once."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import TensorProto
+from onnx.external_data_helper import set_external_data
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+WEIGHTS_FILE = "weights.bin"
+
+# Smaller tensors (biases of a narrow head, reshape targets) stay readable inside the graph.
+_SMALLEST_EXTERNAL = 1024
+# Page size, so that a runtime can map a tensor instead of reading it.
+_ALIGNMENT = 4096
+
+
+def save_with_shared_weights(graphs: Mapping[str, onnx.ModelProto], folder: Path) -> None:
+    """Write each graph under its file name and all large tensors into one `weights.bin`.
+
+    Both stages use the same parameters. Tensors are matched by content, so that what an exporter
+    or a pass renamed or copied is still stored once.
+
+    Args:
+        graphs: File name to model; the models are changed (their tensors become references).
+        folder: Existing folder.
+    """
+    offsets: dict[str, int] = {}
+    with (folder / WEIGHTS_FILE).open("wb") as file:
+        for model in graphs.values():
+            for tensor in model.graph.initializer:
+                # to_array and back normalises whichever field the values were in.
+                raw = onnx.numpy_helper.to_array(tensor).tobytes()
+                if len(raw) < _SMALLEST_EXTERNAL:
+                    continue
+                key = hashlib.sha256(raw).hexdigest()
+                if key not in offsets:
+                    file.write(bytes(-file.tell() % _ALIGNMENT))
+                    offsets[key] = file.tell()
+                    file.write(raw)
+                _make_reference(tensor, offsets[key], len(raw))
+    for name, model in graphs.items():
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _make_reference(tensor: TensorProto, offset: int, length: int) -> None:
+    for values in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        tensor.ClearField(values)
+    # set_external_data insists on raw data being there, and leaves it there.
+    tensor.raw_data = b""
+    set_external_data(tensor, WEIGHTS_FILE, offset=offset, length=length)
+    tensor.ClearField("raw_data")

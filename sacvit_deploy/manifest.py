@@ -1,0 +1,286 @@
+"""What `bundle.json` says: the network, its graphs, and where everything came from.
+
+The text carries a format version; a newer version is refused before anything else is read.
+Within one version a missing key or a value of the wrong type is an error; a key this release does
+not know is ignored, and is not kept when the description is written again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import numbers
+import reprlib
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+from sacvit_deploy.errors import (
+    BundleError,
+    BundleIntegrityError,
+    BundleVersionError,
+    ConfigError,
+)
+from sacvit_deploy.spec import (
+    InputKind,
+    ModelConfig,
+    Preprocessing,
+    Role,
+    Selection,
+    TensorSpec,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+FORMAT = "sacvit-deploy bundle"
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+
+_EXPORT_AGAIN = "Export the bundle again."
+_CHUNK_BYTES = 1 << 20
+
+_T = TypeVar("_T")
+
+
+def check_eta(eta: float) -> float:
+    """The exit threshold as a float.
+
+    Raises:
+        ConfigError: It is not a number in [0, 1]; NaN is not.
+    """
+    if isinstance(eta, bool) or not isinstance(eta, numbers.Real) or not 0 <= float(eta) <= 1:
+        raise ConfigError(
+            f"The exit threshold eta is {eta!r}.",
+            "Make it a number from 0 (every picture exits early) to 1 (none does).",
+        )
+    return float(eta)
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One ONNX graph of a bundle.
+
+    Attributes:
+        role: Its place in the pipeline.
+        precision: Of its weights and arithmetic.
+        file: Name relative to the bundle folder, with forward slashes.
+        inputs: What it takes.
+        outputs: What it gives.
+    """
+
+    role: Role
+    precision: Precision
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GraphEntry:
+        """Read a mapping written by `dataclasses.asdict`.
+
+        Raises:
+            BundleError: A field is missing or of the wrong type.
+        """
+        return cls(
+            role=_choice(values, "role", Role),
+            precision=_choice(values, "precision", Precision),
+            file=_typed(values, "file", str),
+            inputs=tuple(map(_tensor_spec, _typed(values, "inputs", list))),
+            outputs=tuple(map(_tensor_spec, _typed(values, "outputs", list))),
+        )
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file was when it was written.
+
+    Attributes:
+        sha256: Hexadecimal digest of its content.
+        bytes: Its size.
+    """
+
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Read the file and record it."""
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+        return cls(digest.hexdigest(), size)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `bundle.json` says.
+
+    Attributes:
+        config: The network.
+        preprocessing: From a picture to the input tensor.
+        selection: Who chooses the target tokens: the `host`, or the refine `graph` itself.
+        input_kind: `float` (normalised) or `uint8` (normalisation folded into the graphs).
+        eta: Default exit threshold, in [0, 1].
+        labels: One name per class, in class order.
+        graphs: One entry per role and precision.
+        weights: Where the weights come from: `{"origin": "random", "seed": 0}`, or
+            `{"origin": "checkpoint", "file": ..., "sha256": ...}`.
+        parity: Measured differences between the torch model and the graphs.
+        tools: Versions of the libraries that wrote the bundle.
+        files: Every other file of the folder by relative name; filled in by `write_manifest`.
+
+    Raises:
+        BundleError: The parts do not fit together.
+        ConfigError: `eta` is out of range.
+    """
+
+    config: ModelConfig
+    preprocessing: Preprocessing
+    selection: Selection
+    input_kind: InputKind
+    eta: float
+    labels: tuple[str, ...]
+    graphs: tuple[GraphEntry, ...]
+    weights: dict[str, Any]
+    parity: list[dict[str, Any]] = field(default_factory=list)
+    tools: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+        if len(self.labels) != self.config.num_classes:
+            raise BundleError(
+                f"There are {len(self.labels)} labels for {self.config.num_classes} classes.",
+                "Give one label per class, in class order.",
+            )
+        if self.preprocessing.crop != self.config.image_size:
+            raise BundleError(
+                f"Pictures are cropped to {self.preprocessing.crop} (height, width) for a network "
+                f"that takes {self.config.image_size}.",
+                "Make the crop the image size of the network.",
+            )
+        for name in (*self.files, *(graph.file for graph in self.graphs)):
+            _check_inside(name)
+        self._check_roles()
+
+    def _check_roles(self) -> None:
+        wanted = {"single"} if self.config.two_stage is None else {"early_exit", "refine"}
+        found = [(graph.role, graph.precision) for graph in self.graphs]
+        if {role for role, _ in found} != wanted or len(set(found)) != len(found):
+            raise BundleIntegrityError(
+                f"The graphs are {found or 'none'}; the family {self.config.family!r} needs "
+                f"{' and '.join(sorted(wanted))}, each once per precision.",
+                _EXPORT_AGAIN,
+            )
+
+    def to_json(self) -> str:
+        """The text of `bundle.json`; `from_json` reads it back."""
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        values["eta"] = float(self.eta)
+        return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Read the text of a `bundle.json`.
+
+        Raises:
+            BundleError: It is not JSON, or a value is missing, wrong, or does not fit the others.
+            BundleVersionError: It was written by a newer release.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"It is not valid JSON: {error}.", _EXPORT_AGAIN) from error
+        _check_format(values)
+        try:
+            return cls._from_values(values)
+        except ConfigError as error:
+            raise BundleError(error.problem, error.fix) from error
+
+    @classmethod
+    def _from_values(cls, values: Mapping[str, Any]) -> Manifest:
+        files = _typed(values, "files", dict)
+        return cls(
+            config=ModelConfig.from_dict(_typed(values, "config", dict)),
+            preprocessing=Preprocessing.from_dict(_typed(values, "preprocessing", dict)),
+            selection=_choice(values, "selection", Selection),
+            input_kind=_choice(values, "input_kind", InputKind),
+            eta=values.get("eta", "missing"),
+            labels=tuple(_all_typed(values, "labels", str)),
+            graphs=tuple(map(GraphEntry.from_dict, _all_typed(values, "graphs", dict))),
+            weights=_typed(values, "weights", dict),
+            parity=_all_typed(values, "parity", dict),
+            tools=_typed(values, "tools", dict),
+            files={name: _file_record(name, record) for name, record in files.items()},
+        )
+
+
+def _check_format(values: object) -> None:
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise BundleError(
+            f"Its {MANIFEST} is not the description of a {FORMAT}.",
+            "Give a folder written by: sacvit-deploy export.",
+        )
+    version = values.get("format_version")
+    if type(version) is not int or version < 1:
+        raise BundleError(f"Its format_version is {version!r}.", _EXPORT_AGAIN)
+    if version > FORMAT_VERSION:
+        raise BundleVersionError(
+            f"It has format version {version}; this release reads up to {FORMAT_VERSION}.",
+            "Upgrade with: pip install --upgrade sacvit-deploy",
+        )
+
+
+def _check_inside(name: str) -> None:
+    """A name from `bundle.json` never leads out of the folder."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    leads_out = ".." in windows.parts or windows.drive or windows.root or posix.is_absolute()
+    if leads_out or "\0" in name or not posix.parts:
+        raise BundleError(
+            f"The file name {name!r} leads out of the bundle folder.",
+            "Do not use this bundle unless you trust where it comes from.",
+        )
+
+
+def _typed(values: Mapping[str, Any], key: str, kind: type[_T]) -> _T:
+    found = values.get(key)
+    if not isinstance(found, kind) or isinstance(found, bool):
+        what = f"is {reprlib.repr(found)}" if key in values else "is missing"
+        raise BundleError(
+            f"The value of {key!r} {what}; a {kind.__name__} is needed.", _EXPORT_AGAIN
+        )
+    return found
+
+
+def _all_typed(values: Mapping[str, Any], key: str, kind: type[_T]) -> list[_T]:
+    found = _typed(values, key, list)
+    return [_typed({f"{key}[{i}]": item}, f"{key}[{i}]", kind) for i, item in enumerate(found)]
+
+
+def _choice(values: Mapping[str, Any], key: str, choices: Any) -> Any:
+    found = _typed(values, key, str)
+    if found not in get_args(choices):
+        wanted = ", ".join(get_args(choices))
+        raise BundleError(f"The value of {key!r} is {found!r}, not one of {wanted}.", _EXPORT_AGAIN)
+    return found
+
+
+def _tensor_spec(values: object) -> TensorSpec:
+    entry = _typed({"tensor": values}, "tensor", dict)
+    shape = _typed(entry, "shape", list)
+    if not all(type(side) in (int, str) for side in shape):
+        raise BundleError(f"A tensor has the shape {shape!r}.", _EXPORT_AGAIN)
+    dtype = _choice(entry, "dtype", Literal["float32", "float16", "uint8", "int64"])
+    return TensorSpec(_typed(entry, "name", str), dtype, tuple(shape))
+
+
+def _file_record(name: str, values: object) -> FileRecord:
+    entry = _typed({name: values}, name, dict)
+    return FileRecord(_typed(entry, "sha256", str), _typed(entry, "bytes", int))

@@ -1,0 +1,1 @@
+"""The networks in torch: the reference that every exported graph is compared with."""

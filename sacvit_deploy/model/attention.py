@@ -1,0 +1,138 @@
+"""Multi-head self-attention, jointly over all tokens or inside each cluster.
+
+The order of tokens in the second stage is fixed to `[class; 4M targets; N-M non-targets]`, so
+which token may see which is a constant. Clustered attention can therefore run as one attention
+under a constant mask or as one attention per cluster; both give the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ClusterKernel = Literal["masked", "split"]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """How a sequence `[class; targets; non-targets]` attends.
+
+    Attributes:
+        num_targets: Fine tokens in the target cluster, 4M.
+        cls_update: `joint`: the class query attends to all tokens. `mean`: it attends inside each
+            cluster, and the two results are averaged.
+        kernel: `masked` or `split`: two ways to compute the same thing.
+    """
+
+    num_targets: int
+    cls_update: Literal["joint", "mean"] = "joint"
+    kernel: ClusterKernel = "masked"
+
+
+class Attention(nn.Module):
+    """DeiT's attention: one qkv projection, scale head_dim^-0.5 on the query.
+
+    The scale sits on the query before the first matrix product because fused attention kernels
+    look for it there.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (width // num_heads) ** -0.5
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
+        """Attend within x (B, L, D); jointly when `clusters` is None."""
+        q, k, v = self._project(x)
+        heads = joint_attention(q, k, v) if clusters is None else _clustered(q, k, v, clusters)
+        return self._merge(heads)
+
+    def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Joint attention, and the class token's row of the attention matrix.
+
+        Returns:
+            The attended sequence (B, L, D) and the class row (B, heads, 1, L). The row is computed
+            beside the attention, not cut out of it, so that a runtime may still fuse the latter.
+        """
+        q, k, v = self._project(x)
+        class_row = torch.softmax(q[:, :, :1] @ k.transpose(-2, -1), dim=-1)
+        return self._merge(joint_attention(q, k, v)), class_row
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, D) to scaled query, key and value, each (B, heads, L, head_dim)."""
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        return (
+            self._split_heads(query) * self.scale,
+            self._split_heads(key),
+            self._split_heads(value),
+        )
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        return x.reshape(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
+
+    def _merge(self, heads: Tensor) -> Tensor:
+        merged: Tensor = self.proj(heads.transpose(1, 2).flatten(2))
+        return merged
+
+
+def joint_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T + mask) v, with q scaled already (SAC-ViT Eq. 4 with DeiT's scale)."""
+    scores = q @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, dim=-1) @ v
+
+
+def _clustered(q: Tensor, k: Tensor, v: Tensor, clusters: Clusters) -> Tensor:
+    kernel = _split_attention if clusters.kernel == "split" else _masked_attention
+    return kernel(q, k, v, clusters)
+
+
+def cluster_mask(length: int, clusters: Clusters) -> Tensor:
+    """The constant added to the scores: 0 where a token may look, -inf where it may not.
+
+    Returns:
+        (L, L) for `joint`. For `mean` (L+1, L): the class query stands twice, first as a member of
+        the target cluster, then of the non-target cluster.
+    """
+    in_target = torch.zeros(length, dtype=torch.bool)
+    in_target[: 1 + clusters.num_targets] = True
+    in_other = ~in_target
+    in_other[0] = True
+    allowed = torch.where(in_target[:, None], in_target, in_other)
+    if clusters.cls_update == "mean":
+        allowed = torch.cat([in_target[None], in_other[None], allowed[1:]])
+    else:
+        allowed[0] = True
+    return torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, clusters: Clusters) -> Tensor:
+    mask = cluster_mask(q.shape[2], clusters).to(q)
+    if clusters.cls_update == "joint":
+        return joint_attention(q, k, v, mask)
+    twice = joint_attention(torch.cat([q[:, :, :1], q], dim=2), k, v, mask)
+    return torch.cat([twice[:, :, :2].mean(dim=2, keepdim=True), twice[:, :, 2:]], dim=2)
+
+
+def _split_attention(q: Tensor, k: Tensor, v: Tensor, clusters: Clusters) -> Tensor:
+    border = 1 + clusters.num_targets
+    target_k, target_v = k[:, :, :border], v[:, :, :border]
+    other_k = torch.cat([k[:, :, :1], k[:, :, border:]], dim=2)
+    other_v = torch.cat([v[:, :, :1], v[:, :, border:]], dim=2)
+    if clusters.cls_update == "joint":
+        class_token = joint_attention(q[:, :, :1], k, v)
+        targets = joint_attention(q[:, :, 1:border], target_k, target_v)
+        others = joint_attention(q[:, :, border:], other_k, other_v)
+        return torch.cat([class_token, targets, others], dim=2)
+    other_q = torch.cat([q[:, :, :1], q[:, :, border:]], dim=2)
+    targets = joint_attention(q[:, :, :border], target_k, target_v)
+    others = joint_attention(other_q, other_k, other_v)
+    class_token = (targets[:, :, :1] + others[:, :, :1]) / 2
+    return torch.cat([class_token, targets[:, :, 1:], others[:, :, 1:]], dim=2)

@@ -1,0 +1,222 @@
+"""SAC-ViT and CF-ViT, one network by configuration.
+
+Hu et al., "SAC-ViT: Semantic-Aware Clustering Vision Transformer with Early Exit", and its sibling
+Chen et al., "CF-ViT: A General Coarse-to-Fine Method for Vision Transformer" (AAAI 2023).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sacvit_deploy.model.attention import ClusterKernel, Clusters
+from sacvit_deploy.model.vit import Backbone, Mlp, VisionTransformer
+
+if TYPE_CHECKING:
+    from sacvit_deploy.spec import ModelConfig
+
+
+class EarlyExitOutput(NamedTuple):
+    """What the first stage returns and the second needs.
+
+    Attributes:
+        logits: (B, C).
+        score: Moving average of the class attention of every coarse token, (B, N) (Eq. 10).
+        embeddings: Patch embeddings with coarse positions as they entered block 0, (B, N, D).
+        features: Final tokens after the last norm, (B, N, D).
+    """
+
+    logits: Tensor
+    score: Tensor
+    embeddings: Tensor
+    features: Tensor
+
+
+class TokenSelection(NamedTuple):
+    """Which coarse tokens are looked at again.
+
+    Attributes:
+        target: Coarse indices of the targets, best first, (B, M).
+        non_target: Coarse indices of the others, best first, (B, N-M).
+        fine: Fine indices of the targets' children, four for each target, (B, 4M).
+    """
+
+    target: Tensor
+    non_target: Tensor
+    fine: Tensor
+
+
+class TwoStageOutput(NamedTuple):
+    """The reference result: both stages for every image.
+
+    Attributes:
+        early_exit: First stage.
+        refined_logits: Second stage, (B, C).
+        selection: What was looked at again.
+    """
+
+    early_exit: EarlyExitOutput
+    refined_logits: Tensor
+    selection: TokenSelection
+
+
+def halve_image(image: Tensor) -> Tensor:
+    """(B, 3, H, W) to (B, 3, H/2, W/2) as the sibling code does: bilinear, aligned corners."""
+    height, width = image.shape[-2:]
+    return nn.functional.interpolate(
+        image, size=(height // 2, width // 2), mode="bilinear", align_corners=True
+    )
+
+
+def resize_position_table(
+    table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Tensor:
+    """Bicubic interpolation of a (1, rows*columns+1, D) table; the class row stays."""
+    if grid == new_grid:
+        return table
+    width = table.shape[-1]
+    patches = table[:, 1:].reshape(1, *grid, width).permute(0, 3, 1, 2)
+    patches = nn.functional.interpolate(patches, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def fine_index(coarse: Tensor, coarse_columns: int) -> Tensor:
+    """Children of coarse tokens in the fine grid (Eq. 11), (B, M) to (B, 4M), target by target."""
+    first = 4 * coarse - 2 * (coarse % coarse_columns)
+    row = 2 * coarse_columns
+    return torch.stack([first, first + 1, first + row, first + row + 1], dim=-1).flatten(-2)
+
+
+def select_tokens(
+    score: Tensor, config: ModelConfig, num_targets: int | None = None
+) -> TokenSelection:
+    """Split the coarse tokens by score (B, N); of equal scores the lowest index wins."""
+    targets = config.num_targets if num_targets is None else num_targets
+    order = torch.sort(score, dim=1, descending=True, stable=True).indices
+    target, non_target = order[:, :targets], order[:, targets:]
+    return TokenSelection(target, non_target, fine_index(target, config.coarse_grid[1]))
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Rows of (B, L, D) named by (B, K): (B, K, D)."""
+    return torch.gather(tokens, 1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+class FeatureFusion(nn.Module):
+    """The coarse token's final feature, handed to its four children ("reuse" in CF-ViT)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = Mlp(width, round(width * config.mlp_ratio))
+
+    def forward(self, target_features: Tensor) -> Tensor:
+        """(B, M, D) to (B, 4M, D), every row four times in a row."""
+        fused: Tensor = self.mlp(self.norm(target_features))
+        return fused.unsqueeze(2).expand(-1, -1, 4, -1).flatten(1, 2)
+
+
+class TwoStageViT(Backbone):
+    """A Vision Transformer that looks once coarsely and, where unsure, again at what matters."""
+
+    def __init__(self, config: ModelConfig, *, cluster_kernel: ClusterKernel = "masked") -> None:
+        super().__init__(config)
+        self.cluster_kernel = cluster_kernel
+        if config.stages.position_tables == 2:
+            self.pos_embed_coarse = self.position_table(config.num_coarse_tokens)
+        self.pos_embed_fine = self.position_table(config.num_fine_tokens)
+        self.fusion = FeatureFusion(config)
+        self.reset_parameters()
+
+    def coarse_positions(self) -> Tensor:
+        """(1, N+1, D), learned, or interpolated from the fine table where there is only one."""
+        if self.config.stages.position_tables == 2:
+            return self.pos_embed_coarse
+        return resize_position_table(
+            self.pos_embed_fine, self.config.fine_grid, self.config.coarse_grid
+        )
+
+    def early_exit(self, image: Tensor) -> EarlyExitOutput:
+        """First stage: the half-size picture and the score of every coarse token.
+
+        Args:
+            image: Normalised, (B, 3, H, W) in full resolution.
+        """
+        positions = self.coarse_positions()
+        # Kept before the class token joins: an output of its own, not a slice of the sequence.
+        embeddings = self.patch_embed(halve_image(image)) + positions[:, 1:]
+        class_token = (self.cls_token + positions[:, :1]).expand(image.shape[0], -1, -1)
+        x = torch.cat([class_token, embeddings], dim=1)
+        class_rows = []
+        for index, block in enumerate(self.encoder()):
+            if index < self.config.stages.score_first_block:
+                x = block(x)
+            else:
+                x, class_row = block.forward_with_class_row(x)
+                class_rows.append(class_row)
+        x = self.norm(x)
+        # The mean over heads is taken once, of the average of each head.
+        score = self._moving_average(class_rows).mean(dim=1)[:, 0, 1:]
+        return EarlyExitOutput(self.head(x[:, 0]), score, embeddings, x[:, 1:])
+
+    def _moving_average(self, class_rows: list[Tensor]) -> Tensor:
+        """Eq. 10 over blocks; not empty, since the configuration checks `score_first_block`."""
+        beta = self.config.stages.score_beta
+        first, *rest = class_rows
+        average = first if self.config.stages.score_start == "first" else (1 - beta) * first
+        for class_row in rest:
+            average = beta * average + (1 - beta) * class_row
+        return average
+
+    def refine(self, image: Tensor, coarse: EarlyExitOutput, selection: TokenSelection) -> Tensor:
+        """Second stage: logits (B, C) from the targets in full resolution and the rest reused.
+
+        Args:
+            image: Normalised, (B, 3, H, W) in full resolution, the same rows as `coarse`.
+            coarse: What the first stage left.
+            selection: Any split of the coarse tokens; an empty `non_target` is the warm-up of the
+                training schedule, in which every token is looked at again.
+        """
+        x = self.refine_sequence(image, coarse, selection)
+        clusters = None
+        stages = self.config.stages
+        if stages.attention == "clustered" and selection.non_target.shape[1] > 0:
+            clusters = Clusters(selection.fine.shape[1], stages.cls_update, self.cluster_kernel)
+        for block in self.encoder():
+            x = block(x, clusters)
+        logits: Tensor = self.head(self.norm(x)[:, 0])
+        return logits
+
+    def refine_sequence(
+        self, image: Tensor, coarse: EarlyExitOutput, selection: TokenSelection
+    ) -> Tensor:
+        """What enters block 0 in the second stage: `[class; 4M targets; N-M non-targets]`."""
+        positions = self.pos_embed_fine
+        fine = self.patch_embed(image) + positions[:, 1:]
+        fused = self.fusion(gather_tokens(coarse.features, selection.target))
+        targets = gather_tokens(fine, selection.fine) + fused
+        source = (
+            coarse.embeddings
+            if self.config.stages.non_target_source == "embedding"
+            else coarse.features
+        )
+        class_token = (self.cls_token + positions[:, :1]).expand(image.shape[0], -1, -1)
+        return torch.cat([class_token, targets, gather_tokens(source, selection.non_target)], dim=1)
+
+    def forward(self, image: Tensor) -> TwoStageOutput:
+        """Both stages for every image of a batch (B, 3, H, W): the reference."""
+        coarse = self.early_exit(image)
+        selection = select_tokens(coarse.score, self.config)
+        return TwoStageOutput(coarse, self.refine(image, coarse, selection), selection)
+
+
+def build_model(
+    config: ModelConfig, *, cluster_kernel: ClusterKernel = "masked"
+) -> TwoStageViT | VisionTransformer:
+    """The network a configuration describes, freshly initialised."""
+    if config.two_stage is None:
+        return VisionTransformer(config)
+    return TwoStageViT(config, cluster_kernel=cluster_kernel)

@@ -1,0 +1,247 @@
+"""Any picture a user may hand over becomes one upright RGB picture of 8 bits a channel.
+
+What is decided here, for every caller alike:
+
+- Transparent pixels are composited on white, as they look on a page. Dropping the alpha channel
+  would bring back colours that nobody has seen, which differ from one editor to the next. Opaque
+  pictures are not affected.
+- The EXIF orientation is applied, also to a PIL picture that still carries the tag.
+- 16-bit greys are scaled to 8 bits. 32-bit greys (modes I and F) do not say which number is white:
+  it is the smallest of 1 (F only), 255 and 65535 that no pixel exceeds.
+- Colour profiles are ignored, as the usual training pipelines do. Files of several frames give
+  the first one.
+
+Pillow's process-wide settings are neither changed nor relied upon.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import IO, TYPE_CHECKING, Union
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+
+from sacvit_deploy.errors import ImageError
+from sacvit_deploy.samples import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PictureSource = Union[str, "os.PathLike[str]", Sample, Image.Image, "npt.NDArray[np.uint8]"]
+
+MAX_PIXELS = 178_956_970
+"""Largest width times height a file may announce: where Pillow, as delivered, refuses too.
+
+Decoded, that many pixels take 0.7 GB. A larger picture can be opened with Pillow by the caller,
+who then answers for the memory, and be passed as a PIL picture.
+"""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Files that are read. Pillow knows more, some of which start other programs (EPS)."""
+
+_OPAQUE_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
+_ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DAMAGED = "It is damaged or incomplete: copy or download it again, or save it anew."
+
+
+def read_picture(source: PictureSource) -> Image.Image:
+    """Read a picture as the classifier is to see it.
+
+    Safe to call from several threads; only one PIL picture that is not loaded yet must not be
+    given to two threads at once, because Pillow itself loads it in place.
+
+    Args:
+        source: Path of a file; or a sample of a data set; or a PIL picture of any mode; or a uint8
+            array of shape (H, W, 3) in RGB order (OpenCV's are BGR: pass `array[..., ::-1]`).
+
+    Returns:
+        An upright picture of mode RGB. It may be `source` itself where nothing had to be done.
+
+    Raises:
+        ImageError: The source is missing, unreadable, not a picture, damaged, empty, larger than
+            `MAX_PIXELS`, or of a kind that has no agreed conversion to RGB.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, f"The PIL picture ({source.mode}, {_size(source)})")
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Sample):
+        return _read_stream(f"The picture {source.name!r}", source.open)
+    if isinstance(source, (str, os.PathLike)):
+        return _read_file(os.fsdecode(source))
+    raise ImageError(
+        f"A picture was asked for and {type(source).__name__} found.",
+        "Pass a path, a PIL picture, or a uint8 array of shape (height, width, 3).",
+    )
+
+
+def _read_file(path: str) -> Image.Image:
+    name = f"The picture {path!r}"
+    if os.path.isdir(path):
+        raise ImageError(f"{name} is a folder.", "Name the picture files in it.")
+    return _read_stream(name, lambda: open(path, "rb"))
+
+
+def _read_stream(name: str, opener: Callable[[], IO[bytes]]) -> Image.Image:
+    try:
+        with opener() as stream:
+            return _to_rgb(_open(stream, name), name)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} does not exist.", "Check the path.") from error
+    except (OSError, ValueError, BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(
+            f"{name} cannot be opened: {reason}.", "Check the path and the file's permissions."
+        ) from error
+
+
+def _open(stream: IO[bytes], name: str) -> Image.Image:
+    """Read the header, and refuse by it what should not be decoded.
+
+    This is `Image.open` without its size check, which warns below its limit and whose limit
+    belongs to the whole process.
+    """
+    prefix = stream.read(16)
+    if not prefix:
+        raise ImageError(f"{name} is an empty file (0 bytes).", "Copy or download it again.")
+    picture = _identify(stream, prefix, name)
+    pixels = picture.width * picture.height
+    if pixels > MAX_PIXELS:
+        raise ImageError(
+            f"{name} announces {_size(picture)} = {pixels:,} pixels; "
+            f"at most {MAX_PIXELS:,} are decoded.",
+            "Make it smaller first, or open it with Pillow and pass the PIL picture.",
+        )
+    return picture
+
+
+def _identify(stream: IO[bytes], prefix: bytes, name: str) -> Image.Image:
+    complaint = None
+    # The first step loads Pillow's common formats only, which spares some start-up time.
+    for load_plugins in (Image.preinit, Image.init):
+        load_plugins()
+        for factory, accept in (Image.OPEN[f] for f in FORMATS if f in Image.OPEN):
+            accepted = accept is None or accept(prefix)
+            if isinstance(accepted, str):
+                complaint = accepted
+            elif accepted:
+                stream.seek(0)
+                try:
+                    return factory(stream, "")
+                except Exception as error:  # a parser fails on bad bytes in any way it likes
+                    raise ImageError(f"{name} cannot be decoded: {error}.", _DAMAGED) from error
+    found = complaint or f"it starts with {prefix!r}"
+    raise ImageError(
+        f"{name} is not a picture that can be read: {found}.", f"Use one of {', '.join(FORMATS)}."
+    )
+
+
+def _from_array(array: npt.NDArray[np.generic]) -> Image.Image:
+    found = f"{array.dtype} of shape {array.shape}"
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ImageError(
+            f"An array picture must be uint8 of shape (height, width, 3) in RGB; it is {found}.",
+            _array_fix(array),
+        )
+    if array.size == 0:
+        raise ImageError(f"The array picture has no pixels: it is {found}.", "Pass a picture.")
+    return Image.fromarray(array)
+
+
+def _array_fix(array: npt.NDArray[np.generic]) -> str:
+    if array.ndim == 2:
+        return "Repeat the grey channel: np.stack([array] * 3, axis=-1), as uint8."
+    if array.ndim == 4:
+        return "Pass the pictures of a batch as a list of arrays."
+    if array.ndim != 3:
+        return "Pass one picture, height first, then width, then the three colours."
+    if array.shape[2] == 4:
+        return "Drop the alpha channel, array[..., :3], or pass a PIL picture of mode RGBA."
+    if array.shape[2] != 3:
+        return "Put the three colours last: array.transpose(1, 2, 0) if they come first."
+    if np.issubdtype(array.dtype, np.floating):
+        return "If it holds 0 to 1: (array * 255).round().astype(np.uint8)."
+    return "Scale it to 0 to 255 and convert: array.astype(np.uint8)."
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    if 0 in picture.size:
+        raise ImageError(f"{name} has no pixels: it is {_size(picture)}.", "Pass a picture.")
+    try:
+        picture.load()
+        rgb = _convert(picture, name)
+    except ImageError:
+        raise
+    except Exception as error:  # a decoder fails on bad bytes in any way it likes
+        raise ImageError(f"{name} cannot be decoded: {error}.", _DAMAGED) from error
+    transposition = _UPRIGHT.get(_orientation(picture))
+    if transposition is None:
+        return rgb
+    rgb = rgb.transpose(transposition)
+    rgb.info = {}  # The orientation tag is in there, and would turn the picture once more.
+    return rgb
+
+
+def _convert(picture: Image.Image, name: str) -> Image.Image:
+    mode = picture.mode
+    if mode.startswith("I;16"):
+        return _from_grey(np.asarray(picture), 65535)
+    if mode in ("I", "F"):
+        values = np.asarray(picture)
+        return _from_grey(values, _white_level(values, name))
+    if mode in _ALPHA_MODES or (mode in _OPAQUE_MODES and "transparency" in picture.info):
+        straight = picture.convert("LA") if mode == "La" else picture
+        straight = straight.convert("RGBA")
+        white = Image.new("RGBA", straight.size, "white")
+        return Image.alpha_composite(white, straight).convert("RGB")
+    if mode in _OPAQUE_MODES:
+        return picture if mode == "RGB" else picture.convert("RGB")
+    raise ImageError(f"{name} is of mode {mode}, which is not read.", "Save it as RGB.")
+
+
+def _white_level(values: npt.NDArray[np.generic], name: str) -> int:
+    """The number that means white in a 32-bit grey picture."""
+    low, high = float(values.min()), float(values.max())
+    levels = (1, 255, 65535) if np.issubdtype(values.dtype, np.floating) else (255, 65535)
+    # Written so that NaN fails too.
+    if not (low >= 0 and high <= levels[-1]):
+        raise ImageError(
+            f"{name} is a 32-bit grey with values from {low:g} to {high:g}; "
+            f"0 to {levels[-1]} can be read.",
+            "Scale it to 0 (black) to 255 (white) first.",
+        )
+    return next(level for level in levels if high <= level)
+
+
+def _from_grey(values: npt.NDArray[np.generic], white: int) -> Image.Image:
+    """Scale greys of 0 to `white` to 8 bits, rounding to the nearest."""
+    scaled = values.astype(np.float64) * (255 / white) + 0.5
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 (upright) if there is none. TIFF is turned when it is loaded."""
+    # Not picture.getexif(), which fills a cache in a picture that threads may share.
+    exif = Image.Exif()
+    try:
+        exif.load(picture.info.get("exif") or b"")
+        return int(exif.get(ExifTags.Base.Orientation, 1))
+    except (SyntaxError, TypeError, ValueError, struct.error):
+        return 1  # A damaged EXIF block says nothing about the pixels, which are good.
+
+
+def _size(picture: Image.Image) -> str:
+    return f"{picture.width}x{picture.height}"

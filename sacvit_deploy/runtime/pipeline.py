@@ -1,0 +1,241 @@
+"""From pictures to results, with the sessions of one bundle."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
+
+from sacvit_deploy.bundle import Bundle, check_eta
+from sacvit_deploy.engines.registry import AUTO, open_sessions
+from sacvit_deploy.engines.session import SessionOptions
+from sacvit_deploy.errors import ConfigError, ImageError
+from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.runtime.rebatch import Rebatcher
+from sacvit_deploy.runtime.result import Result, result_from_outcome
+from sacvit_deploy.runtime.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sacvit_deploy.bundle import Manifest, Precision
+    from sacvit_deploy.engines.registry import OpenedSessions
+    from sacvit_deploy.runtime.pictures import PictureSource
+    from sacvit_deploy.runtime.scheduler import Array, Outcome
+
+    # Not Sequence, which a str is too.
+    Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
+
+CALL_BATCH = 32
+STREAM_BATCH = 8
+# With a quarter of the pictures hard, a full second-stage batch takes four first-stage batches.
+_BATCHES_HELD = 4
+
+
+class Pipeline:
+    """Classifies pictures; `sacvit_deploy.load` makes one.
+
+    Safe to share between threads: a call takes its own copy of `eta` when it starts and keeps
+    everything else on its stack.
+    """
+
+    def __init__(
+        self, manifest: Manifest, opened: OpenedSessions, *, eta: float | None = None
+    ) -> None:
+        """Join the sessions of a bundle.
+
+        Args:
+            manifest: What the bundle says.
+            opened: Its graphs, ready to run.
+            eta: Exit threshold, in [0, 1]; None takes the bundle's.
+
+        Raises:
+            ConfigError: `eta` is out of range.
+        """
+        self.manifest = manifest
+        self.opened = opened
+        self.preprocess = Preprocessor(manifest.preprocessing, manifest.input_kind)
+        self.scheduler = Scheduler(manifest.config, opened.sessions, manifest.selection)
+        self._eta = check_eta(manifest.eta if eta is None else eta)
+
+    @property
+    def eta(self) -> float:
+        """Exit threshold, in [0, 1]: 0 lets every picture leave early, 1 none.
+
+        Setting it affects the calls and streams that start afterwards. It has no effect on a
+        network of one stage.
+        """
+        return self._eta
+
+    @eta.setter
+    def eta(self, value: float) -> None:
+        self._eta = check_eta(value)
+
+    @overload
+    def __call__(
+        self, images: PictureSource, *, eta: float | None = None, batch_size: int = CALL_BATCH
+    ) -> Result: ...
+
+    @overload
+    def __call__(
+        self, images: Pictures, *, eta: float | None = None, batch_size: int = CALL_BATCH
+    ) -> list[Result]: ...
+
+    def __call__(
+        self,
+        images: PictureSource | Pictures,
+        *,
+        eta: float | None = None,
+        batch_size: int = CALL_BATCH,
+    ) -> Result | list[Result]:
+        """Classify one picture, or several.
+
+        Args:
+            images: A path, a PIL picture, an HWC uint8 RGB array, or a list or tuple of them.
+            eta: Exit threshold for this call; None takes the pipeline's.
+            batch_size: Pictures in memory and in a session at once.
+
+        Returns:
+            One result, or one per picture in the order given.
+
+        Raises:
+            ImageError: A picture cannot be read; of several, it says which.
+            ConfigError: `eta` or `batch_size` is out of range.
+            EngineError: The runtime failed.
+        """
+        eta = self._eta if eta is None else check_eta(eta)
+        _check_count("batch_size", batch_size)
+        if not isinstance(images, (list, tuple)):
+            outcome = self.scheduler.run(self.preprocess(images)[None], eta)[0]
+            return self._result(outcome, _name(images))
+        results: list[Result] = []
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            arrays, failure = self._read(chunk, start)
+            if failure is not None:
+                raise failure
+            outcomes = self.scheduler.run(np.stack(arrays), eta)
+            results += map(self._result, outcomes, map(_name, chunk))
+        return results
+
+    def stream(
+        self,
+        frames: Iterable[PictureSource],
+        *,
+        eta: float | None = None,
+        batch_size: int = STREAM_BATCH,
+        max_waiting: int | None = None,
+    ) -> Iterator[Result]:
+        """Classify a stream, endless ones too; hard pictures of several batches are run together.
+
+        Frames are read `batch_size` at a time. The second stage runs when `batch_size` pictures
+        need it or when more than `max_waiting` results are held back for order's sake. So at most
+        `max_waiting + batch_size` frames are in memory, and a result comes before that many more
+        frames have been read. For the least delay set `batch_size=1`.
+
+        Args:
+            frames: Pictures as a call takes them.
+            eta: Exit threshold for this stream; None takes the pipeline's as it is now.
+            batch_size: Pictures in a session at once, in both stages.
+            max_waiting: Results held back at most; by default four batches.
+
+        Yields:
+            One result per frame, in order.
+
+        Raises:
+            ImageError: A frame cannot be read; the results of all frames before it come first.
+            ConfigError: `eta`, `batch_size` or `max_waiting` is out of range.
+            EngineError: The runtime failed.
+        """
+        # Checked here and not in the generator, so that a mistake shows where it was made.
+        _check_count("batch_size", batch_size)
+        max_waiting = _BATCHES_HELD * batch_size if max_waiting is None else max_waiting
+        _check_count("max_waiting", max_waiting)
+        rebatcher = Rebatcher(
+            self.scheduler,
+            self._eta if eta is None else check_eta(eta),
+            refine_batch=batch_size,
+            max_waiting=max_waiting,
+        )
+        return self._stream(iter(frames), rebatcher, batch_size)
+
+    def _stream(
+        self, frames: Iterator[PictureSource], rebatcher: Rebatcher, batch_size: int
+    ) -> Iterator[Result]:
+        names: deque[str | None] = deque()
+        failure: ImageError | None = None
+        read = 0
+        while failure is None and (chunk := list(islice(frames, batch_size))):
+            arrays, failure = self._read(chunk, read)
+            names.extend(map(_name, chunk))
+            read += len(arrays)
+            if arrays:
+                for outcome in rebatcher.push(np.stack(arrays)):
+                    yield self._result(outcome, names.popleft())
+        for outcome in rebatcher.finish():
+            yield self._result(outcome, names.popleft())
+        if failure is not None:
+            raise failure
+
+    def _read(
+        self, sources: Sequence[PictureSource], start: int
+    ) -> tuple[list[Array], ImageError | None]:
+        """Input tensors (3, H, W) up to the first picture that cannot be read, and its error."""
+        arrays: list[Array] = []
+        for index, source in enumerate(sources, start):
+            try:
+                arrays.append(self.preprocess(source))
+            except ImageError as error:  # noqa: PERF203  the loop ends here
+                failure = ImageError(f"At index {index}: {error.problem}", error.fix)
+                failure.__cause__ = error
+                return arrays, failure
+        return arrays, None
+
+    def _result(self, outcome: Outcome, name: str | None) -> Result:
+        return result_from_outcome(outcome, self.manifest.labels, name)
+
+
+def load(  # noqa: PLR0913  the one call of most users; all but the path have a good default
+    path: str | os.PathLike[str],
+    *,
+    eta: float | None = None,
+    backend: str = AUTO,
+    precision: Precision = "fp32",
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> Pipeline:
+    """Open a bundle for classification; torch is not needed.
+
+    Args:
+        path: The bundle's folder.
+        eta: Exit threshold, in [0, 1]; None takes the bundle's.
+        backend: `auto` for the fastest runtime that can run this bundle, or `onnxruntime`,
+            `tensorrt`, `tensorrt-rtx`.
+        precision: Which graphs of the bundle: `fp32`, `fp16` or `int8`.
+        providers: ONNX Runtime execution providers in order of preference, for example `["CUDA"]`.
+        threads: CPU threads of one operator; None leaves it to the runtime.
+
+    Raises:
+        BundleError: The bundle cannot be read, is incomplete, changed, or from a newer release.
+        ConfigError: `eta` is out of range.
+        EngineError: The runtime is unknown or cannot run this bundle.
+        MissingDependencyError: The runtime is not installed.
+    """
+    if eta is not None:
+        check_eta(eta)
+    bundle = Bundle.open(path)
+    options = SessionOptions(None if providers is None else tuple(providers), threads)
+    opened = open_sessions(bundle, backend=backend, precision=precision, options=options)
+    return Pipeline(bundle.manifest, opened, eta=eta)
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}.", "Make it a whole number, 1 or more.")
+
+
+def _name(source: PictureSource) -> str | None:
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None

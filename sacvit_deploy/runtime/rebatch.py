@@ -1,0 +1,81 @@
+"""A stream of batches whose hard pictures are gathered until the second stage is worth running."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sacvit_deploy.runtime.scheduler import join_rows, take_rows
+
+if TYPE_CHECKING:
+    from sacvit_deploy.runtime.scheduler import Array, Outcome, Scheduler, Tensors
+
+
+class Rebatcher:
+    """First stage at once, second stage when enough pictures wait; outcomes leave in order.
+
+    The second stage runs when `refine_batch` pictures wait for it, or when the oldest of them holds
+    up `max_waiting` pictures. Never more than `max_waiting` pictures are held between calls. One
+    object belongs to one stream and one thread.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, eta: float, *, refine_batch: int, max_waiting: int
+    ) -> None:
+        """Start with nothing waiting.
+
+        Args:
+            scheduler: Runs both stages.
+            eta: Exit threshold, in [0, 1].
+            refine_batch: Pictures in one run of the second stage, 1 or more.
+            max_waiting: Pictures held back at most, 1 or more.
+        """
+        self._scheduler = scheduler
+        self._eta = eta
+        self._refine_batch = refine_batch
+        self._max_waiting = max_waiting
+        self._held: deque[Outcome] = deque()
+        self._first_held = 0
+        self._waiting: deque[int] = deque()
+        self._parts: list[Tensors] = []
+
+    def push(self, images: Array) -> list[Outcome]:
+        """Take a batch (B, 3, H, W); return the outcomes that are ready, oldest first."""
+        first = self._scheduler.first_pass(images, self._eta)
+        start = self._first_held + len(self._held)
+        self._held.extend(first.outcomes)
+        if first.survivors.size:
+            self._waiting.extend((start + first.survivors).tolist())
+            self._parts.append(take_rows(first.hand_off, first.survivors))
+        while len(self._waiting) >= self._refine_batch:
+            self._refine(self._refine_batch)
+        ready = self._release()
+        if len(self._held) > self._max_waiting:
+            ready += self.finish()
+        return ready
+
+    def finish(self) -> list[Outcome]:
+        """Run the second stage for all that wait; return every outcome still held."""
+        if self._waiting:
+            self._refine(len(self._waiting))
+        return self._release()
+
+    def _refine(self, count: int) -> None:
+        """The second stage for the `count` pictures that wait longest."""
+        pool = join_rows(self._parts)
+        rest = {name: array[count:] for name, array in pool.items()}
+        taken = {name: array[:count] for name, array in pool.items()}
+        logits, targets = self._scheduler.second_pass(taken, np.arange(count, dtype=np.int64))
+        for index in range(count):
+            slot = self._waiting.popleft() - self._first_held
+            self._held[slot] = self._held[slot].refined(logits[index], targets[index])
+        self._parts = [rest] if self._waiting else []
+
+    def _release(self) -> list[Outcome]:
+        """Everything before the oldest picture that waits."""
+        end = self._waiting[0] if self._waiting else self._first_held + len(self._held)
+        ready = [self._held.popleft() for _ in range(end - self._first_held)]
+        self._first_held = end
+        return ready

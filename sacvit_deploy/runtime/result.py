@@ -1,0 +1,79 @@
+"""What the user gets for one picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sacvit_deploy.runtime.exit_rule import softmax
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sacvit_deploy.runtime.scheduler import Outcome
+
+Stage = Literal["early_exit", "refine", "single"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One classified picture.
+
+    Attributes:
+        image: Path as it was given; None for a picture that has none.
+        class_index: The class with the largest logit; of equal ones the lowest index.
+        label: Its name.
+        probability: Its softmax probability, in (0, 1].
+        stage: Where the picture left: `early_exit` or `refine`, or `single` for a network of one
+            stage.
+        early_exit_probability: Largest probability after the first stage; None for `single`.
+        top5: The five best (class index, label, probability), best first; fewer if there are
+            fewer classes.
+        target_tokens: Coarse tokens that were looked at again, best first; None unless `refine`.
+    """
+
+    image: str | None
+    class_index: int
+    label: str
+    probability: float
+    stage: Stage
+    early_exit_probability: float | None
+    top5: tuple[tuple[int, str, float], ...]
+    target_tokens: tuple[int, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `target_tokens` is there only for a refined picture."""
+        values = asdict(self)
+        values["top5"] = [list(entry) for entry in self.top5]
+        if self.target_tokens is None:
+            del values["target_tokens"]
+        else:
+            values["target_tokens"] = list(self.target_tokens)
+        return values
+
+
+def result_from_outcome(outcome: Outcome, labels: Sequence[str], image: str | None) -> Result:
+    """Name the classes of one outcome."""
+    # By logit: two probabilities can round to the same number.
+    order = np.argsort(-outcome.logits, kind="stable")[:5].tolist()
+    probabilities = softmax(outcome.logits)
+    top5 = tuple((index, labels[index], float(probabilities[index])) for index in order)
+    targets = outcome.target_index
+    return Result(
+        image=image,
+        class_index=top5[0][0],
+        label=top5[0][1],
+        probability=top5[0][2],
+        stage=_stage(outcome),
+        early_exit_probability=outcome.early_exit_confidence,
+        top5=top5,
+        target_tokens=None if targets is None else tuple(targets.tolist()),
+    )
+
+
+def _stage(outcome: Outcome) -> Stage:
+    if outcome.early_exit_confidence is None:
+        return "single"
+    return "early_exit" if outcome.target_index is None else "refine"

@@ -1,0 +1,175 @@
+"""Both stages around the exit: who leaves, who goes on, and the batch put together again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sacvit_deploy.errors import EngineError
+from sacvit_deploy.runtime.exit_rule import confidence, exits
+from sacvit_deploy.runtime.mapping import fine_index
+from sacvit_deploy.runtime.selection import select_tokens
+from sacvit_deploy.spec import (
+    FINE_INDEX,
+    IMAGE,
+    LOGITS,
+    NON_TARGET_INDEX,
+    SCORE,
+    SURVIVOR_ROWS,
+    TARGET_INDEX,
+    graph_specs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from sacvit_deploy.engines.session import Session
+    from sacvit_deploy.spec import ModelConfig, Role, Selection
+
+    Array = NDArray[Any]
+    Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the network says about one picture.
+
+    Attributes:
+        logits: Of the stage it left from, (C,).
+        early_exit_confidence: Largest probability after the first stage; None where there is one
+            stage only.
+        target_index: Coarse indices that were looked at again, best first, (M,); None for a picture
+            that left early.
+    """
+
+    logits: Array
+    early_exit_confidence: float | None = None
+    target_index: NDArray[np.int64] | None = None
+
+    def refined(self, logits: Array, target_index: NDArray[np.int64]) -> Outcome:
+        """The same picture after the second stage."""
+        return replace(self, logits=logits, target_index=target_index)
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """A batch after the first stage.
+
+    Attributes:
+        outcomes: One per picture, as if all had left.
+        hand_off: What the second stage takes, one row per picture.
+        survivors: Rows that go on, ascending, (K,).
+    """
+
+    outcomes: list[Outcome]
+    hand_off: Tensors
+    survivors: NDArray[np.int64]
+
+
+class Scheduler:
+    """Runs batches through one or two sessions; holds no state between calls."""
+
+    def __init__(
+        self, config: ModelConfig, sessions: Mapping[Role, Session], selection: Selection = "host"
+    ) -> None:
+        """Take the sessions of one network.
+
+        Args:
+            config: The network.
+            sessions: `early_exit` and `refine`, or `single`.
+            selection: What the refine graph was exported for: target tokens chosen by the `host`,
+                or in the `graph`.
+        """
+        self._config = config
+        self._sessions = sessions
+        self._selection = selection
+        specs = {spec.role: spec for spec in graph_specs(config, selection=selection)}
+        if "refine" in specs:
+            left = {spec.name for spec in specs["early_exit"].outputs}
+            taken = {spec.name for spec in specs["refine"].inputs}
+            self._handed_on = (left & taken) | {SCORE}
+
+    def run(self, images: Array, eta: float) -> list[Outcome]:
+        """Both stages for a batch; the second only for the pictures that did not leave.
+
+        Args:
+            images: (B, 3, H, W) with B at least 1, as the graphs take them.
+            eta: Exit threshold, in [0, 1]; has no effect where there is one stage only.
+
+        Raises:
+            EngineError: A session failed, or gave logits that are not finite.
+        """
+        first = self.first_pass(images, eta)
+        outcomes = first.outcomes
+        if first.survivors.size:
+            logits, targets = self.second_pass(first.hand_off, first.survivors)
+            for index, row in enumerate(first.survivors):
+                outcomes[row] = outcomes[row].refined(logits[index], targets[index])
+        return outcomes
+
+    def first_pass(self, images: Array, eta: float) -> FirstPass:
+        """The first stage, or the only one; arguments and errors as in `run`."""
+        if "single" in self._sessions:
+            logits = _finite(self._sessions["single"].run({IMAGE: images})[LOGITS], "single")
+            return FirstPass([Outcome(row) for row in logits], {}, np.empty(0, np.int64))
+        outputs = self._sessions["early_exit"].run({IMAGE: images})
+        logits = _finite(outputs[LOGITS], "early_exit")
+        sure = confidence(logits)
+        leaving = exits(sure, eta, self._config.stages.exit_comparison)
+        outcomes = [Outcome(row, value) for row, value in zip(logits, sure.tolist(), strict=True)]
+        hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
+        return FirstPass(outcomes, hand_off, np.flatnonzero(~leaving))
+
+    def second_pass(
+        self, hand_off: Tensors, rows: NDArray[np.int64]
+    ) -> tuple[Array, NDArray[np.int64]]:
+        """The second stage for some rows of a batch.
+
+        Args:
+            hand_off: As the first pass left it.
+            rows: Which rows, ascending, at least one, (K,).
+
+        Returns:
+            Logits (K, C) and the coarse indices that were looked at again, best first, (K, M).
+
+        Raises:
+            EngineError: The session failed, or gave logits that are not finite.
+        """
+        session = self._sessions["refine"]
+        if self._selection == "graph":
+            outputs = session.run({**hand_off, SURVIVOR_ROWS: rows})
+            return _finite(outputs[LOGITS], "refine"), outputs[TARGET_INDEX]
+        feeds = dict(take_rows(hand_off, rows))
+        target, non_target = select_tokens(feeds.pop(SCORE), self._config.num_targets)
+        feeds[TARGET_INDEX], feeds[NON_TARGET_INDEX] = target, non_target
+        feeds[FINE_INDEX] = fine_index(target, self._config.coarse_grid[1])
+        return _finite(session.run(feeds)[LOGITS], "refine"), target
+
+
+def take_rows(tensors: Tensors, rows: NDArray[np.int64]) -> Tensors:
+    """Some rows of every tensor, ascending; nothing is copied when that is all of them."""
+    if all(len(array) == len(rows) for array in tensors.values()):
+        return tensors
+    return {name: array[rows] for name, array in tensors.items()}
+
+
+def join_rows(parts: Sequence[Tensors]) -> Tensors:
+    """The rows of several batches under each other; nothing is copied when there is one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _finite(logits: Array, role: Role) -> Array:
+    """A NaN would leave or stay by accident, and be reported as a class."""
+    if not np.isfinite(logits).all():
+        raise EngineError(
+            f"The {role} graph gave logits that are not finite (NaN or infinite).",
+            "Check the bundle with sacvit-deploy verify; if it runs in half precision, export it "
+            "with --precision fp32.",
+        )
+    return logits

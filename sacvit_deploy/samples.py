@@ -1,0 +1,168 @@
+"""Labelled pictures on disk: a folder of class folders, a zip of one, or a table.
+
+One reader for everything that takes DATA: verification, evaluation, calibration and training.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING
+
+from sacvit_deploy.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"}
+)
+"""File names that count as pictures, whatever their case."""
+
+_WANTED = (
+    "Give a folder with one folder of pictures for each class, a zip of such a folder, or a "
+    ".csv or .jsonl file with the columns path and label."
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled picture, not read yet.
+
+    Attributes:
+        name: Path of the picture as a person would look for it.
+        label: Name of its class.
+        archive: The zip it lies in; None for a file of its own.
+    """
+
+    name: str
+    label: str
+    archive: zipfile.ZipFile | None = None
+
+    def open(self) -> IO[bytes]:
+        """The encoded picture.
+
+        Raises:
+            OSError: The file cannot be read.
+            zipfile.BadZipFile: Its part of the archive is damaged.
+        """
+        return self.archive.open(self.name) if self.archive else Path(self.name).open("rb")
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """A labelled data set.
+
+    Attributes:
+        samples: Sorted by class, then by name; tables keep their order.
+        classes: Class names, sorted; their positions are the class indices where no model says
+            otherwise.
+    """
+
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...]
+
+
+def read_samples(path: Path) -> SampleSet:
+    """List the pictures of a data set; none is opened.
+
+    Args:
+        path: A folder `class/*.jpg`, a zip of such a folder under any top folder, or a `.csv` or
+            `.jsonl` of path and label, the paths relative to the table.
+
+    Raises:
+        DataError: There is no such data set, it holds no picture, or a class is empty.
+    """
+    if not path.exists():
+        raise DataError(f"The data set {path} does not exist.", "Check the path.")
+    if path.is_dir():
+        return _from_folder(path)
+    readers = {".zip": _from_zip, ".csv": _from_csv, ".jsonl": _from_jsonl}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path} is not a data set.", _WANTED)
+    try:
+        return reader(path)
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile, csv.Error) as error:
+        raise DataError(f"The data set {path} cannot be read: {error}.", _WANTED) from error
+
+
+def _from_folder(folder: Path) -> SampleSet:
+    found: dict[str, list[Sample]] = {
+        entry.name: [] for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+    }
+    for label, samples in found.items():
+        for file in sorted((folder / label).rglob("*")):
+            if file.suffix.lower() in SUFFIXES:
+                samples.append(Sample(str(file), label))
+    return _checked(found, folder)
+
+
+def _from_zip(path: Path) -> SampleSet:
+    archive = zipfile.ZipFile(path)
+    found: dict[str, list[Sample]] = {}
+    for name in sorted(archive.namelist()):
+        inside = PurePosixPath(name)
+        if inside.suffix.lower() in SUFFIXES and "__MACOSX" not in inside.parts:
+            found.setdefault(inside.parent.name, []).append(
+                Sample(name, inside.parent.name, archive)
+            )
+    return _checked(found, path)
+
+
+def _from_csv(path: Path) -> SampleSet:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        rows = [row for row in csv.reader(stream) if row]
+    if rows and [cell.strip().lower() for cell in rows[0]] == ["path", "label"]:
+        rows = rows[1:]
+    return _from_rows(path, (tuple(row) for row in rows))
+
+
+def _from_jsonl(path: Path) -> SampleSet:
+    return _from_rows(path, _jsonl_rows(path))
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[object, ...]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            yield row["path"], row["label"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"Line {number} of {path} is not an object with path and label: {line[:80]}",
+                'Write one {"path": ..., "label": ...} a line.',
+            ) from error
+
+
+def _from_rows(path: Path, rows: Iterable[tuple[object, ...]]) -> SampleSet:
+    samples = []
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 2:
+            raise DataError(
+                f"Row {number} of {path} has {len(row)} columns.", "Give two: path and label."
+            )
+        samples.append(Sample(str(path.parent / str(row[0])), str(row[1]).strip()))
+    if not samples:
+        raise DataError(f"{path} names no picture.", _WANTED)
+    return SampleSet(tuple(samples), tuple(sorted({sample.label for sample in samples})))
+
+
+def _checked(found: dict[str, list[Sample]], path: Path) -> SampleSet:
+    if not any(found.values()):
+        raise DataError(f"{path} holds no pictures in class folders.", _WANTED)
+    empty = sorted(label for label, samples in found.items() if not samples)
+    if empty:
+        raise DataError(
+            f"{path} has {len(empty)} class folders without a picture: {', '.join(empty[:5])}"
+            f"{', ...' if len(empty) > 5 else ''}.",
+            "Add pictures to them, or remove these folders.",
+        )
+    classes = tuple(sorted(found))
+    samples = tuple(sample for label in classes for sample in found[label])
+    return SampleSet(samples, classes)

@@ -1,0 +1,1 @@
+"""What the network looked at, as a person can see it."""

@@ -1,0 +1,161 @@
+"""Fixtures and hardware skips that every folder of tests uses.
+
+Every export costs seconds, so that each bundle is made once and must not be changed; a test that
+changes one takes a copy. torch is imported by the fixtures that need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+    from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.model.two_stage import TwoStageViT
+    from sacvit_deploy.spec import ModelConfig
+
+_ROOT = Path(__file__).resolve().parents[1]
+# What the driver or the board's system image leaves; asking needs no library.
+_HARDWARE = {
+    "gpu": (Path("/proc/driver/nvidia/version"), "needs an NVIDIA GPU; no driver is loaded"),
+    "jetson": (Path("/etc/nv_tegra_release"), "needs a Jetson board; this is another machine"),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, (evidence, reason) in _HARDWARE.items():
+        if item.get_closest_marker(marker) and not evidence.exists():
+            pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the checkout, which not everybody has."""
+    folder = _ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the reference data in ../shared, which is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    """Input, weights and output of the CF-ViT authors' own code."""
+    from tests.tiny_models import GOLDEN_FILE
+
+    with np.load(GOLDEN_FILE) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="session")
+def golden_params(golden) -> dict[str, torch.Tensor]:
+    import torch
+
+    prefix = "param/"
+    return {
+        name.removeprefix(prefix): torch.from_numpy(value)
+        for name, value in golden.items()
+        if name.startswith(prefix)
+    }
+
+
+@pytest.fixture(scope="session")
+def golden_config() -> ModelConfig:
+    from tests.tiny_models import GOLDEN_CF
+
+    return GOLDEN_CF
+
+
+@pytest.fixture(scope="session")
+def sac_model() -> TwoStageViT:
+    from tests.tiny_models import SAC, strong_two_stage
+
+    return strong_two_stage(SAC)
+
+
+@pytest.fixture(scope="session")
+def other_model() -> TwoStageViT:
+    """Every choice of the configuration that `sac_model` does not make."""
+    from tests.tiny_models import OTHER_CHOICES, strong_two_stage
+
+    return strong_two_stage(OTHER_CHOICES)
+
+
+@pytest.fixture(scope="session")
+def sac_checkpoint(sac_model, tmp_path_factory) -> Path:
+    from sacvit_deploy.model.checkpoints import save_checkpoint
+
+    path: Path = tmp_path_factory.mktemp("checkpoints") / "sac.safetensors"
+    save_checkpoint(path, sac_model.state_dict(), sac_model.config)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sac_host(sac_checkpoint, tmp_path_factory) -> Bundle:
+    """`sac_model`, tokens chosen by the host, float input."""
+    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+
+    folder = tmp_path_factory.mktemp("sac_host")
+    return run_export(ExportRequest(folder / "bundle", sac_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def sac_graph(sac_checkpoint, tmp_path_factory) -> Bundle:
+    """`sac_model`, tokens chosen in the graph, pixels as input."""
+    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+
+    folder = tmp_path_factory.mktemp("sac_graph")
+    request = ExportRequest(
+        folder / "bundle", sac_checkpoint, selection="graph", input_kind="uint8"
+    )
+    return run_export(request)
+
+
+@pytest.fixture(scope="session")
+def other_graph(other_model, tmp_path_factory) -> Bundle:
+    """`other_model`, tokens chosen in the graph, float input."""
+    from sacvit_deploy.exporters.bundle_from_model import ExportOptions, export_bundle
+    from sacvit_deploy.model.presets import preset_preprocessing
+
+    config = other_model.config
+    options = ExportOptions(
+        preset_preprocessing(config),
+        tuple(f"class {index}" for index in range(config.num_classes)),
+        {"origin": "checkpoint", "file": "other.safetensors", "sha256": "0" * 64},
+        selection="graph",
+    )
+    return export_bundle(other_model, options, tmp_path_factory.mktemp("other") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(golden_params, tmp_path_factory) -> Path:
+    """The golden weights as the CF-ViT authors publish theirs."""
+    import torch
+
+    path: Path = tmp_path_factory.mktemp("golden") / "cf_vit.pth"
+    torch.save({"model": golden_params, "epoch": 3, "args": argparse.Namespace(lr=1)}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(golden_checkpoint, tmp_path_factory) -> Bundle:
+    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+    from tests.tiny_models import GOLDEN_CF
+
+    folder = tmp_path_factory.mktemp("golden_bundle")
+    return run_export(ExportRequest(folder / "bundle", golden_checkpoint, base=GOLDEN_CF))
+
+
+@pytest.fixture(scope="session")
+def dense_bundle(tmp_path_factory) -> Bundle:
+    """Random weights, one stage."""
+    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+    from tests.tiny_models import DENSE
+
+    folder = tmp_path_factory.mktemp("dense")
+    return run_export(ExportRequest(folder / "bundle", base=DENSE, seed=5))

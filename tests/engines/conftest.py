@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
+from tests.engines.tiny_onnx import write_graph
+from tests.fakes import fake_manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """Runs in ONNX Runtime, though its graphs compute next to nothing."""
+    with new_bundle(tmp_path / "bundle") as staging:
+        for graph in fake_manifest().graphs:
+            write_graph(staging / graph.file, graph)
+        write_manifest(staging, fake_manifest())
+    return Bundle.open(tmp_path / "bundle")

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession, ProviderWarning
+from sacvit_deploy.engines.session import SessionOptions
+from sacvit_deploy.errors import EngineError, MissingDependencyError
+from sacvit_deploy.spec import IMAGE, LOGITS
+from tests.fakes import random_images
+
+CPU = "CPUExecutionProvider"
+
+
+@pytest.fixture
+def path(bundle):
+    return bundle.graph_path(bundle.graph("early_exit"))
+
+
+def test_every_output_comes_back_by_name(bundle, path) -> None:
+    session = OnnxRuntimeSession(path, SessionOptions(threads=1))
+    images = random_images(3)
+    outputs = session.run({IMAGE: images})
+    assert set(outputs) == {spec.name for spec in bundle.graph("early_exit").outputs}
+    wanted = np.exp(images.mean(axis=(1, 2, 3)))[:, None] * np.linspace(0.5, 2, 7)
+    np.testing.assert_allclose(outputs[LOGITS], wanted, rtol=1e-5)
+
+
+def test_the_graph_declares_what_the_bundle_says(bundle, path) -> None:
+    assert OnnxRuntimeSession(path).inputs == bundle.graph("early_exit").inputs
+
+
+def test_feeds_are_checked_before_the_run(path) -> None:
+    with pytest.raises(EngineError, match="'image' is float64"):
+        OnnxRuntimeSession(path).run({IMAGE: random_images(1).astype(np.float64)})
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", None])
+def test_a_file_that_is_no_graph_is_refused(tmp_path, content) -> None:
+    file = tmp_path / "bad.onnx"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(EngineError, match=r"cannot load .*bad\.onnx"):
+        OnnxRuntimeSession(file)
+
+
+@pytest.mark.parametrize("name", [CPU, "CPU", "cpu"])
+def test_the_cpu_is_obtained_when_asked_for(path, name) -> None:
+    assert OnnxRuntimeSession(path, SessionOptions((name,))).provider == CPU
+
+
+def test_without_a_wish_the_fastest_provider_is_taken(path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ProviderWarning)  # a CUDA build on a machine without GPU
+        provider = OnnxRuntimeSession(path).provider
+    assert provider in {CPU, "CUDAExecutionProvider"}
+
+
+def test_another_provider_than_asked_for_is_no_secret(path) -> None:
+    import onnxruntime
+
+    absent = next(
+        name
+        for name in onnxruntime.get_all_providers()
+        if name not in onnxruntime.get_available_providers()
+    )
+    with pytest.warns(ProviderWarning, match=f"{absent} was asked for and {CPU} was obtained"):
+        session = OnnxRuntimeSession(path, SessionOptions((absent, "CPU")))
+    assert session.provider == CPU
+
+
+def test_an_unknown_provider_is_refused(path) -> None:
+    with pytest.raises(EngineError, match=f"'CUDDA'.\n.*{CPU}"):
+        OnnxRuntimeSession(path, SessionOptions(("CUDDA",)))
+
+
+def test_a_failure_inside_the_runtime_is_one_error(path, monkeypatch) -> None:
+    session = OnnxRuntimeSession(path)
+
+    class Exhausted:
+        def get_providers(self):
+            return [CPU]
+
+        def get_outputs(self):
+            return []
+
+        def run(self, *_):
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(session, "_session", Exhausted())
+    with pytest.raises(EngineError, match="failed on CPUExecutionProvider: out of memory"):
+        session.run({IMAGE: random_images(1)})
+
+
+def test_a_missing_runtime_says_what_to_install(path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="pip install onnxruntime"):
+        OnnxRuntimeSession(path)
+
+
+def test_threads_share_a_session(path) -> None:
+    session = OnnxRuntimeSession(path, SessionOptions(threads=1))
+    images = random_images(16)
+    wanted = session.run({IMAGE: images})[LOGITS]
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda image: session.run({IMAGE: image[None]})[LOGITS][0], images))
+    np.testing.assert_allclose(rows, wanted, rtol=1e-6)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sacvit_deploy.engines.session import SessionOptions, check_feeds
+from sacvit_deploy.errors import EngineError
+from sacvit_deploy.spec import TensorSpec
+
+INPUTS = (
+    TensorSpec("image", "float32", ("batch", 3, 4)),
+    TensorSpec("index", "int64", ("batch", "count")),
+)
+
+
+def feeds(**changed) -> dict:
+    arrays = {"image": np.zeros((2, 3, 4), np.float32), "index": np.zeros((2, 5), np.int64)}
+    return {name: array for name, array in {**arrays, **changed}.items() if array is not None}
+
+
+def test_what_fits_passes() -> None:
+    check_feeds(feeds(), INPUTS)
+    check_feeds(feeds(index=np.zeros((2, 1), np.int64)), INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"image": None}, "takes image, index; it was given index"),
+        ({"extra": np.zeros(1)}, "given extra, image, index"),
+        ({"image": np.zeros((2, 3, 4))}, "'image' is float64 .* takes float32"),
+        ({"image": np.zeros((2, 3, 5), np.float32)}, r"shape \(2, 3, 5\); .* \(batch, 3, 4\)"),
+        ({"image": np.zeros((3, 4), np.float32)}, r"shape \(3, 4\)"),
+        ({"index": np.zeros((3, 5), np.int64)}, r"'index' is int64 of shape \(3, 5\)"),
+        ({"index": np.zeros((2, 0), np.int64)}, r"shape \(2, 0\)"),
+        ({"index": np.zeros((2, 5), np.int32)}, "int32"),
+    ],
+)
+def test_what_does_not_fit_is_named(changed, says) -> None:
+    with pytest.raises(EngineError, match=says):
+        check_feeds(feeds(**changed), INPUTS)
+
+
+def test_threads_are_counted_from_one() -> None:
+    with pytest.raises(EngineError, match="0 threads"):
+        SessionOptions(threads=0)

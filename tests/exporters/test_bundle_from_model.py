@@ -1,0 +1,216 @@
+"""A bundle appears whole or not at all. The graphs come from a bundle that exists already."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+
+import pytest
+import torch
+
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    ParityError,
+)
+from sacvit_deploy.exporters import bundle_from_model
+from sacvit_deploy.exporters.bundle_from_model import ExportOptions, export_bundle
+from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+from tests.exporters.graphs import read_graph
+from tests.tiny_models import DENSE, SAC
+
+LABELS = tuple(f"class {index}" for index in range(7))
+
+
+@pytest.fixture
+def options(sac_host) -> ExportOptions:
+    return ExportOptions(sac_host.manifest.preprocessing, LABELS, {"origin": "random", "seed": 0})
+
+
+@pytest.fixture
+def translated(sac_host, monkeypatch) -> list[str]:
+    """No translation: the graphs of `sac_host`, and a record of which were asked for."""
+    asked = []
+
+    def from_disk(_model, spec, *, opset):
+        assert opset == 18
+        asked.append(spec.role)
+        return read_graph(sac_host, spec.role)
+
+    monkeypatch.setattr(bundle_from_model, "onnx_from_torch", from_disk)
+    return asked
+
+
+def fail_at(role: str, error: type[BaseException], monkeypatch) -> None:
+    before = bundle_from_model.onnx_from_torch
+
+    def fails(model, spec, *, opset):
+        if spec.role == role:
+            raise error("stopped", "here")
+        return before(model, spec, opset=opset)
+
+    monkeypatch.setattr(bundle_from_model, "onnx_from_torch", fails)
+
+
+def content(folder) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_what_a_bundle_says(sac_host, sac_checkpoint):
+    manifest = sac_host.manifest
+    assert set(content(sac_host.path)) == {"bundle.json", "ee.onnx", "sac.onnx", "weights.bin"}
+    assert set(manifest.files) == {"ee.onnx", "sac.onnx", "weights.bin"}
+    assert manifest.config == SAC
+    assert manifest.weights["file"] == sac_checkpoint.name
+    assert len(manifest.weights["sha256"]) == 64
+    assert manifest.labels == LABELS
+    for name in ("torch", "onnx", "onnxruntime", "numpy"):
+        assert manifest.tools[name] == importlib.metadata.version(name)
+    assert {"sacvit-deploy", "python"} <= set(manifest.tools)
+    assert Bundle.open(sac_host.path) == sac_host
+
+
+def test_steps_are_reported(tmp_path, sac_model, options, translated):
+    lines: list[str] = []
+    export_bundle(sac_model, options, tmp_path / "bundle", report=lines.append)
+    assert translated == ["early_exit", "refine"]
+    assert len(lines) == 3
+    assert "ee.onnx" in lines[0]
+    assert "sac.onnx" in lines[1]
+    assert "1, 2, 7" in lines[2]
+
+
+def test_the_same_export_gives_the_same_files(tmp_path, sac_model, options, translated):
+    for name in ("first", "second"):
+        export_bundle(sac_model, options, tmp_path / name)
+    assert content(tmp_path / "first") == content(tmp_path / "second")
+
+
+def test_the_model_is_not_changed(tmp_path, sac_model, options, translated):
+    before = copy.deepcopy(sac_model.state_dict())
+    export_bundle(sac_model, options, tmp_path / "bundle")
+    assert all(torch.equal(before[name], value) for name, value in sac_model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, sac_model, options, translated, value):
+    broken = copy.deepcopy(sac_model)
+    with torch.no_grad():
+        broken.head.bias[3] = value
+        broken.blocks[1].mlp.fc2.weight[0, 0] = value
+    with pytest.raises(CheckpointError, match=r"in 2 tensors: blocks\.1\.mlp\.fc2\.weight, head"):
+        export_bundle(broken, options, tmp_path / "bundle")
+    assert not translated
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_computes_something_else_is_not_kept(
+    tmp_path, sac_model, options, translated
+):
+    other = copy.deepcopy(sac_model)
+    with torch.no_grad():
+        other.fusion.norm.bias += 1
+    with pytest.raises(ParityError, match="The refine graph differs from torch"):
+        export_bundle(other, options, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("role", ["early_exit", "refine"])
+@pytest.mark.parametrize("error", [ExportError, KeyboardInterrupt, MemoryError])
+def test_a_stopped_export_leaves_nothing(
+    tmp_path, sac_model, options, translated, role, error, monkeypatch
+):
+    fail_at(role, error, monkeypatch)
+    with pytest.raises(error):
+        export_bundle(sac_model, options, tmp_path / "new" / "bundle")
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_stopped_replacement_leaves_the_old_bundle(
+    tmp_path, sac_model, options, translated, monkeypatch
+):
+    path = tmp_path / "bundle"
+    export_bundle(sac_model, options, path)
+    before = content(path)
+    fail_at("refine", KeyboardInterrupt, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(sac_model, options, path, force=True)
+    assert content(path) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_only_force_replaces_a_bundle(tmp_path, sac_model, options, translated):
+    path = tmp_path / "bundle"
+    export_bundle(sac_model, options, path)
+    before = content(path)
+    later = dataclasses.replace(options, eta=0.75)
+    translated.clear()
+    with pytest.raises(BundleError, match=r"exists\.\n.*--force"):
+        export_bundle(sac_model, later, path)
+    assert content(path) == before
+    assert not translated
+    assert export_bundle(sac_model, later, path, force=True).manifest.eta == 0.75
+    assert Bundle.open(path).manifest.eta == 0.75
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
+def test_eta_is_checked_first(sac_host, eta):
+    with pytest.raises(ConfigError, match="eta"):
+        ExportOptions(sac_host.manifest.preprocessing, LABELS, {}, eta=eta)
+
+
+# What a request comes to, before anything is exported.
+
+
+@pytest.fixture
+def nothing_exported(monkeypatch):
+    monkeypatch.setattr(
+        bundle_from_model, "onnx_from_torch", lambda *_, **__: pytest.fail("was exported")
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "Random weights .* not of which network"),
+        ({"base": DENSE, "eta": 2}, "eta is 2"),
+        ({"base": DENSE, "overrides": {"embed": 3}}, "Unknown model field: embed"),
+        ({"base": DENSE, "overrides": {"alpha": 0.5}}, "'vit' has one stage"),
+        ({"base": SAC, "overrides": {"alpha": 1.5}}, "alpha is 1.5"),
+        ({"base": SAC, "overrides": {"patch_size": 5}}, "image_size is"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(tmp_path, nothing_exported, fields, says):
+    with pytest.raises(ConfigError, match=says):
+        run_export(ExportRequest(tmp_path / "bundle", **fields))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"cat\ndog\n", "names 2 classes, the network has 7"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, nothing_exported, text, says):
+    labels = tmp_path / "labels.txt"
+    if text is not None:
+        labels.write_bytes(text)
+    with pytest.raises(ConfigError, match=says):
+        run_export(ExportRequest(tmp_path / "bundle", base=DENSE, labels=labels))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_labels_are_read_in_order(tmp_path, sac_checkpoint, translated):
+    labels = tmp_path / "labels.txt"
+    names = ["Käfer", "Hund", "Katze", "d", "e", "f", "g"]
+    labels.write_text("\n".join([*names[:2], "", *names[2:]]), encoding="utf-8")
+    bundle = run_export(ExportRequest(tmp_path / "bundle", sac_checkpoint, labels=labels))
+    assert bundle.manifest.labels == tuple(names)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sacvit_deploy.errors import ParityError
+from sacvit_deploy.exporters.parity import (
+    PROBABILITIES,
+    ParityInputs,
+    TensorParity,
+    check_parity,
+    measure_parity,
+)
+from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.spec import Preprocessing
+
+
+def measured(bundle, model, batches=(3,)) -> list[TensorParity]:
+    manifest = bundle.manifest
+    graphs = [(entry, bundle.graph_path(entry)) for entry in manifest.graphs]
+    inputs = ParityInputs(manifest.preprocessing, manifest.input_kind)
+    return measure_parity(model, graphs, inputs, batches)
+
+
+def changed(model, name: str, index: int = 0, by: float = 0.5):
+    """A copy with one wrong number in one weight."""
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        wrong.get_parameter(name).view(-1)[index] += by
+    return wrong
+
+
+def test_every_output_is_measured_at_every_batch(sac_graph, sac_model):
+    records = measured(sac_graph, sac_model, (1, 4))
+    check_parity(records)
+    wanted = {
+        ("early_exit", name, batch)
+        for name in ("logits", "score", "coarse_embeddings", "coarse_features", PROBABILITIES)
+        for batch in (1, 4)
+    }
+    wanted |= {
+        ("refine", name, batch)
+        for name in ("logits", "target_index", PROBABILITIES)
+        for batch in (1, 4)
+    }
+    assert {(r.role, r.tensor, r.batch) for r in records} == wanted
+    # Not zero either: two runtimes, so something was really compared.
+    assert 0 < max(r.relative_error for r in records) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["sac_host", "sac_graph", "other_graph", "dense_bundle"])
+def test_the_record_is_in_the_bundle(name, request):
+    bundle = request.getfixturevalue(name)
+    records = [TensorParity(**record) for record in bundle.manifest.parity]
+    check_parity(records)
+    assert {record.batch for record in records} == {1, 2, 7}
+    assert {record.role for record in records} == {g.role for g in bundle.manifest.graphs}
+    assert all(record.max_abs_error < 1e-4 for record in records if record.tensor == PROBABILITIES)
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        ("fusion.mlp.fc2.bias", r"The refine graph .* Worst tensor: (logits|probabilities)"),
+        ("pos_embed_coarse", r"The early_exit graph .* Worst tensor: coarse_embeddings"),
+        ("head.bias", r"Worst tensor: (logits|probabilities) at batch 3, by 0\.\d+"),
+        ("norm.weight", "The early_exit graph .* Worst tensor: coarse_features"),
+    ],
+)
+def test_one_wrong_number_stops_the_export(sac_host, sac_model, weight, says):
+    # Row 0 of the position table belongs to the class token, which is handed to nobody.
+    index = 30 if weight == "pos_embed_coarse" else 0
+    records = measured(sac_host, changed(sac_model, weight, index))
+    with pytest.raises(ParityError, match=says):
+        check_parity(records)
+
+
+def test_a_value_that_is_not_finite_is_infinitely_wrong(sac_host, sac_model):
+    records = measured(sac_host, changed(sac_model, "head.bias", by=math.nan))
+    assert max(record.max_abs_error for record in records) == math.inf
+    with pytest.raises(ParityError, match="by inf"):
+        check_parity(records)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "absolute", "relative", "fine"),
+    [
+        (PROBABILITIES, 0.9e-4, 1.0, True),
+        (PROBABILITIES, 1.1e-4, 0.0, False),
+        ("logits", 9.0, 0.9e-3, True),
+        ("logits", 0.0, 1.1e-3, False),
+    ],
+)
+def test_tolerances(tensor, absolute, relative, fine):
+    records = [
+        TensorParity("single", "logits", 1, 0.0, 0.0),
+        TensorParity("single", tensor, 2, absolute, relative),
+    ]
+    if fine:
+        check_parity(records)
+    else:
+        with pytest.raises(ParityError, match=f"Worst tensor: {tensor} at batch 2"):
+            check_parity(records)
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_inputs_are_normalised_as_the_runtime_does(kind):
+    spec = Preprocessing((6, 8), crop_ratio=1.0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    image, fed = ParityInputs(spec, kind).make(4)
+    assert fed.dtype == (np.uint8 if kind == "uint8" else np.float32)
+    pixels = ParityInputs(spec, "uint8").make(4)[1]
+    np.testing.assert_array_equal(image.numpy(), Preprocessor(spec).normalize(pixels))
+    other = ParityInputs(spec, kind, seed=1).make(4)[1]
+    assert not np.array_equal(fed, other)

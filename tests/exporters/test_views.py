@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sacvit_deploy.exporters.model_source import random_model
+from sacvit_deploy.exporters.views import (
+    EarlyExitView,
+    RefineFromScoreView,
+    RefineView,
+    SingleView,
+    example_inputs,
+    view_for,
+)
+from sacvit_deploy.spec import SURVIVOR_ROWS, graph_specs
+from tests.tiny_models import DENSE, OTHER_CHOICES, SAC, strong_model, strong_two_stage
+
+CONFIGS = [SAC, OTHER_CHOICES]
+
+
+def specs(config, **kinds):
+    return {spec.role: spec for spec in graph_specs(config, **kinds)}
+
+
+def images(config, count=3):
+    return torch.randn(count, 3, *config.image_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("selection", ["host", "graph"])
+@pytest.mark.parametrize("config", [SAC, OTHER_CHOICES, DENSE], ids=["sac", "other", "dense"])
+def test_example_inputs_are_what_the_contract_says(config, selection):
+    for spec in graph_specs(config, selection=selection):
+        examples = example_inputs(spec, config)
+        assert len(examples) == len(spec.inputs)
+        sizes: dict[str, set[int]] = {}
+        for tensor, example in zip(spec.inputs, examples, strict=True):
+            assert str(example.dtype) == f"torch.{tensor.dtype}"
+            for axis, side in zip(tensor.shape, example.shape, strict=True):
+                if isinstance(axis, str):
+                    sizes.setdefault(axis, set()).add(side)
+                else:
+                    assert side == axis
+        assert all(len(found) == 1 for found in sizes.values())
+        distinct = [found.pop() for found in sizes.values()]
+        assert len(set(distinct)) == len(distinct)
+        assert 1 not in distinct
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["sac", "other"])
+@pytest.mark.parametrize("selection", ["host", "graph"])
+def test_example_indices_point_at_something(config, selection):
+    spec = specs(config, selection=selection)["refine"]
+    limits = {
+        "target_index": config.num_coarse_tokens,
+        "non_target_index": config.num_coarse_tokens,
+        "fine_index": config.num_fine_tokens,
+        SURVIVOR_ROWS: 3,
+    }
+    for tensor, example in zip(spec.inputs, example_inputs(spec, config), strict=True):
+        if tensor.dtype == "int64":
+            assert 0 <= int(example.min()) <= int(example.max()) < limits[tensor.name]
+
+
+def test_each_graph_has_its_view():
+    model, dense = strong_model(SAC), strong_model(DENSE)
+    host, graph = specs(SAC, selection="host"), specs(SAC, selection="graph")
+    assert isinstance(view_for(model, host["early_exit"]), EarlyExitView)
+    assert isinstance(view_for(model, host["refine"]), RefineView)
+    assert isinstance(view_for(model, graph["refine"]), RefineFromScoreView)
+    assert isinstance(view_for(dense, specs(DENSE)["single"]), SingleView)
+
+
+def test_a_view_is_in_evaluation_mode():
+    model = strong_model(SAC).train()
+    assert not view_for(model, specs(SAC)["early_exit"]).training
+    assert not model.training
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", CONFIGS, ids=["sac", "other"])
+def test_the_views_compute_what_the_model_computes(config):
+    model = strong_two_stage(config)
+    image = images(config)
+    wanted = model(image)
+    host, graph = specs(config, selection="host"), specs(config, selection="graph")
+    logits, score, *handed = view_for(model, host["early_exit"])(image)
+    assert torch.equal(logits, wanted.early_exit.logits)
+    names = [tensor.name for tensor in host["early_exit"].outputs]
+    assert len(names) == 2 + len(handed)
+    assert torch.equal(score, wanted.early_exit.score)
+    selection = wanted.selection
+    (by_host,) = view_for(model, host["refine"])(
+        image, *handed, selection.target, selection.non_target, selection.fine
+    )
+    assert torch.equal(by_host, wanted.refined_logits)
+    rows = torch.tensor([2, 0])
+    by_graph, target = view_for(model, graph["refine"])(image, score, *handed, rows)
+    torch.testing.assert_close(by_graph, wanted.refined_logits[rows], rtol=1e-5, atol=1e-5)
+    assert torch.equal(target, selection.target[rows])
+
+
+def test_a_seed_gives_one_set_of_weights_and_leaves_the_generator_alone():
+    before = torch.get_rng_state()
+    first, again, other = (random_model(SAC, seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])

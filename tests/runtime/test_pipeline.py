@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import itertools
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sacvit_deploy.errors import ConfigError, ImageError
+from sacvit_deploy.runtime.pipeline import Pipeline
+from tests.fakes import DENSE, SAC, fake_manifest, fake_opened, random_pictures
+
+ETA = 0.19  # about the median confidence of the fake
+PICTURES = random_pictures(20)
+
+
+def make(config=SAC, selection="host", eta=ETA) -> Pipeline:
+    return Pipeline(fake_manifest(config, selection, eta), fake_opened(config, selection))
+
+
+@pytest.fixture(params=["host", "graph"])
+def pipeline(request) -> Pipeline:
+    return make(selection=request.param)
+
+
+def test_every_kind_of_picture_gives_the_same_result(pipeline, tmp_path) -> None:
+    path = tmp_path / "cat.png"
+    Image.fromarray(PICTURES[0]).save(path)
+    wanted = pipeline(PICTURES[0])
+    assert wanted.image is None
+    assert pipeline(Image.open(path)) == wanted
+    assert pipeline(path).image == str(path)
+    assert pipeline(str(path)).to_dict() == {**wanted.to_dict(), "image": str(path)}
+
+
+def test_a_list_equals_its_pictures_one_by_one(pipeline) -> None:
+    results = pipeline(PICTURES)
+    assert {result.stage for result in results} == {"early_exit", "refine"}
+    assert results == [pipeline(picture) for picture in PICTURES]
+    assert pipeline(tuple(PICTURES), batch_size=3) == results
+
+
+def test_an_empty_list_gives_an_empty_list(pipeline) -> None:
+    assert pipeline([]) == []
+    assert list(pipeline.stream([])) == []
+
+
+@pytest.mark.parametrize(("batch_size", "max_waiting"), [(1, None), (3, None), (3, 1), (64, 5)])
+def test_a_stream_equals_a_call(pipeline, batch_size, max_waiting) -> None:
+    found = pipeline.stream(iter(PICTURES), batch_size=batch_size, max_waiting=max_waiting)
+    assert list(found) == pipeline(PICTURES)
+
+
+def endless(seen: list[int]):
+    for index in itertools.count():
+        seen.append(index)
+        yield PICTURES[index % 20]
+
+
+@pytest.mark.parametrize("eta", [0.0, ETA, 1.0])
+def test_an_endless_stream_holds_back_no_more_than_it_says(pipeline, eta) -> None:
+    seen: list[int] = []
+    stream = pipeline.stream(endless(seen), eta=eta, batch_size=2, max_waiting=6)
+    results = []
+    for result in itertools.islice(stream, 40):
+        results.append(result)
+        assert len(seen) - len(results) < 6 + 2
+    assert results == pipeline(PICTURES * 2, eta=eta)
+
+
+def test_an_easy_frame_waits_for_nobody() -> None:
+    seen: list[int] = []
+    next(make().stream(endless(seen), eta=0, batch_size=1))
+    assert seen == [0]
+
+
+def test_eta_of_bundle_pipeline_and_call(pipeline) -> None:
+    assert pipeline.eta == ETA
+    assert {result.stage for result in pipeline(PICTURES, eta=1)} == {"refine"}
+    assert {result.stage for result in pipeline(PICTURES, eta=0)} == {"early_exit"}
+    assert pipeline.eta == ETA
+    started = pipeline.stream(PICTURES)
+    pipeline.eta = 1
+    assert {result.stage for result in pipeline(PICTURES)} == {"refine"}
+    assert {result.stage for result in started} == {"early_exit", "refine"}
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), float("inf"), "0.5", True])
+def test_eta_out_of_range_is_refused_everywhere(pipeline, eta) -> None:
+    with pytest.raises(ConfigError, match="eta"):
+        pipeline(PICTURES[0], eta=eta)
+    with pytest.raises(ConfigError, match="eta"):
+        pipeline.stream([], eta=eta)
+    with pytest.raises(ConfigError, match="eta"):
+        pipeline.eta = eta
+    with pytest.raises(ConfigError, match="eta"):
+        Pipeline(fake_manifest(), fake_opened(SAC), eta=eta)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True])
+def test_counts_out_of_range_are_refused(pipeline, count) -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        pipeline([], batch_size=count)
+    with pytest.raises(ConfigError, match="batch_size"):
+        pipeline.stream([], batch_size=count)
+    with pytest.raises(ConfigError, match="max_waiting"):
+        pipeline.stream([], max_waiting=count)
+
+
+def test_a_bad_picture_in_a_list_is_named(pipeline, tmp_path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("not a picture")
+    with pytest.raises(ImageError, match=r"At index 4: .*broken\.jpg"):
+        pipeline([*PICTURES[:4], broken, *PICTURES[4:]], batch_size=3)
+
+
+def test_a_bad_frame_comes_after_the_results_before_it(pipeline, tmp_path) -> None:
+    missing = tmp_path / "missing.jpg"
+    stream = pipeline.stream([*PICTURES[:7], missing, *PICTURES[7:]], batch_size=3)
+    assert list(itertools.islice(stream, 7)) == pipeline(PICTURES[:7])
+    with pytest.raises(ImageError, match=r"At index 7: .*missing\.jpg"):
+        next(stream)
+
+
+def test_threads_share_a_pipeline(pipeline) -> None:
+    etas = [0.0, ETA, 1.0] * 4
+    wanted = {eta: pipeline(PICTURES, eta=eta) for eta in set(etas)}
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda eta: pipeline(PICTURES, eta=eta, batch_size=7), etas))
+        streamed = list(pool.map(lambda eta: list(pipeline.stream(PICTURES, eta=eta)), etas))
+    assert found == streamed == [wanted[eta] for eta in etas]
+
+
+def test_results_say_what_the_contract_says() -> None:
+    for result in make()(PICTURES):
+        values = json.loads(json.dumps(result.to_dict()))
+        keys = {
+            *("image", "class_index", "label", "probability", "stage"),
+            *("early_exit_probability", "top5"),
+        }
+        is_refined = result.stage == "refine"
+        assert set(values) == keys | ({"target_tokens"} if is_refined else set())
+        assert values["label"] == f"class {values['class_index']}"
+        assert values["top5"][0] == [result.class_index, result.label, result.probability]
+        shares = [share for _, _, share in values["top5"]]
+        assert len(shares) == 5
+        assert shares == sorted(shares, reverse=True)
+        if is_refined:
+            assert len(values["target_tokens"]) == SAC.num_targets
+            assert values["early_exit_probability"] <= ETA
+        else:
+            assert result.early_exit_probability == pytest.approx(result.probability)
+            assert result.probability > ETA
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_top5_of_fewer_classes(classes) -> None:
+    assert len(make(SAC.replace(num_classes=classes))(PICTURES[0]).top5) == classes
+
+
+def test_a_dense_network_has_a_single_stage() -> None:
+    values = make(DENSE)(PICTURES[0]).to_dict()
+    assert values["stage"] == "single"
+    assert values["early_exit_probability"] is None
+    assert "target_tokens" not in values
+
+
+def test_paths_keep_their_names_in_a_stream(tmp_path) -> None:
+    paths: list[Path | np.ndarray] = []
+    for index, picture in enumerate(PICTURES[:6]):
+        paths.append(tmp_path / f"{index}.png")
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    paths.insert(3, PICTURES[9])
+    found = [result.image for result in make().stream(paths, batch_size=2)]
+    assert found == [None if isinstance(p, np.ndarray) else str(p) for p in paths]

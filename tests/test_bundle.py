@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sacvit_deploy.bundle import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Bundle,
+    FileRecord,
+    Manifest,
+    new_bundle,
+    update_manifest,
+    write_manifest,
+)
+from sacvit_deploy.errors import (
+    BundleError,
+    BundleIntegrityError,
+    BundleVersionError,
+    ConfigError,
+)
+from tests.fakes import CF, DENSE, SAC, fake_manifest
+
+
+def write(path: Path, content: str = "graph", *, force: bool = False) -> Path:
+    """A bundle whose graphs are not graphs."""
+    with new_bundle(path, force=force) as staging:
+        for graph in fake_manifest().graphs:
+            (staging / graph.file).write_text(content)
+        (staging / "weights").mkdir()
+        (staging / "weights" / "shared.bin").write_bytes(b"\0" * 100)
+        write_manifest(staging, fake_manifest())
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write(tmp_path / "out" / "bundle")
+
+
+def edit(folder: Path, **values) -> None:
+    """Change `bundle.json` by hand; None removes a key."""
+    file = folder / MANIFEST
+    found = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+@pytest.mark.parametrize("config", [SAC, CF, DENSE], ids=lambda config: config.family)
+def test_json_is_symmetrical(config) -> None:
+    manifest = dataclasses.replace(
+        fake_manifest(config),
+        parity=[{"role": "refine", "max_abs_error": 1e-6}],
+        tools={"onnx": "1.2"},
+        files={"a/b.bin": FileRecord("00", 3)},
+        labels=("Käfer", *fake_manifest(config).labels[1:]),
+    )
+    text = manifest.to_json()
+    assert Manifest.from_json(text) == manifest
+    assert Manifest.from_json(text).to_json() == text
+    assert '\n  "format": "sacvit-deploy bundle",\n  "format_version": 1,\n' in text
+    assert "Käfer" in text
+
+
+def test_what_is_written_is_read(folder) -> None:
+    bundle = Bundle.open(folder)
+    assert set(bundle.manifest.files) == {"ee.onnx", "sac.onnx", "weights/shared.bin"}
+    assert bundle.manifest.files["weights/shared.bin"].bytes == 100
+    assert dataclasses.replace(bundle.manifest, files={}) == fake_manifest()
+    assert bundle.graph_path(bundle.graph("refine")).read_text() == "graph"
+    assert bundle.is_random
+    assert names(folder.parent) == {"bundle"}
+    assert Bundle.open(str(folder)).path == folder
+
+
+def test_a_new_bundle_has_the_usual_permissions(folder, tmp_path) -> None:
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_graph_that_is_not_there_is_refused(folder) -> None:
+    with pytest.raises(BundleError, match="no refine graph in int8; it has early_exit in fp32"):
+        Bundle.open(folder).graph("refine", "int8")
+
+
+@pytest.mark.parametrize("name", ["ee.onnx", "weights/shared.bin"])
+def test_one_changed_byte_is_found(folder, name) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(BundleIntegrityError, match=f"{name} is not the one that was written"):
+        Bundle.open(folder)
+    assert Bundle.open(folder, check_hashes=False).path == folder
+
+
+@pytest.mark.parametrize("check_hashes", [True, False])
+def test_a_truncated_or_missing_file_is_found(folder, check_hashes) -> None:
+    (folder / "sac.onnx").write_text("gra")
+    with pytest.raises(BundleIntegrityError, match=r"sac\.onnx has 3 bytes; 5 were written"):
+        Bundle.open(folder, check_hashes=check_hashes)
+    (folder / "sac.onnx").unlink()
+    with pytest.raises(BundleIntegrityError, match=r"sac\.onnx is missing"):
+        Bundle.open(folder, check_hashes=check_hashes)
+
+
+def test_a_newer_version_is_refused_before_anything_else(folder) -> None:
+    edit(folder, format_version=FORMAT_VERSION + 1, config="of a shape nobody knows yet")
+    with pytest.raises(BundleVersionError, match="version 2; this release reads up to 1"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"format": "other"}, "not the description"),
+        ({"format_version": "1"}, "format_version is '1'"),
+        ({"format_version": True}, "format_version is True"),
+        ({"config": None}, "'config' is missing"),
+        ({"config": {"family": "sac_vit"}}, "image_size"),
+        ({"preprocessing": {"crop": [24, 32], "zoom": 2}}, "zoom"),
+        ({"preprocessing": {"crop": [32, 32]}}, "cropped to"),
+        ({"selection": "guess"}, "not one of host, graph"),
+        ({"input_kind": 8}, "'input_kind' is 8"),
+        ({"eta": 1.5}, "eta is 1.5"),
+        ({"eta": float("nan")}, "eta is nan"),
+        ({"eta": "0.5"}, "eta is '0.5'"),
+        ({"eta": True}, "eta is True"),
+        ({"eta": None}, "eta is 'missing'"),
+        ({"labels": ["one"]}, "1 labels for 7 classes"),
+        ({"labels": "seven"}, "a list is needed"),
+        ({"labels": [1, 2, 3, 4, 5, 6, 7]}, r"'labels\[0\]' is 1"),
+        ({"graphs": []}, "The graphs are none"),
+        ({"graphs": [{"role": "refine"}]}, "'precision' is missing"),
+        ({"weights": []}, "a dict is needed"),
+        ({"files": {}}, "not among the bundle's files"),
+        ({"files": {"ee.onnx": {"sha256": "00"}}}, "'bytes' is missing"),
+    ],
+)
+def test_a_wrong_description_is_refused(folder, values, says) -> None:
+    edit(folder, **values)
+    if values == {"eta": None}:
+        assert "eta" not in json.loads((folder / MANIFEST).read_text())
+    with pytest.raises(BundleError, match=says) as caught:
+        Bundle.open(folder)
+    assert str(folder) in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:\\x", "\\x", "C:x", "", "a\0b"]
+)
+def test_a_file_name_never_leads_out(folder, name) -> None:
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    edit(folder, files={**files, name: {"sha256": "00", "bytes": 1}})
+    with pytest.raises(BundleError, match="leads out of the bundle folder"):
+        Bundle.open(folder)
+
+
+def test_unknown_keys_are_ignored(folder) -> None:
+    edit(folder, engines=[{"file": "x.engine"}])
+    assert Bundle.open(folder).manifest.labels[0] == "class 0"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\xff\xfe", "[]", "3"])
+def test_what_is_not_json_is_refused(folder, text) -> None:
+    (folder / MANIFEST).write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleError, match=r"JSON|not the description"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("model.onnx", "one ONNX graph, not a folder.*\nGive the folder that holds bundle.json"),
+        ("model.pth", "a checkpoint, not a folder.*\n.*sacvit-deploy export"),
+        ("bundle.zip", "an archive, not a folder.*\nUnpack"),
+        ("notes", "a file, not a folder"),
+        ("bundle.json", "a file of a bundle.*\nGive its folder"),
+        ("folder/ee.onnx", None),
+    ],
+)
+def test_what_is_not_a_bundle_is_named(tmp_path, file, says) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    if says is None:
+        path, says = path.parent, r"no bundle\.json; it holds ee\.onnx"
+    with pytest.raises(BundleError, match=says):
+        Bundle.open(path)
+
+
+def test_nothing_there(tmp_path) -> None:
+    with pytest.raises(BundleError, match="no such folder"):
+        Bundle.open(tmp_path / "none")
+    with pytest.raises(BundleError, match="holds nothing"):
+        Bundle.open(tmp_path)
+
+
+def test_an_existing_bundle_is_replaced_by_force_only(folder) -> None:
+    with pytest.raises(BundleError, match=r"exists\.\n.*--force"):
+        write(folder, "other")
+    assert (folder / "ee.onnx").read_text() == "graph"
+    write(folder, "other", force=True)
+    assert (folder / "ee.onnx").read_text() == "other"
+    assert names(folder.parent) == {"bundle"}
+    Bundle.open(folder)
+
+
+def test_force_replaces_an_empty_folder_and_nothing_else(tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    Bundle.open(write(tmp_path / "empty", force=True))
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").touch()
+    for path in (home, home / "thesis.txt"):
+        with pytest.raises(BundleError, match="is not a bundle, so --force"):
+            write(path, force=True)
+    assert names(home) == {"thesis.txt"}
+
+
+def test_a_link_to_a_bundle_stays_a_link(folder, tmp_path) -> None:
+    link = tmp_path / "latest"
+    link.symlink_to(folder)
+    write(link, "other", force=True)
+    assert link.is_symlink()
+    assert (folder / "ee.onnx").read_text() == "other"
+
+
+def test_a_bundle_that_came_there_meanwhile_stays(tmp_path) -> None:
+    path = tmp_path / "bundle"
+
+    def export() -> None:
+        with new_bundle(path) as staging:
+            write(path)
+            (staging / MANIFEST).touch()
+
+    with pytest.raises(BundleError, match="exists"):
+        export()
+    assert Bundle.open(path).path == path
+    assert names(tmp_path) == {"bundle"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_failed_export_leaves_no_trace(tmp_path, error, exists) -> None:
+    path = tmp_path / "bundle"
+    if exists:
+        write(path)
+
+    def export() -> None:
+        with new_bundle(path, force=True) as staging:
+            (staging / "ee.onnx").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        export()
+    assert names(tmp_path) == ({"bundle"} if exists else set())
+    if exists:
+        assert Bundle.open(path).manifest.labels
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_failed_swap_brings_the_old_bundle_back(tmp_path, monkeypatch, exists) -> None:
+    path = tmp_path / "bundle"
+    if exists:
+        write(path)
+    rename = Path.rename
+
+    def fails_for_staging(self, target):
+        if self.suffix == ".tmp":
+            raise OSError("no space left")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_for_staging)
+    with pytest.raises(BundleError, match="no space left"):
+        write(path, "other", force=True)
+    assert names(tmp_path) == ({"bundle"} if exists else set())
+    if exists:
+        assert (path / "ee.onnx").read_text() == "graph"
+
+
+def test_an_export_without_description_is_a_mistake(tmp_path) -> None:
+    with pytest.raises(BundleError, match=r"No bundle\.json"), new_bundle(tmp_path / "bundle"):
+        pass
+    assert names(tmp_path) == set()
+
+
+def test_a_graph_without_its_file_is_not_described(tmp_path) -> None:
+    with pytest.raises(BundleIntegrityError, match="early_exit graph"):
+        write_manifest(tmp_path, fake_manifest())
+    assert names(tmp_path) == set()
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="cannot be written"):
+        write(tmp_path / "file" / "bundle")
+
+
+def test_the_description_is_updated_in_one_step(folder, monkeypatch) -> None:
+    bundle = Bundle.open(folder)
+    before = names(folder)
+    changed = update_manifest(bundle, dataclasses.replace(bundle.manifest, eta=0.75))
+    assert changed == Bundle.open(folder)
+    assert changed.manifest.eta == 0.75
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("read-only")))
+    with pytest.raises(BundleError, match="read-only"):
+        update_manifest(bundle, dataclasses.replace(bundle.manifest, eta=0.1))
+    assert Bundle.open(folder).manifest.eta == 0.75
+    assert names(folder) == before
+
+
+@pytest.mark.parametrize("eta", [-0.01, 1.01, float("nan")])
+def test_eta_is_checked_when_a_manifest_is_made(eta) -> None:
+    with pytest.raises(ConfigError, match="eta"):
+        fake_manifest(eta=eta)
+
+
+def test_roles_must_fit_the_family() -> None:
+    manifest = fake_manifest()
+    for graphs in (manifest.graphs[:1], manifest.graphs * 2, fake_manifest(DENSE).graphs):
+        with pytest.raises(BundleIntegrityError, match="needs early_exit and refine"):
+            dataclasses.replace(manifest, graphs=graphs)

@@ -1,0 +1,127 @@
+"""What the documents say can be done can be done: commands, options, snippets, links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+
+from sacvit_deploy.cli import VERBS, main
+from sacvit_deploy.manifest import Manifest
+from sacvit_deploy.model.presets import PRESETS
+from sacvit_deploy.runtime.assets import sample_pictures
+
+_ROOT = Path(__file__).resolve().parents[1]
+_DOCUMENTS = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
+_TEXTS = {path.relative_to(_ROOT).as_posix(): path.read_text("utf-8") for path in _DOCUMENTS}
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def _blocks(document: str, *languages: str) -> list[str]:
+    return [code for language, code in _FENCE.findall(_TEXTS[document]) if language in languages]
+
+
+def _shell_lines() -> list[list[str]]:
+    """Every command in a shell block: all lines of `sh`, the prompted ones of `console`."""
+    lines = []
+    for document in _TEXTS:
+        for block in _blocks(document, "sh"):
+            lines += block.splitlines()
+        for block in _blocks(document, "console"):
+            lines += [line[2:] for line in block.splitlines() if line.startswith("$ ")]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def _command(verb: str) -> click.Command:
+    command = main.get_command(click.Context(main), verb)  # type: ignore[attr-defined]  # a group
+    assert isinstance(command, click.Command), f"there is no verb {verb!r}"
+    return command
+
+
+def _flags(verb: str) -> set[str]:
+    options = (p for p in _command(verb).params if isinstance(p, click.Option))
+    return {flag for option in options for flag in option.opts}
+
+
+_COMMANDS = [words[1:] for words in _shell_lines() if words[0] == "sacvit-deploy"]
+
+
+@pytest.mark.parametrize("arguments", _COMMANDS, ids=" ".join)
+def test_commands_parse(arguments) -> None:
+    verb, *rest = arguments
+    assert verb in VERBS
+    _command(verb).make_context(verb, rest)  # raises click.UsageError where it does not fit
+
+
+def test_the_readme_shows_every_verb() -> None:
+    shown = {arguments[0] for arguments in _COMMANDS}
+    assert shown | {"demo"} == set(VERBS)  # `make demo` is the way to that one
+
+
+def test_make_targets_exist() -> None:
+    targets = re.findall(r"^([a-z]+):", (_ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    named = [words[1] for words in _shell_lines() if words[0] == "make"]
+    assert named[:2] == ["demo", "test"]
+    assert set(named) <= set(targets)
+
+
+@pytest.mark.parametrize("document", _TEXTS)
+def test_options_named_in_the_text_exist(document) -> None:
+    prose = _FENCE.sub("", _TEXTS[document])
+    named = set(re.findall(r"`(--[a-z][a-z-]*)", prose))
+    known = set.union(*map(_flags, VERBS)) | {"--help", "--version"}
+    assert named <= known
+
+
+def test_export_options_are_all_documented() -> None:
+    table = _TEXTS["docs/export.md"].partition("## Options")[2].partition("\n\n`--set`")[0]
+    documented = set(
+        re.findall(r"`(--?[a-z][a-z-]*)`", re.sub(r"(?m)\|[^|]*\|[^|]*\|$", "", table))
+    )
+    assert documented == _flags("export")
+
+
+def test_presets_are_all_documented() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\d+)×(\d+) \| (\d*) ?\| (\d*) ?\|", _TEXTS["docs/export.md"], re.MULTILINE
+    )
+    written = {name: (int(h), int(w), n, m) for name, h, w, n, m in rows}
+    assert written == {
+        name: (
+            *config.image_size,
+            str(config.num_coarse_tokens) if config.two_stage else "",
+            str(config.num_targets) if config.two_stage else "",
+        )
+        for name, config in PRESETS.items()
+    }
+
+
+def test_the_example_of_bundle_json_is_one() -> None:
+    (text,) = _blocks("docs/bundle-format.md", "json")
+    manifest = Manifest.from_json(text)
+    assert manifest.config.num_targets == 8
+    assert manifest.selection == "graph"
+
+
+@pytest.mark.parametrize("document", [name for name in _TEXTS if _blocks(name, "python")])
+def test_python_snippets_run(document, sac_host, sac_checkpoint, tmp_path, monkeypatch) -> None:
+    (tmp_path / "bundle").symlink_to(sac_host.path)
+    shutil.copy(sac_checkpoint, tmp_path / "model.safetensors")
+    for name, picture in zip(("cat.jpg", "dog.jpg"), sample_pictures(), strict=False):
+        shutil.copy(picture, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {"__name__": "snippet"}
+    for number, code in enumerate(_blocks(document, "python")):
+        exec(compile(code, f"{document}, snippet {number}", "exec"), scope)
+
+
+@pytest.mark.parametrize("document", _TEXTS)
+def test_links_lead_somewhere(document) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", _TEXTS[document])
+    local = [link.partition("#")[0] for link in links if "://" not in link]
+    folder = (_ROOT / document).parent
+    assert [link for link in local if link and not (folder / link).exists()] == []

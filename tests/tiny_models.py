@@ -1,0 +1,60 @@
+"""Networks small enough to export in seconds, with weights strong enough that a mistake shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sacvit_deploy.exporters.model_source import random_model
+from sacvit_deploy.model.two_stage import TwoStageViT
+from sacvit_deploy.spec import ModelConfig, TwoStageConfig
+
+if TYPE_CHECKING:
+    from sacvit_deploy.model.vit import VisionTransformer
+
+# Rows and columns differ, so that one taken for the other shows.
+SAC = ModelConfig(
+    "sac_vit",
+    (32, 48),
+    4,
+    24,
+    3,
+    3,
+    num_classes=7,
+    two_stage=TwoStageConfig(score_first_block=1),
+)
+OTHER_CHOICES = SAC.replace(cls_update="mean", non_target_source="final", score_start="first")
+DENSE = ModelConfig("vit", (32, 48), 4, 24, 2, 3, num_classes=7)
+GOLDEN_CF = ModelConfig(
+    "cf_vit",
+    (224, 224),
+    16,
+    48,
+    12,
+    3,
+    num_classes=16,
+    two_stage=TwoStageConfig(target_rounding="ceil", exit_comparison=">=", attention="joint"),
+)
+GOLDEN_FILE = Path(__file__).parent / "golden" / "cfvit_small_7x7.npz"
+
+
+def strong_model(config: ModelConfig, seed: int = 0) -> TwoStageViT | VisionTransformer:
+    """Fresh weights give almost the same answer to everything; these do not."""
+    model = random_model(config, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+            else:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def strong_two_stage(config: ModelConfig, seed: int = 0) -> TwoStageViT:
+    """`strong_model` of a two-stage network."""
+    model = strong_model(config, seed)
+    assert isinstance(model, TwoStageViT)
+    return model
