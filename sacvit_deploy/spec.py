@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from sacvit_deploy.errors import ConfigError
 
@@ -77,7 +77,7 @@ class TwoStageConfig:
     position_tables: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check(0 < self.alpha < 1, "alpha", self.alpha, "a number between 0 and 1, both excluded")
         _check(0 <= self.score_beta < 1, "score_beta", self.score_beta, "a number in [0, 1)")
         _check(
@@ -114,10 +114,9 @@ class ModelConfig:
     two_stage: TwoStageConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "num_classes"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _check(len(self.image_size) == 2, "image_size", self.image_size, "(height, width)")
         _check(
             self.embed_dim % self.num_heads == 0,
             "num_heads",
@@ -165,7 +164,7 @@ class ModelConfig:
         """
         if self.two_stage is None:
             raise ConfigError(
-                f"The family {self.family!r} has one stage, and a setting of two was asked for.",
+                f"The family {self.family!r} has one stage; what was asked needs two.",
                 "Use a sac_ or cf_ preset.",
             )
         return self.two_stage
@@ -263,7 +262,7 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check(0 < self.crop_ratio <= 1, "crop_ratio", self.crop_ratio, "a number in (0, 1]")
         _check(all(s > 0 for s in self.std), "std", self.std, "three positive numbers")
         _check(all(side >= 1 for side in self.crop), "crop", self.crop, "two positive numbers")
@@ -376,10 +375,23 @@ def _check(holds: bool, name: str, found: object, wanted: str) -> None:
         raise ConfigError(f"{name} is {found!r}.", f"Make it {wanted}.")
 
 
-def _check_choices(config: object) -> None:
-    """Every field typed as a Literal holds one of its values."""
+def _check_types(config: object) -> None:
+    """Every field holds what its annotation says; a file or a command line may bring anything."""
     for name, hint in get_type_hints(type(config)).items():
-        if getattr(hint, "__origin__", None) is Literal:
-            choices = get_args(hint)
-            wanted = "one of " + ", ".join(map(repr, choices))
-            _check(getattr(config, name) in choices, name, getattr(config, name), wanted)
+        value = getattr(config, name)
+        if get_origin(hint) is Literal:
+            wanted = "one of " + ", ".join(map(repr, get_args(hint)))
+            _check(value in get_args(hint), name, value, wanted)
+        elif get_origin(hint) is tuple:
+            kinds = get_args(hint)
+            fits = isinstance(value, tuple) and len(value) == len(kinds)
+            fits = fits and all(map(_is_a, value, kinds))
+            _check(fits, name, value, f"{len(kinds)} numbers")
+        elif hint in (int, float):
+            _check(_is_a(value, hint), name, value, f"of type {hint.__name__}")
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """As a type checker sees it: an int is a float, and a bool is neither."""
+    accepted = (int, float) if kind is float else kind
+    return isinstance(value, accepted) and not isinstance(value, bool)

@@ -163,7 +163,7 @@ def test_a_file_name_never_leads_out(folder, name) -> None:
 
 
 def test_unknown_keys_are_ignored(folder) -> None:
-    edit(folder, engines=[{"file": "x.engine"}])
+    edit(folder, mood="fair")
     assert Bundle.open(folder).manifest.labels[0] == "class 0"
 
 

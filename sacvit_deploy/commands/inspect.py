@@ -36,10 +36,14 @@ def command(bundle: Path, as_json: bool) -> None:
     for graph in opened.manifest.graphs:
         _echo_graph(graph)
     for name, record in opened.manifest.files.items():
-        click.echo(f"file     {name}  {record.bytes / _MIB:.1f} MiB  sha256 {record.sha256[:12]}")
+        click.echo(f"file     {name}  {_size(record.bytes)}  sha256 {record.sha256[:12]}")
     worst = _worst_parity(opened.manifest)
     click.echo(f"parity   {worst}")
     click.echo(f"made by  {', '.join(f'{k} {v}' for k, v in opened.manifest.tools.items())}")
+
+
+def _size(count: int) -> str:
+    return f"{count / _MIB:.1f} MiB" if count >= _MIB else f"{count / 1024:.0f} KiB"
 
 
 def _echo_network(bundle: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -74,7 +75,8 @@ def _value(text: str) -> Any:
     sides = text.split("x")
     if len(sides) == 2 and all(side.isdecimal() for side in sides):
         return tuple(map(int, sides))
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    for read in (json.loads, float):  # JSON wants a digit before the point
+        with contextlib.suppress(ValueError):
+            value = read(text)
+            return tuple(value) if isinstance(value, list) else value
+    return text

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @click.command("verify")
 @options.bundle_argument
-@click.option("--against", type=click.Path(path_type=Path), metavar="CHECKPOINT")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="CHECKPOINT",
+    help="The checkpoint the bundle was exported from; not needed for random weights.",
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path),

@@ -10,7 +10,7 @@ import numpy as np
 from sacvit_deploy._optional import require
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.errors import CheckpointError
-from sacvit_deploy.evaluation.decisions import (
+from sacvit_deploy.runtime.decisions import (
     Agreement,
     AgreementLimits,
     Decisions,
@@ -60,7 +60,7 @@ class Verification:
 def verify_bundle(
     bundle: Bundle, pictures: Sequence[PictureSource], checkpoint: Path | None = None
 ) -> Verification:
-    """Compare every graph, tensor by tensor, and then what is decided on pictures.
+    """Compare every FP32 graph, tensor by tensor, and then what is decided on pictures.
 
     Args:
         bundle: The candidate, run in ONNX Runtime.
@@ -77,12 +77,12 @@ def verify_bundle(
 
     model = _reference(bundle, checkpoint)
     manifest = bundle.manifest
-    graphs = [(entry, bundle.graph_path(entry)) for entry in manifest.graphs]
+    graphs = [(g, bundle.graph_path(g)) for g in manifest.graphs if g.precision == "fp32"]
     inputs = ParityInputs(manifest.preprocessing, manifest.input_kind)
     records = measure_parity(model, graphs, inputs, _PARITY_BATCHES)
     worst = tuple(
         max((r for r in records if r.role == entry.role), key=lambda r: r.excess)
-        for entry in manifest.graphs
+        for entry, _ in graphs
     )
     within = all(record.excess <= 1 for record in worst)
     if manifest.config.two_stage is None:

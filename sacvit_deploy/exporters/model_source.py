@@ -20,11 +20,23 @@ if TYPE_CHECKING:
     from sacvit_deploy.spec import ModelConfig
 
 
+_VECTOR_STD = 0.05
+
+
 def random_model(config: ModelConfig, seed: int) -> TwoStageViT | VisionTransformer:
-    """The network with weights drawn from a seed; the same seed gives the same weights."""
+    """The network with weights drawn from a seed; the same seed gives the same weights.
+
+    Biases and norms are drawn too. As a training starts, they are all 0 and 1, and a graph that
+    mixed them up would go unnoticed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(config).eval()
+        model = build_model(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(torch.randn_like(parameter), alpha=_VECTOR_STD)
+        return model.eval()
 
 
 def checkpoint_model(path: Path, config: ModelConfig) -> TwoStageViT | VisionTransformer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +61,9 @@ class TensorParity:
         return self.relative_error / RELATIVE_TOLERANCE
 
     def to_dict(self) -> dict[str, Any]:
-        """For `bundle.json`."""
-        return dataclasses.asdict(self)
+        """JSON-ready; an infinite error, which JSON cannot say, becomes null."""
+        values = dataclasses.asdict(self)
+        return {k: None if v == float("inf") else v for k, v in values.items()}
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,9 @@ def _compare(role: str, batch: int, wanted: Arrays, found: Arrays) -> list[Tenso
 
 def _error(wanted: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
     difference = np.abs(found.astype(np.float64) - wanted)
-    worst = float(difference.max()) if np.isfinite(difference).all() else float("inf")
+    if not np.isfinite(difference).all():
+        return math.inf, math.inf
+    worst = float(difference.max())
     return worst, worst / max(float(np.abs(wanted).max()), 1e-30)
 
 

@@ -60,17 +60,17 @@ class Attention(nn.Module):
             beside the attention, not cut out of it, so that a runtime may still fuse the latter.
         """
         q, k, v = self._project(x)
-        class_row = torch.softmax(q[:, :, :1] @ k.transpose(-2, -1), dim=-1)
+        class_row = torch.softmax(q[:, :, :1] @ k, dim=-1)
         return self._merge(joint_attention(q, k, v)), class_row
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, D) to scaled query, key and value, each (B, heads, L, head_dim)."""
-        query, key, value = self.qkv(x).chunk(3, dim=-1)
-        return (
-            self._split_heads(query) * self.scale,
-            self._split_heads(key),
-            self._split_heads(value),
-        )
+        """(B, L, D) to scaled query, transposed key, and value.
+
+        The key is (B, heads, head_dim, L), as every product needs it; query and value are
+        (B, heads, L, head_dim).
+        """
+        query, key, value = map(self._split_heads, self.qkv(x).chunk(3, dim=-1))
+        return query * self.scale, key.transpose(-2, -1), value
 
     def _split_heads(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -82,8 +82,8 @@ class Attention(nn.Module):
 
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T + mask) v, with q scaled already (SAC-ViT Eq. 4 with DeiT's scale)."""
-    scores = q @ k.transpose(-2, -1)
+    """softmax(q k + mask) v, q scaled and k transposed already (SAC-ViT Eq. 4, DeiT's scale)."""
+    scores = q @ k
     if mask is not None:
         scores = scores + mask
     return torch.softmax(scores, dim=-1) @ v
@@ -123,8 +123,8 @@ def _masked_attention(q: Tensor, k: Tensor, v: Tensor, clusters: Clusters) -> Te
 
 def _split_attention(q: Tensor, k: Tensor, v: Tensor, clusters: Clusters) -> Tensor:
     border = 1 + clusters.num_targets
-    target_k, target_v = k[:, :, :border], v[:, :, :border]
-    other_k = torch.cat([k[:, :, :1], k[:, :, border:]], dim=2)
+    target_k, target_v = k[..., :border], v[:, :, :border]
+    other_k = torch.cat([k[..., :1], k[..., border:]], dim=3)
     other_v = torch.cat([v[:, :, :1], v[:, :, border:]], dim=2)
     if clusters.cls_update == "joint":
         class_token = joint_attention(q[:, :, :1], k, v)

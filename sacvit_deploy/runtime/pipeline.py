@@ -17,6 +17,7 @@ from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.samples import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -238,4 +239,6 @@ def _check_count(name: str, value: int) -> None:
 
 
 def _name(source: PictureSource) -> str | None:
+    if isinstance(source, Sample):
+        return source.name
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None

@@ -46,7 +46,7 @@ def translated(sac_host, monkeypatch) -> list[str]:
 
 
 def fail_at(role: str, error: type[BaseException], monkeypatch) -> None:
-    before = bundle_from_model.onnx_from_torch
+    before = vars(bundle_from_model)["onnx_from_torch"]
 
     def fails(model, spec, *, opset):
         if spec.role == role:
@@ -108,9 +108,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, sac_model, options, tra
     assert not list(tmp_path.iterdir())
 
 
-def test_a_graph_that_computes_something_else_is_not_kept(
-    tmp_path, sac_model, options, translated
-):
+def test_a_graph_that_computes_something_else_is_not_kept(tmp_path, sac_model, options, translated):
     other = copy.deepcopy(sac_model)
     with torch.no_grad():
         other.fusion.norm.bias += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from tests.fakes import random_pictures
 from tests.tiny_models import SAC
 
 TWO_STAGE = ["sac_host", "sac_graph", "other_graph"]
-PICTURES = [*random_pictures(8), *sample_pictures()]
+PICTURES: list[Any] = [*random_pictures(8), *sample_pictures()]
 TOLERANCE = 2e-5
 TOKENS, TARGETS = SAC.num_coarse_tokens, SAC.num_targets
 
@@ -118,7 +120,9 @@ def test_a_stream_equals_a_call(pipeline, batch_size, max_waiting):
 def test_the_bundle_equals_the_model_end_to_end(bundle, model, request):
     pipeline = load(request.getfixturevalue(bundle).path, threads=1)
     as_torch = load(request.getfixturevalue("sac_host").path).preprocess
-    wanted = request.getfixturevalue(model)(torch.from_numpy(np.stack([*map(as_torch, PICTURES)])))
+    wanted = request.getfixturevalue(model)(
+        torch.from_numpy(np.stack([as_torch(picture) for picture in PICTURES]))
+    )
     images = np.stack([pipeline.preprocess(picture) for picture in PICTURES])
     for eta, logits in ((0.0, wanted.early_exit.logits), (1.0, wanted.refined_logits)):
         found = logits_of(pipeline.scheduler.run(images, eta))
@@ -155,7 +159,8 @@ def planted_scores() -> np.ndarray:
     rows[1][:] = 0.25
     rows[2][np.isin(rows[2], np.arange(TARGETS - 3, TARGETS + 3))] = TARGETS
     rows[3] = generator.integers(0, 3, TOKENS).astype(np.float32)
-    return np.stack(rows) * np.float32(1e-3)
+    score: np.ndarray = np.stack(rows) * np.float32(1e-3)
+    return score
 
 
 @pytest.mark.parametrize("name", ["sac_graph", "other_graph"])

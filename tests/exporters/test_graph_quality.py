@@ -51,7 +51,7 @@ class Exported:
     def scored_blocks(self) -> int:
         if self.role != "early_exit":
             return 0
-        return self.config.depth - self.config.stages.score_first_block
+        return int(self.config.depth - self.config.stages.score_first_block)
 
 
 @pytest.fixture(scope="module", params=GRAPHS, ids="-".join)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -13,7 +15,6 @@ from sacvit_deploy.exporters.passes import DEFAULT_PASSES, run_passes
 from sacvit_deploy.exporters.passes.fold_constants import fold_constants
 from sacvit_deploy.exporters.passes.fold_normalisation import FoldNormalisation
 from sacvit_deploy.exporters.passes.gather_token_rows import gather_token_rows
-from sacvit_deploy.exporters.passes.merge_transposes import merge_transposes
 from sacvit_deploy.exporters.passes.static_resize import static_resize
 from sacvit_deploy.spec import GraphSpec, Preprocessing, TensorSpec, graph_specs
 from tests.exporters.graphs import op_counts, read_graph, run_model
@@ -36,7 +37,7 @@ def model(nodes, inputs, outputs, constants=None) -> onnx.ModelProto:
 
 
 def contract(inputs, outputs) -> GraphSpec:
-    dtypes = {FLOAT: "float32", INT: "int64", TensorProto.UINT8: "uint8"}
+    dtypes: dict[int, Any] = {FLOAT: "float32", INT: "int64", TensorProto.UINT8: "uint8"}
     specs = [
         tuple(TensorSpec(name, dtypes[dtype], shape) for name, (dtype, shape) in tensors.items())
         for tensors in (inputs, outputs)
@@ -132,7 +133,7 @@ def test_a_pass_that_breaks_the_contract_is_refused(broken, says):
 
 
 def test_a_graph_of_another_contract_is_refused_without_a_pass():
-    with pytest.raises(ExportError, match="float32.*int64"):
+    with pytest.raises(ExportError, match=r"float32.*int64"):
         run_passes(doubled(), contract({"x": (INT, ("batch", 4))}, Y), [])
 
 
@@ -140,9 +141,7 @@ def test_a_graph_of_another_contract_is_refused_without_a_pass():
 def test_what_is_exported_needs_no_pass_again(name, request):
     bundle = request.getfixturevalue(name)
     manifest = bundle.manifest
-    for spec in graph_specs(
-        SAC, selection=manifest.selection, input_kind=manifest.input_kind
-    ):
+    for spec in graph_specs(SAC, selection=manifest.selection, input_kind=manifest.input_kind):
         exported = read_graph(bundle, spec.role)
         again, changed = run_passes(exported, spec, DEFAULT_PASSES)
         assert set(changed.values()) == {0}
@@ -245,27 +244,6 @@ def test_a_gather_whose_index_differs_within_a_row_is_left_alone():
         before = model([*between, gather], inputs, outputs)
         _, changed = run_passes(before, contract(inputs, outputs), [gather_token_rows])
         assert changed == {"gather_token_rows": 0}
-
-
-# merge_transposes
-
-
-def test_two_transposes_become_one_for_every_reader():
-    inputs = {"x": (FLOAT, ("batch", 2, 3, 5))}
-    outputs = {"y": (FLOAT, (5, 3, 2, "batch")), "z": (FLOAT, (3, "batch", 2, 5))}
-    nodes = [
-        helper.make_node("Transpose", ["x"], ["once"], perm=[2, 0, 1, 3]),
-        helper.make_node("Transpose", ["once"], ["y"], perm=[3, 0, 2, 1]),
-        helper.make_node("Neg", ["once"], ["z"]),
-    ]
-    before, spec = model(nodes, inputs, outputs), contract(inputs, outputs)
-    after, changed = run_passes(before, spec, [merge_transposes])
-    assert changed == {"merge_transposes": 1}
-    x = np.random.default_rng(0).normal(size=(4, 2, 3, 5)).astype(np.float32)
-    for found, wanted in zip(run_model(after, x=x), run_model(before, x=x), strict=True):
-        np.testing.assert_array_equal(found, wanted)
-    transposes = [node for node in after.graph.node if node.op_type == "Transpose"]
-    assert {node.input[0] for node in transposes} == {"x"}
 
 
 # fold_normalisation

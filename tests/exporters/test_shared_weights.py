@@ -75,10 +75,11 @@ def test_every_graph_loads_by_itself(sac_host, role):
 
 
 def constant_graph(values: np.ndarray, name: str, *, raw: bool) -> onnx.ModelProto:
+    dtype = helper.np_dtype_to_tensor_dtype(values.dtype)
     tensor = (
         numpy_helper.from_array(values, name)
         if raw
-        else helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(values.dtype), values.shape, values)
+        else helper.make_tensor(name, dtype, values.shape, values)
     )
     out = helper.make_tensor_value_info("y", tensor.data_type, values.shape)
     node = helper.make_node("Identity", [name], ["y"])

@@ -59,7 +59,7 @@ def test_photographs_equal_resizing_all_and_then_cropping(path):
 def test_float_is_the_normalised_uint8():
     spec = Preprocessing((64, 48))
     for path in sample_pictures():
-        pixels = Preprocessor(spec, "uint8")(path)
+        pixels = np.asarray(Preprocessor(spec, "uint8")(path), np.uint8)
         values = Preprocessor(spec, "float")(path)
         np.testing.assert_array_equal(values, Preprocessor(spec).normalize(pixels))
         mean, std = (np.reshape(v, (3, 1, 1)) for v in (spec.mean, spec.std))

@@ -14,7 +14,6 @@ import onnx_graphsurgeon as gs
 from sacvit_deploy.errors import ExportError
 from sacvit_deploy.exporters.passes.fold_constants import fold_constants
 from sacvit_deploy.exporters.passes.gather_token_rows import gather_token_rows
-from sacvit_deploy.exporters.passes.merge_transposes import merge_transposes
 from sacvit_deploy.exporters.passes.static_resize import static_resize
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     fold_constants,
     static_resize,
     gather_token_rows,
-    merge_transposes,
 )
 
 

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.exporters import bundle_from_model
+from sacvit_deploy.model.checkpoints import save_checkpoint
+from tests.exporters.graphs import read_graph
+from tests.tiny_models import DENSE, SAC, strong_model
+
+TINY = ["--set", "depth=1", "--set", "embed_dim=24", "--set", "num_classes=3"]
+
+
+@pytest.fixture
+def translated(sac_host, monkeypatch) -> None:
+    """No translation: the graphs of `sac_host`."""
+    monkeypatch.setattr(
+        bundle_from_model,
+        "onnx_from_torch",
+        lambda _model, spec, *, opset: read_graph(sac_host, spec.role),
+    )
+
+
+@pytest.fixture
+def nothing_exported(monkeypatch) -> None:
+    monkeypatch.setattr(
+        bundle_from_model, "onnx_from_torch", lambda *_, **__: pytest.fail("was exported")
+    )
+
+
+def test_random_weights_of_a_preset_with_other_fields(invoke, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\nemu\n")
+    path = tmp_path / "bundle"
+    ran = invoke(
+        *("export", "-o", path, "--preset", "demo_patch8_64", "--random-weights", "--seed", 4),
+        *(*TINY, "--labels", labels, "--eta", 0.25, "--input", "uint8", "--json"),
+    )
+    assert ran.code == 0, ran
+    assert json.loads(ran.out).keys() == {"bundle", "parity"}
+    assert ran.err == ""
+    manifest = Bundle.open(path).manifest
+    assert manifest.weights == {"origin": "random", "seed": 4}
+    assert manifest.labels == ("cat", "dog", "emu")
+    assert (manifest.eta, manifest.input_kind) == (0.25, "uint8")
+    assert (manifest.config.depth, manifest.config.embed_dim) == (1, 24)
+
+
+def test_a_checkpoint_says_what_it_became(invoke, tmp_path, sac_checkpoint, translated):
+    path = tmp_path / "bundle"
+    ran = invoke("export", sac_checkpoint, "-o", path)
+    assert ran.code == 0, ran
+    assert f"{path}: ee.onnx, sac.onnx\n" in ran.out
+    assert "Parity with torch: worst " in ran.out
+    assert Bundle.open(path).manifest.config == SAC
+
+
+def test_an_existing_bundle_is_replaced_by_force_only(
+    invoke, refused, tmp_path, sac_checkpoint, translated
+):
+    path = tmp_path / "bundle"
+    assert invoke("export", sac_checkpoint, "-o", path).code == 0
+    said = refused("export", sac_checkpoint, "-o", path, "--eta", 0.9)
+    assert "exists" in said
+    assert "--force" in said
+    assert Bundle.open(path).manifest.eta == 0.5
+    assert invoke("export", sac_checkpoint, "-o", path, "--eta", 0.9, "--force").code == 0
+    assert Bundle.open(path).manifest.eta == 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "CHECKPOINT or --random-weights"),
+        (["model.pth", "--random-weights"], "CHECKPOINT or --random-weights"),
+        (["--random-weights", "--preset", "sac_deit_huge"], "sac_deit_small_patch16_224"),
+        (["--random-weights", "--selection", "guess"], "'guess' is not one of"),
+        (["--random-weights", "--input", "int4"], "'int4' is not one of"),
+        (["--random-weights", "--eta", "high"], "'high' is not a valid float"),
+        (["--random-weights", "--magic"], "No such option"),
+    ],
+)
+def test_wrong_usage(invoke, tmp_path, nothing_exported, arguments, says):
+    ran = invoke("export", *arguments, "-o", tmp_path / "bundle")
+    assert ran.code == 2
+    assert says in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--eta", 1.5], "eta is 1.5"),
+        (["--eta", -0.1], "eta is -0.1"),
+        (["--eta", "nan"], "eta is nan"),
+        (["--alpha", 0], "alpha is 0"),
+        (["--set", "depth"], "--set 'depth' has no value"),
+        (["--set", "deep=3"], "Unknown model field: deep"),
+        (["--set", "depth=three"], "depth is 'three'"),
+        (["--set", "depth=3.5"], "depth is 3.5"),
+        (["--set", "depth=true"], "depth is True"),
+        (["--set", "mlp_ratio=wide"], "mlp_ratio is 'wide'"),
+        (["--set", "layer_norm_eps=null"], "layer_norm_eps is None"),
+        (["--set", "image_size=64"], "image_size is 64"),
+        (["--set", "alpha=half"], "alpha is 'half'"),
+        (["--set", "image_size=60x64"], "image_size is (60, 64)"),
+        (["--set", "attention=global"], "attention is 'global'"),
+        (["--opset", 12], "Operator set 12"),
+        (["--labels", "none.txt"], "none.txt cannot be read"),
+    ],
+)
+def test_values_that_cannot_be(refused, tmp_path, arguments, says):
+    path = tmp_path / "bundle"
+    base = ("export", "-o", path, "--random-weights", "--preset", "sac_demo_patch8_64")
+    assert says in refused(*base, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_weights_need_a_preset(refused, tmp_path, nothing_exported):
+    assert "--preset" in refused("export", "-o", tmp_path / "bundle", "--random-weights")
+
+
+def damaged_checkpoints(folder, sac_checkpoint) -> dict[str, str]:
+    """File name to what must be said of it."""
+    content = sac_checkpoint.read_bytes()
+    tensors = load_file(sac_checkpoint)
+    (folder / "truncated.safetensors").write_bytes(content[: len(content) // 2])
+    (folder / "header.safetensors").write_bytes(content[:100])
+    (folder / "empty.safetensors").touch()
+    (folder / "folder").mkdir()
+    (folder / "text.pth").write_text("not weights")
+    torch.save({"model": {"embedding.weight": torch.zeros(3)}}, folder / "other.pth")
+    dense = strong_model(DENSE.replace(embed_dim=48))
+    save_checkpoint(folder / "dense.safetensors", dense.state_dict(), dense.config)
+    nan = {**tensors, "head.bias": torch.full((7,), float("nan"))}
+    save_file(nan, folder / "nan.safetensors")
+    short = {name: value for name, value in tensors.items() if name != "head.bias"}
+    save_file(short, folder / "short.safetensors")
+    return {
+        "truncated.safetensors": "truncated.safetensors",
+        "header.safetensors": "header.safetensors",
+        "empty.safetensors": "is empty (0 bytes)",
+        "folder": "is a folder",
+        "text.pth": "not a checkpoint",
+        "none.pth": "no file",
+        "other.pth": "embedding.weight",
+        "dense.safetensors": "head",
+        "nan.safetensors": "head.bias",
+        "short.safetensors": "head.bias",
+    }
+
+
+def test_checkpoints_that_cannot_be_used(refused, tmp_path, sac_checkpoint, nothing_exported):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    fields = {
+        "patch_size": 4,
+        "embed_dim": 24,
+        "depth": 3,
+        "num_classes": 7,
+        "image_size": "32x48",
+        "score_first_block": 1,
+    }
+    sets = [part for name, value in fields.items() for part in ("--set", f"{name}={value}")]
+    for name, says in damaged_checkpoints(folder, sac_checkpoint).items():
+        path = tmp_path / "bundle"
+        said = refused("export", folder / name, "-o", path, "--preset", "sac_demo_patch8_64", *sets)
+        assert says in said, name
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoints"]
+
+
+def test_a_checkpoint_without_a_network_needs_a_preset(refused, tmp_path, golden_checkpoint):
+    said = refused("export", golden_checkpoint, "-o", tmp_path / "bundle")
+    assert "--preset" in said

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sacvit_deploy.bundle import MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("sac_host", ["sac_vit: 32x48 px", "12 of 24 tokens", "clustered", "selection by host"]),
+        ("sac_graph", ["uint8 (batch, 3, 32, 48)", "survivor_rows", "selection by graph"]),
+        ("dense_bundle", ["vit: 32x48 px", "model.onnx  single  fp32", "origin random, seed 5"]),
+    ],
+)
+def test_what_is_in_a_bundle(invoke, request, name, says):
+    bundle = request.getfixturevalue(name)
+    ran = invoke("inspect", bundle.path)
+    assert ran.code == 0
+    for part in says:
+        assert part in ran.out
+    for graph in bundle.manifest.graphs:
+        for tensor in (*graph.inputs, *graph.outputs):
+            assert f" {tensor.name}  {tensor.dtype} (" in ran.out
+    for file, record in bundle.manifest.files.items():
+        assert file in ran.out
+        assert record.sha256[:12] in ran.out
+    assert "of its largest value) at batch" in ran.out
+    assert f"torch {bundle.manifest.tools['torch']}" in ran.out
+
+
+def test_the_document_is_the_description(invoke, sac_host):
+    ran = invoke("inspect", sac_host.path, "--json")
+    assert json.loads(ran.out) == json.loads((sac_host.path / MANIFEST).read_text())
+
+
+def test_a_bundle_without_a_measurement(invoke, copied):
+    values = json.loads((copied / MANIFEST).read_text())
+    (copied / MANIFEST).write_text(json.dumps({**values, "parity": [], "tools": {}}))
+    ran = invoke("inspect", copied)
+    assert ran.code == 0
+    assert "parity   not measured" in ran.out

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+
+from sacvit_deploy.model.checkpoints import save_checkpoint
+from tests.tiny_models import SAC
+
+
+def test_a_good_bundle_passes(invoke, sac_host, sac_checkpoint):
+    ran = invoke("verify", sac_host.path, "--against", sac_checkpoint)
+    assert ran.code == 0, ran
+    assert ran.out.splitlines()[-1] == "passed"
+    assert "early_exit: worst tensor" in ran.out
+    assert "decisions on 4 pictures: 0.0% exit flips, 100.0% of target tokens" in ran.out
+
+
+def test_the_document_is_that_of_the_contract(invoke, sac_host, sac_checkpoint, tmp_path):
+    from sacvit_deploy.runtime.assets import sample_pictures
+
+    table = tmp_path / "table.csv"
+    table.write_text("".join(f"{picture},cat\n" for picture in sample_pictures()[:3]))
+    ran = invoke("verify", sac_host.path, "--against", sac_checkpoint, "--data", table, "--json")
+    assert ran.code == 0, ran
+    assert ran.err == ""
+    found = json.loads(ran.out)
+    assert found["passed"] is True
+    assert found["images"] == 3
+    assert {"exit_flip_rate", "target_overlap", "label_agreement"} <= set(found)
+    assert [graph["role"] for graph in found["graphs"]] == ["early_exit", "refine"]
+
+
+def test_random_weights_need_no_checkpoint(invoke, dense_bundle):
+    ran = invoke("verify", dense_bundle.path)
+    assert ran.code == 0, ran
+    assert "decisions" not in ran.out
+
+
+def test_a_bundle_of_other_weights_fails_with_its_document(invoke, sac_host, sac_model, tmp_path):
+    state = {name: value.clone() for name, value in sac_model.state_dict().items()}
+    state["head.bias"][0] += 3
+    save_checkpoint(tmp_path / "later.safetensors", state, SAC)
+    arguments = ("verify", sac_host.path, "--against", tmp_path / "later.safetensors")
+    ran = invoke(*arguments)
+    assert ran.code == 1
+    assert "FAILED" in ran.out
+    ran = invoke(*arguments, "--json")
+    assert ran.code == 1
+    assert json.loads(ran.out)["passed"] is False
+
+
+def test_what_cannot_be_compared(refused, sac_host, sac_checkpoint, golden_checkpoint, tmp_path):
+    assert "--against" in refused("verify", sac_host.path)
+    assert "no file" in refused("verify", sac_host.path, "--against", tmp_path / "none.pth")
+    assert "head" in refused("verify", sac_host.path, "--against", golden_checkpoint)
+    arguments = ("verify", sac_host.path, "--against", sac_checkpoint, "--data")
+    assert "does not exist" in refused(*arguments, tmp_path / "none")
+    assert "no pictures" in refused(*arguments, tmp_path)

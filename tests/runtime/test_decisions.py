@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from sacvit_deploy.runtime.decisions import (
+    Agreement,
+    AgreementLimits,
+    Decisions,
+    compare_decisions,
+    scheduler_decisions,
+)
+from sacvit_deploy.runtime.scheduler import Scheduler
+from tests.fakes import CF, SAC, fake_sessions, random_images
+
+CLASSES = SAC.num_classes
+ETA = 0.5
+
+
+def logits(*labels: int, height: float = 4.0) -> np.ndarray:
+    """One row per label; at height 4 the largest probability is .9, at 0 it is 1/7."""
+    rows = np.zeros((len(labels), CLASSES), np.float32)
+    rows[range(len(labels)), labels] = height
+    return rows
+
+
+def decisions(early=None, refined=None, targets=((0, 1), (2, 3), (4, 5), (6, 7))) -> Decisions:
+    """Four pictures, two of which leave early: as 0 and 1, the others end as 5 and 6."""
+    if early is None:
+        early = np.concatenate([logits(0, 1), logits(2, 3, height=0.5)])
+    refined = logits(3, 4, 5, 6) if refined is None else refined
+    return Decisions(early, refined, np.array(targets))
+
+
+def test_the_same_decisions_agree_fully():
+    found = compare_decisions(decisions(), decisions(), SAC, ETA)
+    assert found == Agreement(4, 0.0, 1.0, 1.0, 0.0)
+    assert AgreementLimits().hold(found)
+
+
+def test_an_exit_flip_is_counted_and_so_is_the_label_it_changes():
+    surer = np.concatenate([logits(0, 1, 2), logits(3, height=0.5)])
+    found = compare_decisions(decisions(), decisions(early=surer), SAC, ETA)
+    assert found.exit_flip_rate == 0.25
+    assert found.label_agreement == 0.75
+    assert found.target_overlap == 1
+    assert found.max_probability_error > 0.5
+
+
+def test_a_label_that_nobody_sees_does_not_count():
+    unseen = decisions(early=np.concatenate([logits(0, 1), logits(6, 6, height=0.5)]))
+    assert compare_decisions(decisions(), unseen, SAC, ETA).label_agreement == 1
+    unseen = decisions(refined=logits(0, 0, 5, 6))
+    assert compare_decisions(decisions(), unseen, SAC, ETA).label_agreement == 1
+    seen = decisions(refined=logits(3, 4, 5, 0))
+    assert compare_decisions(decisions(), seen, SAC, ETA).label_agreement == 0.75
+
+
+def test_targets_are_compared_as_sets():
+    other = decisions(targets=((1, 0), (3, 2), (4, 9), (8, 9)))
+    found = compare_decisions(decisions(), other, SAC, ETA)
+    assert found.target_overlap == pytest.approx((1 + 1 + 0.5 + 0) / 4)
+    assert (found.exit_flip_rate, found.label_agreement) == (0, 1)
+
+
+def test_the_error_is_that_of_the_worse_stage():
+    for changed in (
+        decisions(early=np.concatenate([logits(0, 1), logits(2, 3, height=0.6)])),
+        decisions(refined=logits(3, 4, 5, 6, height=4.1)),
+    ):
+        error = compare_decisions(decisions(), changed, SAC, ETA).max_probability_error
+        assert 0 < error < 0.02
+
+
+@pytest.mark.parametrize(("config", "flips"), [(SAC, 0.0), (CF, 1.0)])
+def test_the_comparison_of_the_family_decides(config, flips):
+    """Exactly at the threshold `>=` leaves and `>` stays; below it both stay."""
+    targets = np.array([[0]])
+    at = Decisions(np.array([[0.0, 0.0, -99.0]]), np.zeros((1, 3)), targets)
+    lower = Decisions(np.array([[0.0, 0.0, -9.0]]), np.zeros((1, 3)), targets)
+    assert compare_decisions(at, lower, config, 0.5).exit_flip_rate == flips
+
+
+@pytest.mark.parametrize(
+    ("changed", "holds"),
+    [
+        ({}, True),
+        ({"exit_flip_rate": 0.005}, True),
+        ({"exit_flip_rate": 0.006}, False),
+        ({"target_overlap": 0.99}, True),
+        ({"target_overlap": 0.98}, False),
+        ({"label_agreement": 0.995}, True),
+        ({"label_agreement": 0.99}, False),
+        ({"max_probability_error": 1.0}, True),
+    ],
+)
+def test_limits(changed, holds):
+    values = {"exit_flip_rate": 0.0, "target_overlap": 1.0, "label_agreement": 1.0}
+    agreement = Agreement(**{"images": 9, "max_probability_error": 0.0, **values, **changed})
+    assert AgreementLimits().hold(agreement) is holds
+    assert json.loads(json.dumps(agreement.to_dict()))["images"] == 9
+
+
+@pytest.mark.parametrize("selection", ["host", "graph"])
+def test_a_scheduler_runs_both_stages_for_every_picture(selection):
+    scheduler = Scheduler(SAC, fake_sessions(SAC, selection), selection)
+    images = random_images(5)
+    found = scheduler_decisions(scheduler, [images[:2], images[2:]])
+    for eta, rows in ((0.0, found.early_logits), (1.0, found.refined_logits)):
+        outcomes = scheduler.run(images, eta)
+        np.testing.assert_array_equal(rows, [outcome.logits for outcome in outcomes])
+    np.testing.assert_array_equal(found.target_index, [o.target_index for o in outcomes])

@@ -1,0 +1,95 @@
+"""The command line as a process of its own, and what all verbs have in common."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import sacvit_deploy
+from sacvit_deploy.cli import VERBS, main
+from sacvit_deploy.runtime.assets import sample_pictures
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sacvit_deploy.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, flag):
+    result = CliRunner().invoke(main, [verb, flag])
+    assert result.exit_code == 0
+    assert "Example:" in result.output
+    assert f"sacvit-deploy {verb}" in result.output
+    assert "--json" in result.output
+
+
+def test_help_lists_every_verb():
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    for verb, line in VERBS.items():
+        assert verb in result.output
+        assert line in result.output
+
+
+def test_every_file_of_a_verb_is_listed():
+    folder = Path(sacvit_deploy.__file__).parent / "commands"
+    files = {file.stem for file in folder.glob("*.py")} - {"__init__", "options"}
+    assert files == {verb.replace("-", "_") for verb in VERBS}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_called_as_it_is_listed(verb):
+    module = importlib.import_module(f"sacvit_deploy.commands.{verb.replace('-', '_')}")
+    assert module.command.name == verb
+
+
+def test_the_version():
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.output.strip() == f"sacvit-deploy, version {sacvit_deploy.__version__}"
+
+
+def test_an_unknown_verb_is_wrong_usage():
+    result = CliRunner().invoke(main, ["classify"])
+    assert result.exit_code == 2
+    assert "No such command 'classify'" in result.output
+
+
+def test_success_in_a_pipe(sac_host):
+    ran = process("run", sac_host.path, *sample_pictures(), "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert len(json.loads(ran.stdout)) == 4
+    assert ran.stderr == ""
+
+
+def test_a_failure_is_one_message_without_a_traceback(sac_host, tmp_path):
+    (tmp_path / "cat.jpg").write_text("not an image")
+    ran = process("run", sac_host.path, tmp_path / "cat.jpg", "--json")
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    assert ran.stderr.startswith("Error: ")
+    assert "cat.jpg" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_wrong_usage_says_where_help_is(sac_host):
+    ran = process("run", sac_host.path)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert "--help" in ran.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_as_in_the_readme(tmp_path):
+    ran = process("demo", "-o", tmp_path / "out", "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    assert len(json.loads(ran.stdout)["results"]) == 4
+    assert (tmp_path / "out" / "tokens.png").is_file()

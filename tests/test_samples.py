@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sacvit_deploy.errors import DataError, ImageError
+from sacvit_deploy.runtime.pictures import read_picture
+from sacvit_deploy.samples import read_samples
+
+FILES = {"cat/b.jpg": 10, "cat/a.PNG": 20, "dog/deep/c.webp": 30}
+
+
+def encoded(level: int, name: str) -> bytes:
+    stream = io.BytesIO()
+    kind = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[name.rpartition(".")[2].lower()]
+    Image.new("RGB", (8, 8), (level,) * 3).save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    root: Path = tmp_path / "data"
+    for name, level in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(encoded(level, name))
+    (root / "cat" / "notes.txt").write_text("not a picture")
+    (root / "README.md").write_text("not a class")
+    (root / ".cache").mkdir()
+    return root
+
+
+def zipped(path: Path, top: str, extra: tuple[str, ...] = ()) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, level in FILES.items():
+            archive.writestr(top + name.replace("/deep", ""), encoded(level, name))
+        for name in extra:
+            archive.writestr(name, b"")
+    return path
+
+
+def levels(found) -> list[int]:
+    return [int(np.asarray(read_picture(sample)).mean().round()) for sample in found.samples]
+
+
+def test_a_folder_of_class_folders(folder):
+    found = read_samples(folder)
+    assert found.classes == ("cat", "dog")
+    assert [sample.label for sample in found.samples] == ["cat", "cat", "dog"]
+    assert [Path(sample.name).name for sample in found.samples] == ["a.PNG", "b.jpg", "c.webp"]
+    assert levels(found) == [20, 10, 30]
+
+
+@pytest.mark.parametrize("top", ["", "data/", "some/where/data/", "./"])
+def test_a_zip_under_any_top_folder(tmp_path, top):
+    extra = (f"{top}cat/notes.txt", "__MACOSX/data/cat/._b.jpg")
+    found = read_samples(zipped(tmp_path / "data.ZIP", top, extra))
+    assert found.classes == ("cat", "dog")
+    assert [sample.label for sample in found.samples] == ["cat", "cat", "dog"]
+    assert levels(found) == [20, 10, 30]
+
+
+@pytest.mark.parametrize("header", ["", "path,label\n", "\ufeffPath, Label\n"])
+def test_a_csv_with_or_without_header(folder, header):
+    table = folder / "table.csv"
+    table.write_text(f"{header}dog/deep/c.webp,dog\n\ncat/b.jpg, cat \n", encoding="utf-8")
+    found = read_samples(table)
+    assert found.classes == ("cat", "dog")
+    assert [sample.label for sample in found.samples] == ["dog", "cat"]
+    assert levels(found) == [30, 10]
+
+
+def test_a_jsonl(folder):
+    table = folder / "table.jsonl"
+    rows = [{"path": "dog/deep/c.webp", "label": "Hündin"}, {"path": "cat/a.PNG", "label": 3}]
+    text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    table.write_text(text, encoding="utf-8")
+    found = read_samples(table)
+    assert [sample.label for sample in found.samples] == ["Hündin", "3"]
+    assert levels(found) == [30, 20]
+
+
+def test_absolute_paths_in_a_table(folder, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text(f"{folder / 'cat' / 'a.PNG'},cat\n")
+    assert levels(read_samples(table)) == [20]
+
+
+def test_an_empty_class_folder_is_named(folder):
+    (folder / "emu").mkdir()
+    with pytest.raises(DataError, match="1 class folders without a picture: emu"):
+        read_samples(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("none", None, "does not exist"),
+        ("data.tar", b"x", "is not a data set"),
+        ("data.zip", b"", "cannot be read"),
+        ("data.zip", b"PK\x03\x04 no archive", "cannot be read"),
+        ("data.csv", b"", "names no picture"),
+        ("data.csv", b"path,label\n", "names no picture"),
+        ("data.csv", b"a.jpg\n", r"Row 1 of .* has 1 columns"),
+        ("data.csv", b"path,label\na.jpg,cat\na.jpg,cat,9\n", r"Row 2 of .* has 3 columns"),
+        ("data.csv", b"\xff\xfe\x00", "cannot be read"),
+        ("data.jsonl", b"", "names no picture"),
+        ("data.jsonl", b'{"path": "a.jpg", "label": "x"}\n{"path": 1}\n', "Line 2"),
+        ("data.jsonl", b"[1, 2]\n", "Line 1"),
+        ("data.jsonl", b"a.jpg cat\n", "Line 1"),
+        ("data.jsonl", b"3\n", "Line 1"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(tmp_path, name, content, says):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        read_samples(path)
+
+
+def test_a_truncated_zip_is_refused(tmp_path):
+    path = zipped(tmp_path / "data.zip", "data/")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"data\.zip cannot be read"):
+        read_samples(path)
+
+
+def test_folders_without_pictures_are_refused(tmp_path):
+    for inside in ((), ("a",), ("a", "b")):
+        for name in inside:
+            (tmp_path / name).mkdir(exist_ok=True)
+        with pytest.raises(DataError, match="no pictures in class folders"):
+            read_samples(tmp_path)
+    (tmp_path / "cat.jpg").write_bytes(encoded(1, "cat.jpg"))
+    with pytest.raises(DataError, match="no pictures in class folders"):
+        read_samples(tmp_path)
+
+
+def test_a_zip_without_pictures_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("cat/readme.txt", "nothing")
+    with pytest.raises(DataError, match="no pictures in class folders"):
+        read_samples(tmp_path / "data.zip")
+
+
+def test_a_damaged_picture_in_a_zip_is_an_image_error(tmp_path):
+    path = zipped(tmp_path / "data.zip", "data/")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"data/cat/b.jpg") + 60] ^= 0xFF
+    path.write_bytes(content)
+    (damaged,) = [s for s in read_samples(path).samples if s.name.endswith("b.jpg")]
+    with pytest.raises(ImageError, match=r"b\.jpg"):
+        read_picture(damaged)
+
+
+def test_a_missing_picture_of_a_table_is_an_image_error(tmp_path):
+    (tmp_path / "table.csv").write_text("gone.jpg,cat\n")
+    (sample,) = read_samples(tmp_path / "table.csv").samples
+    with pytest.raises(ImageError, match=r"gone\.jpg.* does not exist"):
+        read_picture(sample)
