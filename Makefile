@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help:  ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(VENV)/demo.stamp  ## Export a small model and classify the pictures that come with the project
+demo: $(VENV)/demo.stamp  ## Classify the pictures that come with the project, with the network that does
 	$(BIN)/sacvit-deploy demo
 
 test: check pytest  ## Run every check: lint, format, types, layers, tests
@@ -32,11 +32,17 @@ clean:  ## Remove the environment, caches and what the demo wrote
 	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find sacvit_deploy tests -name __pycache__ -type d -exec rm -rf {} +
 
-$(VENV)/demo.stamp: EXTRAS := export
-$(VENV)/test.stamp: EXTRAS := dev,export
+$(VENV)/demo.stamp: PACKAGE := .
+$(VENV)/test.stamp: PACKAGE := .[dev,export,tensorrt-rtx,train]
+$(VENV)/test.stamp: | $(VENV)/stubs
 $(VENV)/%.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '$(PACKAGE)'
 	touch $@
+
+# Types of TensorRT 10, to compare the code with; the library itself is several gigabytes large.
+$(VENV)/stubs: | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt \
+		--target $@ tensorrt-stubs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

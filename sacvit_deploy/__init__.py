@@ -15,18 +15,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.errors import SacvitDeployError
+    from sacvit_deploy.runtime.assets import demo_bundle
     from sacvit_deploy.runtime.pipeline import Pipeline, load
     from sacvit_deploy.runtime.result import Result
 
 __version__ = "0.1.0"
 
-__all__ = ["Bundle", "Pipeline", "Result", "SacvitDeployError", "__version__", "load"]
+__all__ = [
+    "Bundle",
+    "Pipeline",
+    "Result",
+    "SacvitDeployError",
+    "__version__",
+    "demo_bundle",
+    "load",
+]
 
 _HOME = {
     "Bundle": "bundle",
     "Pipeline": "runtime.pipeline",
     "Result": "runtime.result",
     "SacvitDeployError": "errors",
+    "demo_bundle": "runtime.assets",
     "load": "runtime.pipeline",
 }
 

@@ -10,6 +10,7 @@ from sacvit_deploy.errors import MissingDependencyError
 if TYPE_CHECKING:
     from types import ModuleType
 
+# Import name to the extra in pyproject.toml that brings the library.
 _EXTRA_OF = {
     "torch": "export",
     "onnx": "export",
@@ -18,6 +19,12 @@ _EXTRA_OF = {
     "safetensors": "export",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
+    "cuda": "tensorrt",
+    "matplotlib": "viz",
+    "pytriton": "triton",
+    "tensorboard": "train",
+    "tomli": "train",
+    "yaml": "train",
 }
 
 
@@ -30,14 +37,17 @@ def require(module: str, purpose: str) -> ModuleType:
 
     Raises:
         MissingDependencyError: The library is not installed.
+        ValueError: No extra is known to bring it; a mistake in this package, not of its user.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        top = module.partition(".")[0]
+        if error.name != top:
             raise
-        extra = _EXTRA_OF[error.name]
+        if top not in _EXTRA_OF:
+            raise ValueError(f"{top!r} is not in the table of {__name__}.") from error
         raise MissingDependencyError(
-            f"{purpose} needs {error.name}, which is not installed.",
-            f"Install it with: pip install 'sacvit-deploy[{extra}]'",
+            f"{purpose} needs {top}, which is not installed.",
+            f"Install it with: pip install 'sacvit-deploy[{_EXTRA_OF[top]}]'",
         ) from error

@@ -19,6 +19,8 @@ from sacvit_deploy.errors import BundleError, BundleIntegrityError
 from sacvit_deploy.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    EngineEntry,
+    EngineRuntime,
     FileRecord,
     GraphEntry,
     Manifest,
@@ -27,7 +29,7 @@ from sacvit_deploy.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sacvit_deploy.spec import Role
 
@@ -35,6 +37,8 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "Bundle",
+    "EngineEntry",
+    "EngineRuntime",
     "FileRecord",
     "GraphEntry",
     "Manifest",
@@ -42,6 +46,8 @@ __all__ = [
     "check_eta",
     "check_replaceable",
     "new_bundle",
+    "publish",
+    "staging_folder",
     "update_manifest",
     "write_manifest",
 ]
@@ -107,6 +113,29 @@ class Bundle:
 
     def graph_path(self, entry: GraphEntry) -> Path:
         """Where the file of a graph is."""
+        return self.path / entry.file
+
+    def engines(
+        self,
+        role: Role | None = None,
+        precision: Precision | None = None,
+        runtime: EngineRuntime | None = None,
+    ) -> tuple[EngineEntry, ...]:
+        """The engines that were built, only those of that role, precision and runtime if given."""
+        wanted = (role, precision, runtime)
+        return tuple(
+            engine
+            for engine in self.manifest.engines
+            if all(
+                ask in (None, found)
+                for ask, found in zip(
+                    wanted, (engine.role, engine.precision, engine.runtime), strict=True
+                )
+            )
+        )
+
+    def engine_path(self, entry: EngineEntry) -> Path:
+        """Where the plan file of an engine is."""
         return self.path / entry.file
 
 
@@ -182,6 +211,62 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     return dataclasses.replace(bundle, manifest=manifest)
 
 
+@contextlib.contextmanager
+def staging_folder(bundle: Bundle) -> Iterator[Path]:
+    """A hidden folder inside a bundle to write new files to; gone when the block ends.
+
+    Raises:
+        BundleError: The folder cannot be written to, or the disk is full.
+    """
+    staging = bundle.path / f".{secrets.token_hex(4)}.tmp"
+    with _told_as_bundle_error(bundle.path):
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging)
+
+
+def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
+    """Move the files of a `staging_folder` into the bundle, and then write its description.
+
+    The bundle is valid at every moment, a power cut included: what is about to be replaced leaves
+    the description first.
+
+    Args:
+        bundle: As it was read.
+        staging: Holds the new files at the relative names they are to have.
+        manifest: The new description; its `files` is extended here.
+
+    Raises:
+        BundleError: The folder cannot be written to.
+    """
+    with _told_as_bundle_error(bundle.path):
+        _sync(staging)
+        new = {
+            file.relative_to(staging).as_posix(): FileRecord.of(file)
+            for file in sorted(staging.rglob("*"))
+            if file.is_file()
+        }
+    if new.keys() & bundle.manifest.files.keys():
+        update_manifest(bundle, _without(bundle.manifest, new.keys()))
+    with _told_as_bundle_error(bundle.path):
+        for name in new:
+            (bundle.path / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / name, bundle.path / name)
+    return update_manifest(bundle, dataclasses.replace(manifest, files={**manifest.files, **new}))
+
+
+def _without(manifest: Manifest, names: Collection[str]) -> Manifest:
+    """The description without some files, and without what needs them."""
+    return dataclasses.replace(
+        manifest,
+        files={name: record for name, record in manifest.files.items() if name not in names},
+        graphs=tuple(graph for graph in manifest.graphs if graph.file not in names),
+        engines=tuple(engine for engine in manifest.engines if engine.file not in names),
+    )
+
+
 def _checked_folder(folder: Path) -> Path:
     """The folder, if it can be a bundle; else an error that says what it looks like."""
     if not folder.exists():
@@ -248,6 +333,12 @@ def _check_covered(manifest: Manifest) -> None:
             raise BundleIntegrityError(
                 f"The {graph.role} graph {graph.file} is not among the bundle's files.",
                 "Export the bundle again.",
+            )
+    for engine in manifest.engines:
+        if engine.file not in manifest.files:
+            raise BundleIntegrityError(
+                f"The {engine.role} engine {engine.file} is not among the bundle's files.",
+                "Build it again: sacvit-deploy build-engine BUNDLE.",
             )
 
 

@@ -15,7 +15,11 @@ VERBS = {
     "export": "Turn a checkpoint into a bundle of ONNX graphs.",
     "run": "Classify pictures with a bundle.",
     "inspect": "Say what is in a bundle.",
+    "bisect-precision": "Find what has to stay in FP32.",
     "verify": "Check that a bundle decides as its model does.",
+    "train": "Train a network by the recipe of the paper.",
+    "build-engine": "Build TensorRT or TensorRT-RTX engines from a bundle.",
+    "doctor": "Say what this machine has, and what it lacks.",
     "demo": "Classify the pictures that come with the package.",
 }
 

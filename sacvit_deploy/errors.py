@@ -7,7 +7,8 @@
     ├── DataError                a data set that cannot be read
     ├── CheckpointError          weights that do not belong to the model
     ├── ExportError              an ONNX graph that could not be written
-    │   └── ParityError          the ONNX graph does not compute what the torch model computes
+    │   ├── ParityError          the ONNX graph does not compute what the torch model computes
+    │   └── PrecisionError       in FP16 or INT8 the network decides otherwise than in FP32
     ├── BundleError              a bundle that cannot be used
     │   ├── BundleVersionError   written by a newer release
     │   └── BundleIntegrityError a file is missing or changed since it was written
@@ -63,6 +64,10 @@ class ExportError(SacvitDeployError):
 
 class ParityError(ExportError):
     """The exported graph and the torch model disagree beyond the tolerance."""
+
+
+class PrecisionError(ExportError):
+    """A lower precision changes the decisions of the network beyond the limits."""
 
 
 class BundleError(SacvitDeployError):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Precision = Literal["fp32", "fp16", "int8"]
+EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
 
 FORMAT = "sacvit-deploy bundle"
 FORMAT_VERSION = 1
@@ -96,6 +97,69 @@ class GraphEntry:
 
 
 @dataclass(frozen=True)
+class EngineEntry:
+    """One engine of a bundle: a plan file, and everything a machine must have in common with it.
+
+    Attributes:
+        role: Its place in the pipeline.
+        precision: What was asked for, and proven when it was built.
+        file: Name relative to the bundle folder, with forward slashes.
+        runtime: The flavour that built it, and alone can load it.
+        runtime_version: Of that flavour, for example `10.3.0`.
+        cuda_version: Of CUDA where it was built, for example `12.6`; empty if not known.
+        compute_capabilities: Of the GPUs it was built for, for example `("8.6", "8.9")`.
+        os: Where it was built, for example `linux-x86_64`.
+        batch: Smallest, best and largest batch of its optimization profile.
+        precision_share: Share of the weight bytes that are `half`, `int8` and `float`; adds up
+            to 1.
+        flags: Whatever else the builder was told, such as `workspace_mib`.
+        build_s: Seconds the build took.
+        bytes: Size of the file.
+        linear_share: Like `precision_share`, of the weights of linear layers and convolutions.
+        layer_share: Like `precision_share`, of the number of layers that compute.
+    """
+
+    role: Role
+    precision: Precision
+    file: str
+    runtime: EngineRuntime
+    runtime_version: str
+    cuda_version: str
+    compute_capabilities: tuple[str, ...]
+    os: str
+    batch: tuple[int, int, int]
+    precision_share: dict[str, float]
+    flags: dict[str, Any]
+    build_s: float
+    bytes: int
+    linear_share: dict[str, float] = field(default_factory=dict)
+    layer_share: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EngineEntry:
+        """Read a mapping written by `dataclasses.asdict`.
+
+        Raises:
+            BundleError: A field is missing or of the wrong type.
+        """
+        fields: dict[str, Any] = {}
+        for name in ("file", "runtime_version", "cuda_version", "os"):
+            fields[name] = _typed(values, name, str)
+        for name in ("precision_share", "linear_share", "layer_share", "flags"):
+            fields[name] = _typed(values, name, dict)
+        return cls(
+            role=_choice(values, "role", Role),
+            precision=_choice(values, "precision", Precision),
+            runtime=_choice(values, "runtime", EngineRuntime),
+            compute_capabilities=tuple(_all_typed(values, "compute_capabilities", str)),
+            batch=_batch(values),
+            build_s=float(_typed(values, "build_s", numbers.Real)),  # type: ignore[type-abstract]
+            bytes=_typed(values, "bytes", int),
+            **fields,
+        )
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """What a file was when it was written.
 
@@ -135,6 +199,9 @@ class Manifest:
         parity: Measured differences between the torch model and the graphs.
         tools: Versions of the libraries that wrote the bundle.
         files: Every other file of the folder by relative name; filled in by `write_manifest`.
+        engines: One entry per role, precision and runtime that was built.
+        precisions: How each lower precision was made, by its name: method, calibration data, nodes
+            kept in FP32, agreement with FP32 as measured.
 
     Raises:
         BundleError: The parts do not fit together.
@@ -152,6 +219,8 @@ class Manifest:
     parity: list[dict[str, Any]] = field(default_factory=list)
     tools: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
+    engines: tuple[EngineEntry, ...] = ()
+    precisions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
@@ -166,9 +235,12 @@ class Manifest:
                 f"that takes {self.config.image_size}.",
                 "Make the crop the image size of the network.",
             )
-        for name in (*self.files, *(graph.file for graph in self.graphs)):
+        graphs = (graph.file for graph in self.graphs)
+        engines = (engine.file for engine in self.engines)
+        for name in (*self.files, *graphs, *engines):
             _check_inside(name)
         self._check_roles()
+        self._check_engines()
 
     def _check_roles(self) -> None:
         wanted = {"single"} if self.config.two_stage is None else {"early_exit", "refine"}
@@ -178,6 +250,16 @@ class Manifest:
                 f"The graphs are {found or 'none'}; the family {self.config.family!r} needs "
                 f"{' and '.join(sorted(wanted))}, each once per precision.",
                 _EXPORT_AGAIN,
+            )
+
+    def _check_engines(self) -> None:
+        found = [(engine.role, engine.precision, engine.runtime) for engine in self.engines]
+        roles = {graph.role for graph in self.graphs}
+        if len(set(found)) != len(found) or not {role for role, _, _ in found} <= roles:
+            raise BundleIntegrityError(
+                f"The engines are {found}; the graphs are {' and '.join(sorted(roles))}, and each "
+                "has at most one engine per precision and runtime.",
+                "Build the engines again: sacvit-deploy build-engine BUNDLE.",
             )
 
     def to_json(self) -> str:
@@ -219,6 +301,9 @@ class Manifest:
             parity=_all_typed(values, "parity", dict),
             tools=_typed(values, "tools", dict),
             files={name: _file_record(name, record) for name, record in files.items()},
+            # Older bundles of this format version have neither.
+            engines=tuple(map(EngineEntry.from_dict, _all_typed_or_none(values, "engines"))),
+            precisions=_typed(values, "precisions", dict) if "precisions" in values else {},
         )
 
 
@@ -264,12 +349,26 @@ def _all_typed(values: Mapping[str, Any], key: str, kind: type[_T]) -> list[_T]:
     return [_typed({f"{key}[{i}]": item}, f"{key}[{i}]", kind) for i, item in enumerate(found)]
 
 
+def _all_typed_or_none(values: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    return _all_typed(values, key, dict) if key in values else []
+
+
 def _choice(values: Mapping[str, Any], key: str, choices: Any) -> Any:
     found = _typed(values, key, str)
     if found not in get_args(choices):
         wanted = ", ".join(get_args(choices))
         raise BundleError(f"The value of {key!r} is {found!r}, not one of {wanted}.", _EXPORT_AGAIN)
     return found
+
+
+def _batch(values: Mapping[str, Any]) -> tuple[int, int, int]:
+    found = _all_typed(values, "batch", int)
+    if len(found) != 3 or not 1 <= found[0] <= found[1] <= found[2]:
+        raise BundleError(
+            f"The batch range of an engine is {found!r}.",
+            "Build the engines again: sacvit-deploy build-engine BUNDLE.",
+        )
+    return found[0], found[1], found[2]
 
 
 def _tensor_spec(values: object) -> TensorSpec:

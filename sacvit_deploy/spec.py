@@ -20,6 +20,7 @@ Family = Literal["sac_vit", "cf_vit", "vit"]
 Role = Literal["early_exit", "refine", "single"]
 Selection = Literal["host", "graph"]
 InputKind = Literal["float", "uint8"]
+WeightStorage = Literal["fp32", "fp16"]
 
 # Tensor names, the same in torch, in ONNX and in an engine.
 IMAGE = "image"
@@ -77,10 +78,12 @@ class TwoStageConfig:
     position_tables: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check(0 < self.alpha < 1, "alpha", self.alpha, "a number between 0 and 1, both excluded")
-        _check(0 <= self.score_beta < 1, "score_beta", self.score_beta, "a number in [0, 1)")
-        _check(
+        check_types(self)
+        check_field(
+            0 < self.alpha < 1, "alpha", self.alpha, "a number between 0 and 1, both excluded"
+        )
+        check_field(0 <= self.score_beta < 1, "score_beta", self.score_beta, "a number in [0, 1)")
+        check_field(
             self.score_first_block >= 0, "score_first_block", self.score_first_block, "0 or more"
         )
 
@@ -114,24 +117,24 @@ class ModelConfig:
     two_stage: TwoStageConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "num_classes"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _check(
+            check_field(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check_field(
             self.embed_dim % self.num_heads == 0,
             "num_heads",
             self.num_heads,
             f"a divisor of embed_dim {self.embed_dim}",
         )
         wanted = (self.family != "vit") == (self.two_stage is not None)
-        _check(
+        check_field(
             wanted,
             "two_stage",
             self.two_stage,
             f"set for two-stage families only; this is {self.family}",
         )
         step = self.patch_size * (2 if self.two_stage else 1)
-        _check(
+        check_field(
             all(side > 0 and side % step == 0 for side in self.image_size),
             "image_size",
             self.image_size,
@@ -141,14 +144,14 @@ class ModelConfig:
             self._check_two_stage(self.two_stage)
 
     def _check_two_stage(self, two_stage: TwoStageConfig) -> None:
-        _check(
+        check_field(
             two_stage.score_first_block < self.depth,
             "score_first_block",
             two_stage.score_first_block,
             f"a block of this network, 0 to {self.depth - 1}",
         )
         tokens = self.num_coarse_tokens
-        _check(
+        check_field(
             1 <= self.num_targets < tokens,
             "alpha",
             two_stage.alpha,
@@ -262,10 +265,10 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check(0 < self.crop_ratio <= 1, "crop_ratio", self.crop_ratio, "a number in (0, 1]")
-        _check(all(s > 0 for s in self.std), "std", self.std, "three positive numbers")
-        _check(all(side >= 1 for side in self.crop), "crop", self.crop, "two positive numbers")
+        check_types(self)
+        check_field(0 < self.crop_ratio <= 1, "crop_ratio", self.crop_ratio, "a number in (0, 1]")
+        check_field(all(s > 0 for s in self.std), "std", self.std, "three positive numbers")
+        check_field(all(side >= 1 for side in self.crop), "crop", self.crop, "two positive numbers")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -370,25 +373,42 @@ def _hand_off(config: ModelConfig, batch: str) -> tuple[TensorSpec, ...]:
     return tuple(tensors)
 
 
-def _check(holds: bool, name: str, found: object, wanted: str) -> None:
+def check_field(holds: bool, name: str, found: object, wanted: str) -> None:
+    """Refuse a value of a configuration.
+
+    Args:
+        holds: Whether the value is right.
+        name: Of the field.
+        found: The value.
+        wanted: What would be right, as in "Make it {wanted}".
+
+    Raises:
+        ConfigError: It does not hold.
+    """
     if not holds:
         raise ConfigError(f"{name} is {found!r}.", f"Make it {wanted}.")
 
 
-def _check_types(config: object) -> None:
-    """Every field holds what its annotation says; a file or a command line may bring anything."""
+def check_types(config: object) -> None:
+    """Refuse a configuration whose fields are not what their annotations say.
+
+    A file or a command line may bring anything.
+
+    Raises:
+        ConfigError: A value is of another type, or not one of the choices.
+    """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(hint) is Literal:
             wanted = "one of " + ", ".join(map(repr, get_args(hint)))
-            _check(value in get_args(hint), name, value, wanted)
+            check_field(value in get_args(hint), name, value, wanted)
         elif get_origin(hint) is tuple:
             kinds = get_args(hint)
             fits = isinstance(value, tuple) and len(value) == len(kinds)
             fits = fits and all(map(_is_a, value, kinds))
-            _check(fits, name, value, f"{len(kinds)} numbers")
+            check_field(fits, name, value, f"{len(kinds)} numbers")
         elif hint in (int, float):
-            _check(_is_a(value, hint), name, value, f"of type {hint.__name__}")
+            check_field(_is_a(value, hint), name, value, f"of type {hint.__name__}")
 
 
 def _is_a(value: object, kind: type) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sacvit_deploy._optional import require
-from sacvit_deploy.commands import options
+from sacvit_deploy.commands import options, precision_options
 from sacvit_deploy.model.presets import preset as preset_config
 
 
@@ -35,9 +35,19 @@ from sacvit_deploy.model.presets import preset as preset_config
     show_default=True,
     help="Normalised floats, or raw pixels with the normalisation folded into the graphs.",
 )
+@click.option(
+    "--weight-storage",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="fp16 rounds the weights and halves the files; arithmetic stays in FP32.",
+)
 @click.option("--labels", type=click.Path(path_type=Path), help="Text file, one class name a line.")
 @click.option("--eta", default=0.5, show_default=True, help="Exit threshold in [0, 1].")
 @click.option("--alpha", type=float, help="Share of tokens looked at again, in (0, 1).")
+@precision_options.precision_option
+@precision_options.calibration_data_option
+@precision_options.calibration_options
 @options.force_option
 @options.json_option
 def command(checkpoint: Path | None, **chosen: Any) -> None:
@@ -52,20 +62,23 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
     require("torch", "Exporting a model")
     from sacvit_deploy.exporters.export_request import ExportRequest, run_export
 
-    names = ("output", "seed", "opset", "selection", "input_kind", "labels", "eta", "force")
+    names = ("output", "seed", "opset", "selection", "input_kind", "weight_storage", "labels")
     request = ExportRequest(
         checkpoint=checkpoint,
         base=preset_config(chosen["preset"]) if chosen["preset"] else None,
         overrides=options.parse_overrides(chosen["overrides"], alpha=chosen["alpha"]),
-        **{name: chosen[name] for name in names},
+        precisions=precision_options.requests(chosen),
+        **{name: chosen[name] for name in (*names, "eta", "force")},
     )
     bundle = run_export(request, options.progress)
     worst = max(bundle.manifest.parity, key=lambda record: record["relative_error"])
     if chosen["as_json"]:
-        options.echo_json({"bundle": str(bundle.path), "parity": bundle.manifest.parity})
+        found = {"parity": bundle.manifest.parity, "precisions": bundle.manifest.precisions}
+        options.echo_json({"bundle": str(bundle.path), **found})
         return
     click.echo(f"{bundle.path}: {', '.join(graph.file for graph in bundle.manifest.graphs)}")
     click.echo(
         f"Parity with torch: worst {worst['tensor']} of {worst['role']}, "
         f"{worst['max_abs_error']:.2g} at batch {worst['batch']}."
     )
+    precision_options.echo_agreements(bundle)

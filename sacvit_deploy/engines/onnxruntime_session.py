@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
+
+from sacvit_deploy.engines.onnxruntime_providers import (
+    CUDA,
+    TENSORRT,
+    add_providers,
+    asked_providers,
+    available_providers,
+    onnxruntime,
+)
 from sacvit_deploy.engines.session import SessionOptions, check_feeds
-from sacvit_deploy.errors import EngineError, MissingDependencyError
+from sacvit_deploy.errors import EngineError
 from sacvit_deploy.spec import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
     from types import ModuleType
 
     from numpy.typing import NDArray
 
-_SUFFIX = "ExecutionProvider"
-_CPU = "CPUExecutionProvider"
+    from sacvit_deploy.engines.session import Tensor
 
-# Fast without building an engine first; TensorRT inside ONNX Runtime would take minutes at start.
-_PREFERRED = ("CUDAExecutionProvider", _CPU)
+# Their memory is reached as "cuda". The TensorRT-RTX plug-in allocates for itself.
+_ON_GPU = (CUDA, TENSORRT)
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -36,29 +46,46 @@ class ProviderWarning(UserWarning):
     """Another execution provider computes than the one that was asked for."""
 
 
+@dataclass(frozen=True)
+class OrtTensor:
+    """A tensor in the runtime's memory, which it frees with the last handle."""
+
+    value: Any
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: Any) -> OrtTensor:
+        """Wrap an `OrtValue`."""
+        return cls(value, np.dtype(_DTYPES[value.data_type()]), tuple(value.shape()))
+
+
 class OnnxRuntimeSession:
     """One ONNX graph in ONNX Runtime."""
 
-    def __init__(self, path: Path, options: SessionOptions | None = None) -> None:
+    def __init__(
+        self, path: Path, options: SessionOptions | None = None, *, cache: Path | None = None
+    ) -> None:
         """Load a graph.
 
         Args:
             path: The `.onnx` file; its external weights lie beside it.
             options: Providers and threads.
+            cache: Where a provider that compiles may keep what it compiled; of this graph alone.
 
         Raises:
             EngineError: The file is not a graph this runtime can run, or a provider is unknown.
             MissingDependencyError: ONNX Runtime is not installed.
         """
         options = options or SessionOptions()
-        ort = _onnxruntime()
-        asked = _asked_providers(ort, options.providers)
+        ort = self._ort = onnxruntime()
+        asked = asked_providers(ort, options.providers)
         settings = ort.SessionOptions()
         settings.log_severity_level = _ONLY_ERRORS
         settings.intra_op_num_threads = options.threads or 0
-        available = [name for name in asked if name in ort.get_available_providers()]
         try:
-            self._session = ort.InferenceSession(str(path), settings, providers=available or [_CPU])
+            providers = add_providers(ort, settings, asked, cache)
+            self._session = ort.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:  # its exceptions share no other base
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} cannot load {path}: {error}",
@@ -74,6 +101,11 @@ class OnnxRuntimeSession:
         """The execution provider that was obtained first."""
         return str(self._session.get_providers()[0])
 
+    @property
+    def memory(self) -> str | None:
+        """Where tensors can stay; see `DeviceSession`."""
+        return "onnxruntime cuda:0" if self.provider in _ON_GPU else None
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute every output; see `Session.run`."""
         check_feeds(feeds, self.inputs)
@@ -81,41 +113,51 @@ class OnnxRuntimeSession:
         try:
             arrays = self._session.run(names, dict(feeds))
         except Exception as error:  # its exceptions share no other base
-            raise EngineError(
-                f"ONNX Runtime failed on {self.provider}: {error}",
-                "If memory ran out, use a smaller batch; else check the bundle with "
-                "sacvit-deploy verify.",
-            ) from error
+            raise self._failure(error) from error
         return dict(zip(names, arrays, strict=True))
 
+    def run_on_device(
+        self, feeds: Mapping[str, Tensor], keep: Collection[str]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Tensor]]:
+        """Compute every output, and leave some where they are; see `DeviceSession`."""
+        check_feeds(feeds, self.inputs)
+        try:
+            inputs, outputs = self._bound_run(feeds, keep)
+            both = inputs | outputs
+            kept: dict[str, Tensor] = {name: OrtTensor.of(both[name]) for name in keep}
+            fetched = {name: outputs[name].numpy() for name in outputs if name not in keep}
+        except Exception as error:  # its exceptions share no other base
+            raise self._failure(error) from error
+        return fetched, kept
 
-def _onnxruntime() -> ModuleType:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Running a bundle needs onnxruntime, which cannot be imported: {error}.",
-            "Install it with: pip install onnxruntime (or the build made for your device).",
-        ) from error
-    return cast("ModuleType", onnxruntime)
+    def _bound_run(
+        self, feeds: Mapping[str, Tensor], keep: Collection[str]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The `OrtValue` of every input and of every output, those to keep on the device."""
+        device = "cpu" if self.memory is None else "cuda"
+        binding = self._session.io_binding()
+        inputs = {name: self._uploaded(feed, device) for name, feed in feeds.items()}
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        names = [node.name for node in self._session.get_outputs()]
+        for name in names:
+            binding.bind_output(name, device if name in keep else "cpu", 0)
+        self._session.run_with_iobinding(binding)
+        return inputs, dict(zip(names, binding.get_outputs(), strict=True))
 
+    def _uploaded(self, feed: Tensor, device: str) -> Any:
+        """An `OrtValue` on the device; a host array is copied there, a handle is not."""
+        if isinstance(feed, OrtTensor):
+            return feed.value
+        array = np.ascontiguousarray(feed)
+        return self._ort.OrtValue.ortvalue_from_numpy(array, device, 0)
 
-def _asked_providers(ort: ModuleType, names: tuple[str, ...] | None) -> list[str]:
-    """Full provider names in order of preference, without those of which nobody has heard."""
-    available = ort.get_available_providers()
-    if not names:
-        return [name for name in _PREFERRED if name in available]
-    known = {name.removesuffix(_SUFFIX).lower(): name for name in ort.get_all_providers()}
-    asked = []
-    for name in names:
-        short = name.lower().removesuffix(_SUFFIX.lower())
-        if short not in known:
-            raise EngineError(
-                f"ONNX Runtime knows no execution provider {name!r}.",
-                f"Here it offers: {', '.join(available)}.",
-            )
-        asked.append(known[short])
-    return asked
+    def _failure(self, error: Exception) -> EngineError:
+        return EngineError(
+            f"ONNX Runtime failed on {self.provider}: {error}",
+            "If memory ran out, use a smaller batch; else check the bundle with "
+            "sacvit-deploy verify.",
+        )
 
 
 def _warn_if_other(asked: str, obtained: str, ort: ModuleType) -> None:
@@ -123,7 +165,7 @@ def _warn_if_other(asked: str, obtained: str, ort: ModuleType) -> None:
         return
     warnings.warn(
         f"{asked} was asked for and {obtained} was obtained: this onnxruntime {ort.__version__} "
-        f"offers {', '.join(ort.get_available_providers())}. Install the build that has {asked} "
+        f"offers {', '.join(available_providers(ort))}. Install the build that has {asked} "
         "and the libraries it needs, or ask for another provider.",
         ProviderWarning,
         stacklevel=3,

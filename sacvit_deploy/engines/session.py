@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from sacvit_deploy.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from sacvit_deploy.spec import TensorSpec
+
+
+class Tensor(Protocol):
+    """What a session takes: a numpy array, or a handle to one that stayed on the device."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its elements."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes, the batch first."""
 
 
 class Session(Protocol):
@@ -38,27 +50,77 @@ class Session(Protocol):
         """
 
 
+@runtime_checkable
+class DeviceSession(Session, Protocol):
+    """A session that can leave tensors where it computes, for another session to take.
+
+    What was left there stays as it is for as long as somebody holds its handle.
+    """
+
+    @property
+    def memory(self) -> str | None:
+        """Names the memory; sessions of the same name take each other's handles. None: the host."""
+
+    def run_on_device(
+        self, feeds: Mapping[str, Tensor], keep: Collection[str]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Tensor]]:
+        """Compute every output of the graph, and copy only some of them to the host.
+
+        Args:
+            feeds: As in `run`; any of them may be a handle.
+            keep: Names of outputs, and of inputs that another session will need too.
+
+        Returns:
+            The outputs not kept, by name, and a handle for each name in `keep`.
+
+        Raises:
+            EngineError: The feeds do not fit the graph, or the runtime failed.
+        """
+
+
+def sharing_memory(first: Session, second: Session) -> tuple[DeviceSession, DeviceSession] | None:
+    """Both sessions, if the second can take what the first leaves on the device."""
+    if not (isinstance(first, DeviceSession) and isinstance(second, DeviceSession)):
+        return None
+    if first.memory is None or first.memory != second.memory:
+        return None
+    return first, second
+
+
 @dataclass(frozen=True)
 class SessionOptions:
     """What the user may choose about a runtime.
 
     Attributes:
-        providers: Execution providers in order of preference, by full or short name (`CUDA`,
-            `CPU`); None takes the fastest one that needs no preparation.
+        providers: ONNX Runtime's execution providers in order of preference, by full or short name
+            (`CUDA`, `CPU`); None takes the fastest one that needs no preparation.
         threads: CPU threads of one operator, 1 or more; None leaves it to the runtime.
+        cuda_graphs: Record each batch size of an engine once and replay it, which saves the launch
+            of a hundred kernels; a batch is then padded to the next of `batch_buckets`.
+        batch_buckets: Batch sizes that are recorded, ascending; None takes 1, 2, 3, 4, 6, 8, 12,
+            16, 24, ... up to the largest the engine was built for.
     """
 
     providers: tuple[str, ...] | None = None
     threads: int | None = None
+    cuda_graphs: bool = True
+    batch_buckets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise EngineError(
                 f"{self.threads} threads were asked for.", "Ask for 1 or more, or for none."
             )
+        buckets = self.batch_buckets
+        if buckets is not None and (
+            not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets))
+        ):
+            raise EngineError(
+                f"The batch buckets are {buckets}.", "Give ascending whole numbers, 1 or more."
+            )
 
 
-def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec]) -> None:
+def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> None:
     """Compare arrays with what a graph declares; a dynamic axis is 1 or more, one size per name.
 
     Raises:

@@ -92,11 +92,15 @@ def verify_bundle(
 
 
 def _reference(bundle: Bundle, checkpoint: Path | None) -> TwoStageViT | VisionTransformer:
-    from sacvit_deploy.exporters.model_source import checkpoint_model, model_of_origin
+    from sacvit_deploy.exporters.model_source import (
+        as_stored,
+        checkpoint_model,
+        model_of_origin,
+    )
 
     manifest = bundle.manifest
     if checkpoint is not None:
-        return checkpoint_model(checkpoint, manifest.config)
+        return as_stored(checkpoint_model(checkpoint, manifest.config), manifest.weights)
     model = model_of_origin(manifest.config, manifest.weights)
     if model is None:
         raise CheckpointError(

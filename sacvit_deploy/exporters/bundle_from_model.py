@@ -17,6 +17,7 @@ from sacvit_deploy.bundle import (
     write_manifest,
 )
 from sacvit_deploy.errors import CheckpointError
+from sacvit_deploy.exporters.model_source import rounded_to_half
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
 from sacvit_deploy.exporters.parity import (
     ParityInputs,
@@ -26,6 +27,8 @@ from sacvit_deploy.exporters.parity import (
 )
 from sacvit_deploy.exporters.passes import DEFAULT_PASSES, run_passes
 from sacvit_deploy.exporters.passes.fold_normalisation import FoldNormalisation
+from sacvit_deploy.exporters.passes.store_half import store_half
+from sacvit_deploy.exporters.precision import add_precision
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.spec import graph_specs
 
@@ -36,9 +39,10 @@ if TYPE_CHECKING:
     import onnx
 
     from sacvit_deploy.exporters.passes import Pass
+    from sacvit_deploy.exporters.precision import PrecisionRequest
     from sacvit_deploy.model.two_stage import TwoStageViT
     from sacvit_deploy.model.vit import VisionTransformer
-    from sacvit_deploy.spec import GraphSpec, InputKind, Preprocessing, Selection
+    from sacvit_deploy.spec import GraphSpec, InputKind, Preprocessing, Selection, WeightStorage
 
 _RECORDED_TOOLS = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "numpy")
 
@@ -55,7 +59,10 @@ class ExportOptions:
         selection: Who picks the target tokens: the `host`, or the refine `graph` itself.
         input_kind: `float` takes the normalised image; `uint8` takes pixels.
         eta: Default exit threshold in [0, 1].
+        weight_storage: `fp16` halves the files; the weights are rounded once, before everything
+            else, and computed with in float32.
         parity_batches: Batch sizes at which the graphs are compared with torch.
+        precisions: What to add to the FP32 graphs.
     """
 
     preprocessing: Preprocessing
@@ -65,7 +72,9 @@ class ExportOptions:
     selection: Selection = "host"
     input_kind: InputKind = "float"
     eta: float = 0.5
+    weight_storage: WeightStorage = "fp32"
     parity_batches: tuple[int, ...] = field(default=(1, 2, 7))
+    precisions: tuple[PrecisionRequest, ...] = ()
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
@@ -93,8 +102,11 @@ def export_bundle(
         CheckpointError: A weight is not finite.
         ExportError: A graph could not be written.
         ParityError: A graph does not compute what the model computes.
+        PrecisionError: A lower precision would change the decisions of the network.
     """
     _check_finite(model)
+    if options.weight_storage == "fp16":
+        model = rounded_to_half(model)
     specs = graph_specs(model.config, selection=options.selection, input_kind=options.input_kind)
     with new_bundle(path, force=force) as folder:
         graphs = {spec.file: _graph(model, spec, options, report) for spec in specs}
@@ -105,6 +117,9 @@ def export_bundle(
         parity = measure_parity(model, located, inputs, options.parity_batches)
         check_parity(parity)
         write_manifest(folder, _manifest(model, options, specs, parity))
+        staged = Bundle.open(folder, check_hashes=False)
+        for request in options.precisions:
+            staged = add_precision(staged, request, report)
     return Bundle.open(path, check_hashes=False)
 
 
@@ -119,6 +134,8 @@ def _graph(
     if options.input_kind == "uint8":
         passes = (*passes, FoldNormalisation(options.preprocessing))
     translated = onnx_from_torch(model, spec, opset=options.opset)
+    if options.weight_storage == "fp16":
+        passes = (*passes, store_half)
     graph, _ = run_passes(translated, spec, passes)
     return graph
 
@@ -147,7 +164,7 @@ def _manifest(
         eta=options.eta,
         labels=options.labels,
         graphs=tuple(GraphEntry(s.role, "fp32", s.file, s.inputs, s.outputs) for s in specs),
-        weights=options.weights,
+        weights={**options.weights, "storage": options.weight_storage},
         parity=[record.to_dict() for record in parity],
         tools=_tool_versions(),
     )

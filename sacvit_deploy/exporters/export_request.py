@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.spec import InputKind, ModelConfig, Selection
+    from sacvit_deploy.exporters.precision import PrecisionRequest
+    from sacvit_deploy.spec import InputKind, ModelConfig, Selection, WeightStorage
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class ExportRequest:
         input_kind: What the graphs take.
         labels: Text file, one class name a line; None numbers the classes.
         eta: Default exit threshold in [0, 1].
+        weight_storage: `fp32`, or `fp16` for half the bytes.
         force: Replace a bundle that is already there.
+        precisions: What to add to the FP32 graphs.
     """
 
     output: Path
@@ -53,7 +56,9 @@ class ExportRequest:
     input_kind: InputKind = "float"
     labels: Path | None = None
     eta: float = 0.5
+    weight_storage: WeightStorage = "fp32"
     force: bool = False
+    precisions: tuple[PrecisionRequest, ...] = ()
 
 
 def run_export(request: ExportRequest, report: Callable[[str], None] = lambda _: None) -> Bundle:
@@ -80,6 +85,8 @@ def run_export(request: ExportRequest, report: Callable[[str], None] = lambda _:
         selection=request.selection,
         input_kind=request.input_kind,
         eta=request.eta,
+        weight_storage=request.weight_storage,
+        precisions=request.precisions,
     )
     return export_bundle(model, options, request.output, force=request.force, report=report)
 

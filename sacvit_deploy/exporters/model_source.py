@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,6 +66,17 @@ def checkpoint_config(path: Path, base: ModelConfig | None) -> ModelConfig:
     return config
 
 
+def rounded_to_half(
+    model: TwoStageViT | VisionTransformer,
+) -> TwoStageViT | VisionTransformer:
+    """A copy whose weights are numbers that float16 holds; it still computes in float32."""
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.half().float())
+    return rounded
+
+
 def random_origin(seed: int) -> dict[str, Any]:
     """The bundle's record of weights drawn from a seed."""
     return {"origin": "random", "seed": seed}
@@ -80,5 +92,12 @@ def model_of_origin(
 ) -> TwoStageViT | VisionTransformer | None:
     """The model a bundle was made from, where its record is enough to make it again."""
     if weights.get("origin") == "random":
-        return random_model(config, int(weights["seed"]))
+        return as_stored(random_model(config, int(weights["seed"])), weights)
     return None
+
+
+def as_stored(
+    model: TwoStageViT | VisionTransformer, weights: Mapping[str, Any]
+) -> TwoStageViT | VisionTransformer:
+    """The model with its weights rounded as a bundle's record says they were."""
+    return rounded_to_half(model) if weights.get("storage") == "fp16" else model

@@ -21,8 +21,10 @@ _SMALLEST_EXTERNAL = 1024
 _ALIGNMENT = 4096
 
 
-def save_with_shared_weights(graphs: Mapping[str, onnx.ModelProto], folder: Path) -> None:
-    """Write each graph under its file name and all large tensors into one `weights.bin`.
+def save_with_shared_weights(
+    graphs: Mapping[str, onnx.ModelProto], folder: Path, weights_file: str = WEIGHTS_FILE
+) -> None:
+    """Write each graph under its file name and all large tensors into one file of weights.
 
     Both stages use the same parameters. Tensors are matched by content, so that what an exporter
     or a pass renamed or copied is still stored once.
@@ -30,9 +32,10 @@ def save_with_shared_weights(graphs: Mapping[str, onnx.ModelProto], folder: Path
     Args:
         graphs: File name to model; the models are changed (their tensors become references).
         folder: Existing folder.
+        weights_file: Name of the file of weights in it.
     """
     offsets: dict[str, int] = {}
-    with (folder / WEIGHTS_FILE).open("wb") as file:
+    with (folder / weights_file).open("wb") as file:
         for model in graphs.values():
             for tensor in model.graph.initializer:
                 # to_array and back normalises whichever field the values were in.
@@ -44,15 +47,15 @@ def save_with_shared_weights(graphs: Mapping[str, onnx.ModelProto], folder: Path
                     file.write(bytes(-file.tell() % _ALIGNMENT))
                     offsets[key] = file.tell()
                     file.write(raw)
-                _make_reference(tensor, offsets[key], len(raw))
+                _make_reference(tensor, weights_file, offsets[key], len(raw))
     for name, model in graphs.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _make_reference(tensor: TensorProto, offset: int, length: int) -> None:
+def _make_reference(tensor: TensorProto, file: str, offset: int, length: int) -> None:
     for values in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
         tensor.ClearField(values)
     # set_external_data insists on raw data being there, and leaves it there.
     tensor.raw_data = b""
-    set_external_data(tensor, WEIGHTS_FILE, offset=offset, length=length)
+    set_external_data(tensor, file, offset=offset, length=length)
     tensor.ClearField("raw_data")

@@ -8,6 +8,15 @@ from pathlib import Path
 _PICTURES = ("chelsea.jpg", "coffee.jpg", "astronaut.jpg", "rocket.jpg")
 
 
+def demo_bundle() -> Path:
+    """The small trained SAC-ViT that ships with the package; MODEL_CARD.md in it says more.
+
+    Returns:
+        Path of its bundle, 50 classes at 64 pixels.
+    """
+    return Path(str(resources.files("sacvit_deploy") / "assets" / "demo_bundle"))
+
+
 def sample_pictures() -> tuple[Path, ...]:
     """Freely licensed photographs to try a model on; LICENSES.md beside them names the sources.
 

@@ -77,12 +77,12 @@ class Pipeline:
 
     @overload
     def __call__(
-        self, images: PictureSource, *, eta: float | None = None, batch_size: int = CALL_BATCH
+        self, images: PictureSource, *, eta: float | None = None, batch_size: int | None = None
     ) -> Result: ...
 
     @overload
     def __call__(
-        self, images: Pictures, *, eta: float | None = None, batch_size: int = CALL_BATCH
+        self, images: Pictures, *, eta: float | None = None, batch_size: int | None = None
     ) -> list[Result]: ...
 
     def __call__(
@@ -90,14 +90,15 @@ class Pipeline:
         images: PictureSource | Pictures,
         *,
         eta: float | None = None,
-        batch_size: int = CALL_BATCH,
+        batch_size: int | None = None,
     ) -> Result | list[Result]:
         """Classify one picture, or several.
 
         Args:
             images: A path, a PIL picture, an HWC uint8 RGB array, or a list or tuple of them.
             eta: Exit threshold for this call; None takes the pipeline's.
-            batch_size: Pictures in memory and in a session at once.
+            batch_size: Pictures in memory and in a session at once; None takes 32, or the largest
+                batch the engines were built for if that is less.
 
         Returns:
             One result, or one per picture in the order given.
@@ -108,7 +109,7 @@ class Pipeline:
             EngineError: The runtime failed.
         """
         eta = self._eta if eta is None else check_eta(eta)
-        _check_count("batch_size", batch_size)
+        batch_size = self._batch_size(batch_size, CALL_BATCH)
         if not isinstance(images, (list, tuple)):
             outcome = self.scheduler.run(self.preprocess(images)[None], eta)[0]
             return self._result(outcome, _name(images))
@@ -127,7 +128,7 @@ class Pipeline:
         frames: Iterable[PictureSource],
         *,
         eta: float | None = None,
-        batch_size: int = STREAM_BATCH,
+        batch_size: int | None = None,
         max_waiting: int | None = None,
     ) -> Iterator[Result]:
         """Classify a stream, endless ones too; hard pictures of several batches are run together.
@@ -140,7 +141,8 @@ class Pipeline:
         Args:
             frames: Pictures as a call takes them.
             eta: Exit threshold for this stream; None takes the pipeline's as it is now.
-            batch_size: Pictures in a session at once, in both stages.
+            batch_size: Pictures in a session at once, in both stages; None takes 8, or the largest
+                batch the engines were built for if that is less.
             max_waiting: Results held back at most; by default four batches.
 
         Yields:
@@ -152,7 +154,7 @@ class Pipeline:
             EngineError: The runtime failed.
         """
         # Checked here and not in the generator, so that a mistake shows where it was made.
-        _check_count("batch_size", batch_size)
+        batch_size = self._batch_size(batch_size, STREAM_BATCH)
         max_waiting = _BATCHES_HELD * batch_size if max_waiting is None else max_waiting
         _check_count("max_waiting", max_waiting)
         rebatcher = Rebatcher(
@@ -181,6 +183,12 @@ class Pipeline:
         if failure is not None:
             raise failure
 
+    def _batch_size(self, asked: int | None, usual: int) -> int:
+        if asked is None:
+            return min(usual, self.opened.largest_batch or usual)
+        _check_count("batch_size", asked)
+        return asked
+
     def _read(
         self, sources: Sequence[PictureSource], start: int
     ) -> tuple[list[Array], ImageError | None]:
@@ -204,7 +212,7 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     *,
     eta: float | None = None,
     backend: str = AUTO,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> Pipeline:
@@ -215,7 +223,8 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
         eta: Exit threshold, in [0, 1]; None takes the bundle's.
         backend: `auto` for the fastest runtime that can run this bundle, or `onnxruntime`,
             `tensorrt`, `tensorrt-rtx`.
-        precision: Which graphs of the bundle: `fp32`, `fp16` or `int8`.
+        precision: Which graphs of the bundle: `fp32`, `fp16` or `int8`; None takes FP32 in ONNX
+            Runtime, and of the engines that were built FP16 before INT8 before FP32.
         providers: ONNX Runtime execution providers in order of preference, for example `["CUDA"]`.
         threads: CPU threads of one operator; None leaves it to the runtime.
 

@@ -19,6 +19,10 @@ class Rebatcher:
     The second stage runs when `refine_batch` pictures wait for it, or when the oldest of them holds
     up `max_waiting` pictures. Never more than `max_waiting` pictures are held between calls. One
     object belongs to one stream and one thread.
+
+    What the first stage leaves waits on the host, also where both stages compute on a GPU: rows of
+    several batches are joined here, and a full set of device buffers for every batch that waits
+    would not fit a small board.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sacvit_deploy.engines.session import sharing_memory
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.runtime.exit_rule import confidence, exits
 from sacvit_deploy.runtime.mapping import fine_index
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.engines.session import Session
+    from sacvit_deploy.engines.session import DeviceSession, Session
     from sacvit_deploy.spec import ModelConfig, Role, Selection
 
     Array = NDArray[Any]
@@ -71,7 +72,12 @@ class FirstPass:
 
 
 class Scheduler:
-    """Runs batches through one or two sessions; holds no state between calls."""
+    """Runs batches through one or two sessions; holds no state between calls.
+
+    Where both graphs compute on one device and the second chooses its tokens itself, what the
+    first leaves for it stays there: `run` copies the images in, the logits out, and the numbers of
+    the surviving rows in. `first_pass` and `second_pass` always work with host arrays.
+    """
 
     def __init__(
         self, config: ModelConfig, sessions: Mapping[Role, Session], selection: Selection = "host"
@@ -87,11 +93,14 @@ class Scheduler:
         self._config = config
         self._sessions = sessions
         self._selection = selection
+        self._device_pair: tuple[DeviceSession, DeviceSession] | None = None
         specs = {spec.role: spec for spec in graph_specs(config, selection=selection)}
         if "refine" in specs:
             left = {spec.name for spec in specs["early_exit"].outputs}
             taken = {spec.name for spec in specs["refine"].inputs}
             self._handed_on = (left & taken) | {SCORE}
+            if selection == "graph":
+                self._device_pair = sharing_memory(sessions["early_exit"], sessions["refine"])
 
     def run(self, images: Array, eta: float) -> list[Outcome]:
         """Both stages for a batch; the second only for the pictures that did not leave.
@@ -103,12 +112,25 @@ class Scheduler:
         Raises:
             EngineError: A session failed, or gave logits that are not finite.
         """
+        if self._device_pair is not None:
+            return self._run_on_device(images, eta, *self._device_pair)
         first = self.first_pass(images, eta)
-        outcomes = first.outcomes
         if first.survivors.size:
-            logits, targets = self.second_pass(first.hand_off, first.survivors)
-            for index, row in enumerate(first.survivors):
-                outcomes[row] = outcomes[row].refined(logits[index], targets[index])
+            refined = self.second_pass(first.hand_off, first.survivors)
+            _put_back(first.outcomes, first.survivors, *refined)
+        return first.outcomes
+
+    def _run_on_device(
+        self, images: Array, eta: float, early_exit: DeviceSession, refine: DeviceSession
+    ) -> list[Outcome]:
+        """As `run`; only images, logits, survivors and their target indices cross."""
+        keep = self._handed_on | {IMAGE}
+        arrays, kept = early_exit.run_on_device({IMAGE: images}, keep)
+        outcomes, survivors = self._decide(arrays[LOGITS], eta)
+        if survivors.size:
+            arrays, _ = refine.run_on_device({**kept, SURVIVOR_ROWS: survivors}, ())
+            logits = _finite(arrays[LOGITS], "refine")
+            _put_back(outcomes, survivors, logits, arrays[TARGET_INDEX])
         return outcomes
 
     def first_pass(self, images: Array, eta: float) -> FirstPass:
@@ -117,12 +139,16 @@ class Scheduler:
             logits = _finite(self._sessions["single"].run({IMAGE: images})[LOGITS], "single")
             return FirstPass([Outcome(row) for row in logits], {}, np.empty(0, np.int64))
         outputs = self._sessions["early_exit"].run({IMAGE: images})
-        logits = _finite(outputs[LOGITS], "early_exit")
-        sure = confidence(logits)
+        outcomes, survivors = self._decide(outputs[LOGITS], eta)
+        hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
+        return FirstPass(outcomes, hand_off, survivors)
+
+    def _decide(self, logits: Array, eta: float) -> tuple[list[Outcome], NDArray[np.int64]]:
+        """What the first stage says of each picture, and the rows that go on."""
+        sure = confidence(_finite(logits, "early_exit"))
         leaving = exits(sure, eta, self._config.stages.exit_comparison)
         outcomes = [Outcome(row, value) for row, value in zip(logits, sure.tolist(), strict=True)]
-        hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
-        return FirstPass(outcomes, hand_off, np.flatnonzero(~leaving))
+        return outcomes, np.flatnonzero(~leaving)
 
     def second_pass(
         self, hand_off: Tensors, rows: NDArray[np.int64]
@@ -148,6 +174,14 @@ class Scheduler:
         feeds[TARGET_INDEX], feeds[NON_TARGET_INDEX] = target, non_target
         feeds[FINE_INDEX] = fine_index(target, self._config.coarse_grid[1])
         return _finite(session.run(feeds)[LOGITS], "refine"), target
+
+
+def _put_back(
+    outcomes: list[Outcome], rows: NDArray[np.int64], logits: Array, targets: NDArray[np.int64]
+) -> None:
+    """Replace the outcomes of the pictures that went on."""
+    for index, row in enumerate(rows):
+        outcomes[row] = outcomes[row].refined(logits[index], targets[index])
 
 
 def take_rows(tensors: Tensors, rows: NDArray[np.int64]) -> Tensors:

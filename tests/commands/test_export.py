@@ -41,10 +41,10 @@ def test_random_weights_of_a_preset_with_other_fields(invoke, tmp_path):
         *(*TINY, "--labels", labels, "--eta", 0.25, "--input", "uint8", "--json"),
     )
     assert ran.code == 0, ran
-    assert json.loads(ran.out).keys() == {"bundle", "parity"}
+    assert json.loads(ran.out).keys() == {"bundle", "parity", "precisions"}
     assert ran.err == ""
     manifest = Bundle.open(path).manifest
-    assert manifest.weights == {"origin": "random", "seed": 4}
+    assert manifest.weights == {"origin": "random", "seed": 4, "storage": "fp32"}
     assert manifest.labels == ("cat", "dog", "emu")
     assert (manifest.eta, manifest.input_kind) == (0.25, "uint8")
     assert (manifest.config.depth, manifest.config.embed_dim) == (1, 24)
@@ -161,6 +161,7 @@ def test_checkpoints_that_cannot_be_used(refused, tmp_path, sac_checkpoint, noth
         "patch_size": 4,
         "embed_dim": 24,
         "depth": 3,
+        "mlp_ratio": 4.0,
         "num_classes": 7,
         "image_size": "32x48",
         "score_first_block": 1,

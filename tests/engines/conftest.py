@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
+from tests.engines.engine_bundles import Workplace
 from tests.engines.tiny_onnx import write_graph
-from tests.fakes import fake_manifest
+from tests.fakes import SAC, fake_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,3 +21,8 @@ def bundle(tmp_path: Path) -> Bundle:
             write_graph(staging / graph.file, graph)
         write_manifest(staging, fake_manifest())
     return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    return Workplace.make(tmp_path, monkeypatch, SAC)

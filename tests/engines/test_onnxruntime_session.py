@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession, ProviderWarning
-from sacvit_deploy.engines.session import SessionOptions
+from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession, OrtTensor, ProviderWarning
+from sacvit_deploy.engines.session import SessionOptions, sharing_memory
 from sacvit_deploy.errors import EngineError, MissingDependencyError
-from sacvit_deploy.spec import IMAGE, LOGITS
+from sacvit_deploy.spec import COARSE_FEATURES, IMAGE, LOGITS, SCORE
 from tests.fakes import random_images
 
 CPU = "CPUExecutionProvider"
@@ -109,3 +109,47 @@ def test_threads_share_a_session(path) -> None:
     with ThreadPoolExecutor(4) as pool:
         rows = list(pool.map(lambda image: session.run({IMAGE: image[None]})[LOGITS][0], images))
     np.testing.assert_allclose(rows, wanted, rtol=1e-6)
+
+
+def test_bound_inputs_and_outputs_give_the_same(path) -> None:
+    session = OnnxRuntimeSession(path, SessionOptions(("CPU",), 1))
+    images = random_images(3)
+    wanted = session.run({IMAGE: images})
+    arrays, kept = session.run_on_device({IMAGE: images}, (SCORE, IMAGE))
+    assert arrays.keys() == wanted.keys() - {SCORE}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, wanted[name])
+    assert kept[SCORE].dtype == np.dtype(np.float32)
+    assert kept[SCORE].shape == wanted[SCORE].shape
+    again, _ = session.run_on_device({IMAGE: kept[IMAGE]}, (COARSE_FEATURES,))
+    np.testing.assert_array_equal(again[SCORE], wanted[SCORE])
+
+
+def test_a_kept_tensor_outlives_further_runs(path) -> None:
+    session = OnnxRuntimeSession(path, SessionOptions(("CPU",), 1))
+    first, _ = session.run_on_device({IMAGE: random_images(2)}, ())
+    _, kept = session.run_on_device({IMAGE: random_images(2)}, (SCORE,))
+    session.run_on_device({IMAGE: random_images(2, seed=1)}, (SCORE,))
+    handle = kept[SCORE]
+    assert isinstance(handle, OrtTensor)
+    np.testing.assert_array_equal(handle.value.numpy(), first[SCORE])
+
+
+def test_handles_are_checked_like_arrays(path) -> None:
+    session = OnnxRuntimeSession(path, SessionOptions(("CPU",), 1))
+    _, kept = session.run_on_device({IMAGE: random_images(2)}, (SCORE,))
+    with pytest.raises(EngineError, match="'image' is float32 of shape"):
+        session.run_on_device({IMAGE: kept[SCORE]}, ())
+
+
+def test_the_cpu_has_no_memory_of_its_own(path) -> None:
+    session = OnnxRuntimeSession(path, SessionOptions(("CPU",)))
+    assert session.memory is None
+    assert sharing_memory(session, session) is None
+
+
+def test_a_failure_of_a_bound_run_is_one_error(path, monkeypatch) -> None:
+    session = OnnxRuntimeSession(path, SessionOptions(("CPU",)))
+    monkeypatch.setattr(session, "_bound_run", lambda *_: 1 / 0)
+    with pytest.raises(EngineError, match="failed on CPUExecutionProvider: division by zero"):
+        session.run_on_device({IMAGE: random_images(1)}, ())

@@ -4,9 +4,18 @@ import sys
 
 import pytest
 
-from sacvit_deploy.engines import registry
-from sacvit_deploy.engines.registry import backends, open_sessions
-from sacvit_deploy.errors import BundleError, EngineError, MissingDependencyError
+import sacvit_deploy
+from sacvit_deploy.engines import compatibility, registry
+from sacvit_deploy.engines.machine import Machine
+from sacvit_deploy.engines.registry import EngineWarning, backends, open_sessions
+from sacvit_deploy.engines.session import SessionOptions
+from sacvit_deploy.errors import (
+    BundleError,
+    BundleIntegrityError,
+    EngineError,
+    MissingDependencyError,
+)
+from tests.fakes import random_pictures
 
 
 @pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
@@ -19,8 +28,8 @@ def test_onnxruntime_opens_every_role(bundle, backend) -> None:
 
 def test_auto_says_why_the_others_were_not_taken(bundle) -> None:
     skipped = open_sessions(bundle).skipped
-    assert set(skipped) == set(backends()) - {"onnxruntime"}
-    assert "has no tensorrt engine for the early_exit graph" in skipped["tensorrt"]
+    assert set(skipped) >= set(backends()) - {"onnxruntime"}
+    assert "has no tensorrt engine for each of its graphs; it has none" in skipped["tensorrt"]
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
@@ -51,4 +60,75 @@ def test_auto_takes_the_first_that_works(bundle, monkeypatch) -> None:
     table = {"fast": backends()["onnxruntime"], "slow": backends()["tensorrt"]}
     monkeypatch.setattr(registry, "backends", lambda: table)
     opened = open_sessions(bundle)
-    assert (opened.backend, opened.skipped) == ("fast", {})
+    assert opened.backend == "onnxruntime"
+    assert not {"fast", "slow"} & set(opened.skipped)
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_auto_takes_the_engines_of_this_machine(workplace, runtime) -> None:
+    opened = open_sessions(workplace.bundle(runtime))
+    assert (opened.backend, opened.precision, opened.largest_batch) == (runtime, "fp32", 8)
+    assert opened.provider.startswith("TensorRT")
+    assert ("tensorrt" in opened.skipped) == (runtime == "tensorrt-rtx")
+
+
+def test_an_engine_of_another_machine_is_skipped_without_a_warning(workplace, monkeypatch) -> None:
+    bundle = workplace.bundle(selection="host")
+    monkeypatch.setattr(compatibility, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    opened = open_sessions(bundle)
+    assert opened.backend == "onnxruntime"
+    assert "built for compute capability 8.6" in opened.skipped["tensorrt"]
+
+
+def test_an_engine_that_fits_and_fails_is_no_secret(workplace) -> None:
+    workplace.gpu.capacity = 1
+    with pytest.warns(EngineWarning, match="could not be started, so onnxruntime computes"):
+        opened = open_sessions(workplace.bundle(selection="host"))
+    assert (opened.backend, opened.largest_batch) == ("onnxruntime", None)
+    assert "MiB left" in opened.skipped["tensorrt"]
+
+
+def test_an_engine_that_was_changed_stops_auto_too(workplace) -> None:
+    bundle = workplace.bundle()
+    bundle.engine_path(bundle.engines()[0]).write_bytes(b"{}")
+    with pytest.raises(BundleIntegrityError, match="not the file that was built"):
+        open_sessions(bundle)
+
+
+def test_an_engine_of_one_graph_only_is_not_enough(workplace) -> None:
+    bundle = workplace.bundle(roles=("early_exit",))
+    with pytest.raises(EngineError, match="it has early_exit in fp32"):
+        open_sessions(bundle, backend="tensorrt")
+
+
+def test_a_precision_without_engines_names_the_command(workplace) -> None:
+    with pytest.raises(EngineError, match=r"engine in fp16 for each.*\n.*--fp16 --runtime"):
+        open_sessions(workplace.bundle(), backend="tensorrt", precision="fp16")
+
+
+def test_who_asks_for_a_provider_means_onnxruntime(workplace) -> None:
+    opened = open_sessions(workplace.bundle(selection="host"), options=SessionOptions(("CPU",)))
+    assert opened.backend == "onnxruntime"
+    assert "providers of ONNX Runtime were asked for: CPU" in opened.skipped["tensorrt"]
+
+
+def test_a_better_provider_that_is_not_there_is_named(bundle) -> None:
+    opened = open_sessions(bundle)
+    if opened.provider == "CPUExecutionProvider":
+        assert "onnxruntime CUDA" in opened.skipped
+    assert not any(name.startswith("onnxruntime CPU") for name in opened.skipped)
+
+
+def test_a_pipeline_keeps_to_the_batch_of_its_engines(workplace) -> None:
+    pictures = random_pictures(21)
+    bundle = workplace.bundle()
+    pipeline = sacvit_deploy.load(bundle.path, eta=0.19)
+    assert pipeline.opened.backend == "tensorrt"
+    results = pipeline(pictures)
+    assert {result.stage for result in results} == {"early_exit", "refine"}
+    streamed = list(pipeline.stream(pictures))
+    singles = [pipeline(picture) for picture in pictures]
+    assert [r.to_dict() for r in results] == [r.to_dict() for r in singles]
+    assert [r.to_dict() for r in results] == [r.to_dict() for r in streamed]
+    with pytest.raises(EngineError, match="batch of 9"):
+        pipeline(pictures, batch_size=9)

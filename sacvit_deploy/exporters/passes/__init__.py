@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from sacvit_deploy.errors import ExportError
 from sacvit_deploy.exporters.passes.fold_constants import fold_constants
 from sacvit_deploy.exporters.passes.gather_token_rows import gather_token_rows
+from sacvit_deploy.exporters.passes.order_gelu import order_gelu
 from sacvit_deploy.exporters.passes.static_resize import static_resize
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     fold_constants,
     static_resize,
     gather_token_rows,
+    order_gelu,
 )
 
 

@@ -1,0 +1,292 @@
+"""The ways of computing a two-stage and a dense network that a GPU check lets run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.engines.machine import this_machine
+from sacvit_deploy.engines.session import SessionOptions, check_feeds, sharing_memory
+from sacvit_deploy.spec import graph_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
+
+    from sacvit_deploy.bundle import Precision
+    from sacvit_deploy.engines.session import Session, Tensor
+    from sacvit_deploy.manifest import EngineRuntime
+    from sacvit_deploy.spec import GraphSpec, ModelConfig, Role
+
+
+class Skipped(Exception):  # noqa: N818  it is no error
+    """Something is not installed, or does not apply here."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run.
+
+    Attributes:
+        device: `cuda` or `cpu`.
+        two_stage: The network in question.
+        dense: What it is measured against.
+        batches: Sizes.
+        fraction: Share of the pictures that go on to the second stage.
+        seconds: For one row.
+        folder: For what is exported and built.
+        given: The two bundles, if they are not to be exported.
+    """
+
+    device: str
+    two_stage: ModelConfig
+    dense: ModelConfig
+    batches: tuple[int, ...]
+    fraction: float
+    seconds: float
+    folder: Path
+    given: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of computing both networks; `selection` is always in the graph."""
+
+    runtime: str
+    precision: str
+    sessions: Mapping[Role, Session]
+    dense: Session
+    cuda_graphs: bool | None = None
+
+    @property
+    def hands_over_on_device(self) -> bool:
+        """Whether the second stage can take what the first left."""
+        return sharing_memory(self.sessions["early_exit"], self.sessions["refine"]) is not None
+
+
+@dataclass(frozen=True)
+class TorchTensor:
+    """A handle to a tensor of torch."""
+
+    value: Any
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class TorchSession:
+    """One graph of the exporter, run by torch without being exported."""
+
+    def __init__(self, model: Any, spec: GraphSpec, device: str, precision: str) -> None:
+        import torch
+
+        from sacvit_deploy.exporters.views import view_for
+
+        self.provider = f"torch {device}"
+        self.memory = f"torch {device}"
+        self.inputs, self._outputs = spec.inputs, spec.outputs
+        self._torch, self._device = torch, device
+        self._dtype = torch.float16 if precision == "fp16" else torch.float32
+        self._view = view_for(model, spec)
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Session.run`."""
+        return self.run_on_device(feeds, ())[0]
+
+    def run_on_device(
+        self, feeds: Mapping[str, Tensor], keep: Collection[str]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `DeviceSession.run_on_device`."""
+        check_feeds(feeds, self.inputs)
+        with self._torch.inference_mode():
+            tensors = {spec.name: self._uploaded(feeds[spec.name]) for spec in self.inputs}
+            floats = (self._torch.float16, self._torch.float32)
+            given = [t.to(self._dtype) if t.dtype in floats else t for t in tensors.values()]
+            outputs = self._view(*given)
+            computed = {
+                spec.name: value.to(getattr(self._torch, spec.dtype))
+                for spec, value in zip(self._outputs, outputs, strict=True)
+            }
+            both = tensors | computed
+            kept: dict[str, Tensor] = {name: self._handle(both[name]) for name in keep}
+            fetched = {name: computed[name].cpu().numpy() for name in computed if name not in keep}
+        return fetched, kept
+
+    def _uploaded(self, feed: Any) -> Any:
+        if isinstance(feed, TorchTensor):
+            return feed.value
+        return self._torch.from_numpy(np.ascontiguousarray(feed)).to(self._device)
+
+    def _handle(self, value: Any) -> TorchTensor:
+        name = str(value.dtype).removeprefix("torch.")
+        return TorchTensor(value, np.dtype(name), tuple(value.shape))
+
+
+class ThroughHost:
+    """A session whose outputs always come to the host."""
+
+    def __init__(self, session: Session) -> None:
+        self.provider = session.provider
+        self.run = session.run
+
+
+def torch_models(settings: Settings) -> tuple[Any, Any]:
+    """Both networks with weights that tell pictures apart, which fresh ones hardly do."""
+    import torch
+
+    from sacvit_deploy.exporters.model_source import random_model
+
+    models = [random_model(config, 0).eval() for config in (settings.two_stage, settings.dense)]
+    with torch.no_grad():
+        for model in models:
+            model.head.weight.mul_(5)
+    return models[0], models[1]
+
+
+def torch_sessions(settings: Settings, device: str, precision: str) -> Contender:
+    """Both networks in torch."""
+    if settings.given:
+        raise Skipped("the bundles have weights of their own")
+    import torch
+
+    # On Hopper the default for products of float32 would be TF32 in some releases.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    models = [model.to(device) for model in torch_models(settings)]
+    models = [model.half() if precision == "fp16" else model for model in models]
+    specs = graph_specs(settings.two_stage, selection="graph")
+    sessions = {s.role: TorchSession(models[0], s, device, precision) for s in specs}
+    dense = TorchSession(models[1], graph_specs(settings.dense)[0], device, precision)
+    return Contender(f"torch {device}", precision, sessions, dense)
+
+
+def torch_contenders(settings: Settings) -> Iterator[Contender]:
+    """Torch on the device: FP32, and FP16 where that is fast."""
+    precisions = ("fp32", "fp16") if settings.device == "cuda" else ("fp32",)
+    for precision in precisions:
+        yield torch_sessions(settings, settings.device, precision)
+
+
+class Bundles:
+    """Both networks as bundles, exported when first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._made: dict[str, Bundle] = {}
+
+    def get(self, precision: Precision = "fp32") -> tuple[Bundle, Bundle]:
+        """The two-stage and the dense bundle, with graphs of that precision."""
+        if not self._made:
+            self._made = self._copied() if self._settings.given else self._exported()
+        for name, bundle in self._made.items():
+            self._made[name] = self._with_precision(bundle, precision)
+        return self._made["two-stage"], self._made["dense"]
+
+    def _copied(self) -> dict[str, Bundle]:
+        """The given ones; engines are put into the copies."""
+        named = zip(("two-stage", "dense"), self._settings.given, strict=True)
+        folder = self._settings.folder
+        return {name: Bundle.open(shutil.copytree(path, folder / name)) for name, path in named}
+
+    def _exported(self) -> dict[str, Bundle]:
+        configs = {"two-stage": self._settings.two_stage, "dense": self._settings.dense}
+        models = torch_models(self._settings)
+        return {
+            name: self._export(name, config, model)
+            for (name, config), model in zip(configs.items(), models, strict=True)
+        }
+
+    def _export(self, name: str, config: ModelConfig, model: Any) -> Bundle:
+        from sacvit_deploy.exporters.bundle_from_model import ExportOptions, export_bundle
+        from sacvit_deploy.model.presets import preset_preprocessing
+
+        say(f"exporting the {name} network")
+        labels = tuple(f"class {index}" for index in range(config.num_classes))
+        options = ExportOptions(
+            preset_preprocessing(config),
+            labels,
+            {"origin": "random", "seed": 0},
+            selection="graph",
+            parity_batches=(2,),
+        )
+        return export_bundle(model, options, self._settings.folder / name)
+
+    def _with_precision(self, bundle: Bundle, precision: Precision) -> Bundle:
+        if precision == "fp32" or any(g.precision == precision for g in bundle.manifest.graphs):
+            return bundle
+        from sacvit_deploy.exporters.precision.add_precision import add_precision
+        from sacvit_deploy.exporters.precision.request import PrecisionRequest
+
+        say(f"adding {precision} to {bundle.path.name}")
+        return add_precision(bundle, PrecisionRequest(precision))
+
+
+def onnxruntime_contenders(
+    bundles: Bundles, provider: str, precisions: tuple[Precision, ...]
+) -> Iterator[Contender]:
+    """ONNX Runtime with one execution provider."""
+    from sacvit_deploy.engines.onnxruntime_providers import available_providers, onnxruntime
+    from sacvit_deploy.engines.registry import open_sessions
+
+    offered = available_providers(onnxruntime())
+    if f"{provider}ExecutionProvider" not in offered:
+        raise Skipped(f"this onnxruntime offers {', '.join(offered)}")
+    options = SessionOptions(providers=(provider,))
+    for precision in precisions:
+        opened = [
+            open_sessions(bundle, backend="onnxruntime", precision=precision, options=options)
+            for bundle in bundles.get(precision)
+        ]
+        if provider not in opened[0].provider:
+            raise Skipped(f"{opened[0].provider} was obtained instead")
+        yield Contender(
+            f"onnxruntime {provider}", precision, opened[0].sessions, opened[1].sessions["single"]
+        )
+
+
+def engine_contenders(
+    settings: Settings, bundles: Bundles, runtime: EngineRuntime
+) -> Iterator[Contender]:
+    """TensorRT or TensorRT-RTX: engines are built here, and run with and without CUDA graphs."""
+    from sacvit_deploy.engines.build import EngineRequest, build_engines
+    from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
+    from sacvit_deploy.engines.registry import open_sessions
+    from sacvit_deploy.engines.tensorrt_flavour import load_flavour
+
+    load_flavour(runtime)
+    if not this_machine().gpus:
+        raise Skipped("there is no GPU to run an engine on")
+    largest = max(settings.batches)
+    options = BuildOptions(batch=BatchRange(1, min(8, largest), largest))
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    for precision in precisions:
+        built = []
+        for bundle in bundles.get(precision):
+            say(f"building {runtime} engines of {bundle.path.name} in {precision}")
+            request = EngineRequest(precision, runtime, options)
+            built.append(build_engines(bundle, request, lambda *_: None)[0])
+        for cuda_graphs in (True, False):
+            opened = [
+                open_sessions(
+                    bundle,
+                    backend=runtime,
+                    precision=precision,
+                    options=SessionOptions(cuda_graphs=cuda_graphs),
+                )
+                for bundle in built
+            ]
+            yield Contender(
+                opened[0].provider,
+                precision,
+                opened[0].sessions,
+                opened[1].sessions["single"],
+                cuda_graphs,
+            )
+
+
+def say(line: str) -> None:
+    """Progress, apart from the result."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,257 @@
+"""Run everything there is to run on the GPU at hand, unattended, and write what was found as JSON.
+
+    python -m benchmarks.gpu_check result.json
+
+Each runtime that is installed classifies the same random pictures with the same random weights:
+two stages with a given share of hard pictures, and the dense network, in turn. Its decisions are
+compared with those of torch in FP32 on the CPU, and handing over on the device with handing over
+through the host. What is not installed is said, and is no failure; the file is written again after
+every section. From the root of the repository; nothing has to be installed but what is to be
+measured. On a machine without a GPU:
+
+    python -m benchmarks.gpu_check result.json --device cpu --preset tiny --seconds 0
+
+On a board without torch, two bundles exported elsewhere with `--selection graph` take the place of
+the preset: `--bundles TWO_STAGE DENSE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import gc
+import json
+import platform
+import tempfile
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.contenders import (
+    Bundles,
+    Contender,
+    Settings,
+    Skipped,
+    engine_contenders,
+    onnxruntime_contenders,
+    say,
+    torch_contenders,
+    torch_sessions,
+)
+from benchmarks.measure import (
+    Reference,
+    agreement,
+    cuda_memory_check,
+    decisions,
+    measured_rows,
+)
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.engines.machine import this_machine
+from sacvit_deploy.errors import MissingDependencyError, SacvitDeployError
+from sacvit_deploy.model.presets import preset
+from sacvit_deploy.spec import ModelConfig, TwoStageConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sacvit_deploy.bundle import Precision
+    from sacvit_deploy.manifest import EngineRuntime
+
+    Section = Callable[[], Iterator[Contender]]
+
+DISTRIBUTIONS = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-bindings",
+)
+
+
+def sections(settings: Settings) -> dict[str, Section]:
+    """Every section by name; nothing is run or imported before it is called."""
+    bundles = Bundles(settings)
+    both: tuple[Precision, ...] = ("fp32", "fp16")
+    runtimes: tuple[EngineRuntime, ...] = ("tensorrt", "tensorrt-rtx")
+    of_onnxruntime = functools.partial(onnxruntime_contenders, bundles)
+    of_engines = functools.partial(engine_contenders, settings, bundles)
+    return {
+        "torch": functools.partial(torch_contenders, settings),
+        "onnxruntime CPU": functools.partial(of_onnxruntime, "CPU", ("fp32",)),
+        "onnxruntime CUDA": functools.partial(of_onnxruntime, "CUDA", both),
+        "onnxruntime TensorRT-RTX": functools.partial(of_onnxruntime, "NvTensorRTRTX", both),
+        **{name: functools.partial(of_engines, name) for name in runtimes},
+    }
+
+
+def run_section(settings: Settings, start: Section, reference: Reference) -> dict[str, Any]:
+    """What a section found up to the point where it ended, and why it ended there."""
+    section: dict[str, Any] = {"status": "ran", "rows": [], "agreement": []}
+    try:
+        for contender in start():
+            section["agreement"].append(agreement(settings, contender, reference))
+            for row in measured_rows(settings, contender):
+                section["rows"].append(row)
+                say(row_text(row))
+            gc.collect()
+    except (Skipped, ImportError, MissingDependencyError) as error:
+        section |= {"status": "skipped", "reason": str(error)}
+    except Exception as error:  # unattended: the next section has to run, and this is on record
+        section |= {"status": "failed", "reason": str(error), "trace": traceback.format_exc()}
+    say(f"  {section['status']}: {section.get('reason', 'complete')}")
+    return section
+
+
+def memory_section() -> dict[str, Any]:
+    """What `cuda_memory_check` found, or why it could not."""
+    try:
+        return {"status": "ran", **cuda_memory_check()}
+    except MissingDependencyError as error:
+        return {"status": "skipped", "reason": str(error)}
+    except SacvitDeployError as error:
+        return {"status": "failed", "reason": str(error)}
+
+
+def row_text(row: dict[str, Any]) -> str:
+    """A row for people."""
+    return (
+        f"  {row['runtime']:<28} {row['precision']}  {row['hand_off']:<6} batch {row['batch']:>3}  "
+        f"two-stage {row['two_stage_ms_p50']:>9.3f} ms  dense {row['dense_ms_p50']:>9.3f} ms  "
+        f"x{row['speedup']:.2f}"
+    )
+
+
+def device_record(settings: Settings) -> dict[str, Any]:
+    """The GPUs, as the driver tells."""
+    machine = this_machine()
+    gpus = [
+        {"name": g.name, "compute_capability": g.compute_capability, "memory_bytes": g.memory_bytes}
+        for g in machine.gpus
+    ]
+    return {
+        "used": settings.device,
+        "os": machine.os,
+        "driver_cuda": machine.driver_cuda,
+        "gpus": gpus,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that has a part in the result, where it is installed."""
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    found = {name: installed[name] for name in DISTRIBUTIONS if name in installed}
+    return {"python": platform.python_version(), **found}
+
+
+def torch_reference(settings: Settings) -> Reference:
+    """Torch on the CPU, or nothing yet where its weights are not those of the bundles."""
+    reference = Reference()
+    try:
+        contender = torch_sessions(settings, "cpu", "fp32")
+    except (ImportError, Skipped) as error:
+        say(f"the first contender is what the others are compared with: {error}")
+    else:
+        reference.set(contender, decisions(settings, contender.sessions))
+    return reference
+
+
+def run(settings: Settings, output: Path) -> dict[str, Any]:
+    """The whole document, written after every step."""
+    document: dict[str, Any] = {
+        "device": device_record(settings),
+        "versions": versions(),
+        "networks": {"two_stage": settings.two_stage.to_dict(), "dense": settings.dense.to_dict()},
+        "sac_fraction_asked": settings.fraction,
+        "cuda_memory": memory_section(),
+        "sections": {},
+    }
+    reference = torch_reference(settings)
+    for name, start in sections(settings).items():
+        say(name)
+        document["sections"][name] = run_section(settings, start, reference)
+        document["reference"] = reference.name
+        output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return document
+
+
+def tiny() -> tuple[ModelConfig, ModelConfig]:
+    """Networks that show within seconds whether everything runs."""
+    dense = ModelConfig("vit", (32, 32), 4, 48, 2, 3, num_classes=10)
+    stages = TwoStageConfig(score_first_block=1)
+    return dataclasses.replace(dense, family="sac_vit", two_stage=stages), dense
+
+
+def networks(options: argparse.Namespace) -> tuple[ModelConfig, ModelConfig]:
+    """The two-stage and the dense network that the options name."""
+    if options.bundles:
+        two_stage, dense = (Bundle.open(path).manifest for path in options.bundles)
+        found = (two_stage.selection, two_stage.input_kind, dense.input_kind)
+        if found != ("graph", "float", "float"):
+            raise SystemExit("The bundles must be exported with --selection graph --input float.")
+        return two_stage.config, dense.config
+    if options.preset == "tiny":
+        return tiny()
+    return preset(options.preset), preset(options.preset.removeprefix("sac_"))
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path, help="where the JSON goes")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--preset", default="sac_deit_small_patch16_224", help="or tiny")
+    parser.add_argument(
+        "--bundles",
+        nargs=2,
+        type=Path,
+        metavar=("TWO_STAGE", "DENSE"),
+        help="run these instead of exporting a preset, where torch or onnx is not installed",
+    )
+    parser.add_argument("--batch", default="1,8,32,128", help="sizes, separated by commas")
+    parser.add_argument("--sac-fraction", type=float, default=0.235)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for one row")
+    return parser.parse_args(arguments)
+
+
+def found_device() -> str:
+    """Whether anything here can use a GPU."""
+    if this_machine().gpus:
+        return "cuda"
+    try:
+        import torch
+    except ImportError:
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run all and say what was found."""
+    options = parsed(arguments)
+    two_stage, dense = networks(options)
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+        settings = Settings(
+            device=found_device() if options.device == "auto" else options.device,
+            two_stage=two_stage,
+            dense=dense,
+            given=tuple(options.bundles or ()),
+            batches=tuple(int(size) for size in options.batch.split(",")),
+            fraction=options.sac_fraction,
+            seconds=options.seconds,
+            folder=Path(folder),
+        )
+        document = run(settings, options.output)
+    print(json.dumps({key: document[key] for key in ("device", "versions", "cuda_memory")}))
+    for name, section in document["sections"].items():
+        print(f"{name}: {section['status']}. {section.get('reason', '')}")
+        for line in (*section["agreement"], *map(row_text, section["rows"])):
+            print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Engines for every graph of a bundle: built, proven, and put beside the ONNX files."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from sacvit_deploy.bundle import Bundle, EngineEntry, publish, staging_folder
+from sacvit_deploy.engines.build_options import BuildOptions
+from sacvit_deploy.engines.machine import this_machine
+from sacvit_deploy.engines.plan import build_plan, target_names
+from sacvit_deploy.engines.plan_inspection import check_plan
+from sacvit_deploy.engines.precision_share import PrecisionDemand
+from sacvit_deploy.engines.tensorrt_flavour import library_cuda, load_flavour
+from sacvit_deploy.errors import BundleError, EngineError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sacvit_deploy.bundle import EngineRuntime, GraphEntry, Precision
+    from sacvit_deploy.engines.machine import Machine
+    from sacvit_deploy.engines.plan import Plan
+    from sacvit_deploy.engines.tensorrt_flavour import Flavour
+    from sacvit_deploy.spec import Role
+
+ENGINE_FOLDER = "engines"
+
+# What TensorRT-RTX builds for when nothing is said and there is no GPU: Ampere and later.
+PORTABLE_TARGETS = ("8.0", "8.6", "8.9", "12.0")
+
+# Role, share of its build that is done, and what is being done.
+OnBuildProgress = Callable[["Role", float, str], None]
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """Which engines are wanted.
+
+    Attributes:
+        precision: Of the graphs they are built from.
+        runtime: The flavour that builds them.
+        options: How.
+    """
+
+    precision: Precision
+    runtime: EngineRuntime
+    options: BuildOptions = field(default_factory=BuildOptions)
+
+
+def build_engines(
+    bundle: Bundle, request: EngineRequest, on_progress: OnBuildProgress
+) -> tuple[Bundle, tuple[EngineEntry, ...]]:
+    """Build one engine per graph; the bundle gets all of them or stays as it was.
+
+    Args:
+        bundle: Has graphs of the precision that is asked for.
+        request: What is wanted; an engine of that precision and runtime is replaced.
+        on_progress: Called often, from the thread that builds.
+
+    Returns:
+        The bundle with the new entries, and those entries in the order of the graphs.
+
+    Raises:
+        BundleError: There are no such graphs, or the folder cannot be written.
+        EngineError: The library refuses, or a graph is not what its entry says.
+        MissingDependencyError: The library is not installed.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    graphs = graphs_in(bundle, request.precision)
+    flavour, machine = load_flavour(request.runtime), this_machine()
+    options = dataclasses.replace(
+        request.options, compute_capabilities=_targets(flavour, request.options, machine)
+    )
+    request = dataclasses.replace(request, options=options)
+    with staging_folder(bundle) as staging:
+        (staging / ENGINE_FOLDER).mkdir()
+        entries = []
+        for graph in graphs:
+            plan = build_plan(
+                flavour,
+                bundle.graph_path(graph),
+                _demand(bundle, graph),
+                options,
+                functools.partial(on_progress, graph.role),
+            )
+            if set(options.compute_capabilities) & set(_here(machine)):
+                check_plan(flavour, plan.content, request.precision)
+            entry = _entry(graph, request, plan, (flavour, machine))
+            _write(staging, entry, plan, flavour)
+            entries.append(entry)
+        # Read again: another build may have ended since.
+        current = Bundle.open(bundle.path, check_hashes=False)
+        return publish(current, staging, _with_engines(current, entries)), tuple(entries)
+
+
+def graphs_in(bundle: Bundle, precision: Precision) -> tuple[GraphEntry, ...]:
+    """The graphs of one precision, one per role.
+
+    Raises:
+        BundleError: The bundle has none, or not all.
+    """
+    roles = dict.fromkeys(graph.role for graph in bundle.manifest.graphs)
+    found = {g.role: g for g in bundle.manifest.graphs if g.precision == precision}
+    if found.keys() == roles.keys():
+        return tuple(found[role] for role in roles)
+    data = " --calibration-data DATA" if precision == "int8" else ""
+    present = ", ".join(dict.fromkeys(graph.precision for graph in bundle.manifest.graphs))
+    raise BundleError(
+        f"Bundle {bundle.path} has no {precision} graphs; it has {present}.",
+        f"Make them where torch and onnx are installed: sacvit-deploy export --precision "
+        f"{precision}{data}. A type cannot be switched on in the builder: it stands in the graph.",
+    )
+
+
+def _demand(bundle: Bundle, graph: GraphEntry) -> PrecisionDemand:
+    """What the graph has to be, given what its maker kept in FP32 because somebody asked for it."""
+    record = bundle.manifest.precisions.get(graph.precision, {})
+    if not record.get("kept_in_fp32", {}).get(graph.role):
+        return PrecisionDemand(graph.precision)
+    table, kind = ("linear_weight_shares", "int8")
+    if graph.precision == "fp16":
+        table, kind = ("weight_shares", "half")
+    return PrecisionDemand(graph.precision, record.get(table, {}).get(graph.role, {}).get(kind))
+
+
+def _targets(flavour: Flavour, options: BuildOptions, machine: Machine) -> tuple[str, ...]:
+    """The compute capabilities to build for.
+
+    Raises:
+        EngineError: They cannot be had with this flavour, or there is no GPU where one is needed.
+    """
+    here = _here(machine)
+    if flavour.is_rtx:
+        return _rtx_targets(flavour, options, here)
+    if not here:
+        raise EngineError(
+            "TensorRT times its kernels on the GPU it builds for, and this machine shows none.",
+            "Run build-engine on the machine that will use the engine, or build for an RTX card "
+            "with --runtime tensorrt-rtx, which needs no GPU. See: sacvit-deploy doctor",
+        )
+    if options.compute_capabilities not in ((), here):
+        raise EngineError(
+            f"TensorRT builds for the GPU of this machine, {here[0]}; "
+            f"{', '.join(options.compute_capabilities)} was asked for.",
+            "Leave --compute-capability out, or use --runtime tensorrt-rtx.",
+        )
+    return here
+
+
+def _here(machine: Machine) -> tuple[str, ...]:
+    """Compute capability of the GPU that libraries use unless told otherwise, if there is one."""
+    return tuple(gpu.compute_capability for gpu in machine.gpus[:1])
+
+
+def _rtx_targets(flavour: Flavour, options: BuildOptions, here: tuple[str, ...]) -> tuple[str, ...]:
+    if options.only_tensorrt:
+        raise EngineError(
+            f"TensorRT-RTX has no {', '.join(options.only_tensorrt)}: it chooses kernels on the "
+            "user's machine, and its engines belong to one release.",
+            "Leave the option out, or use --runtime tensorrt.",
+        )
+    targets = options.compute_capabilities or here or PORTABLE_TARGETS
+    known = target_names(flavour)
+    unknown = [target for target in targets if target not in known]
+    if unknown:
+        raise EngineError(
+            f"TensorRT-RTX {flavour.version} does not build for compute capability "
+            f"{', '.join(unknown)}; it knows {', '.join(known)}.",
+            "Use --runtime tensorrt on that GPU (Jetson and data-centre GPUs), or choose others "
+            "with --compute-capability.",
+        )
+    return targets
+
+
+def _entry(
+    graph: GraphEntry, request: EngineRequest, plan: Plan, where: tuple[Flavour, Machine]
+) -> EngineEntry:
+    flavour, machine = where
+    options = request.options
+    stem = PurePosixPath(graph.file).name.partition(".")[0]
+    return EngineEntry(
+        role=graph.role,
+        precision=request.precision,
+        file=f"{ENGINE_FOLDER}/{stem}.{request.precision}.{flavour.name}.engine",
+        runtime=flavour.name,
+        runtime_version=flavour.version,
+        cuda_version=library_cuda(flavour.name) or machine.driver_cuda or "",
+        compute_capabilities=options.compute_capabilities,
+        os=machine.os,
+        batch=options.batch.triple,
+        precision_share=_rounded(plan.share.weights),
+        flags=_flags(options),
+        build_s=round(plan.build_s, 3),
+        bytes=plan.content.nbytes,
+        linear_share=_rounded(plan.share.linear),
+        layer_share=_rounded(plan.share.layers),
+    )
+
+
+def _flags(options: BuildOptions) -> dict[str, Any]:
+    values = {
+        "workspace_mib": options.workspace_mib,
+        "optimization_level": options.optimization_level,
+        "version_compatible": options.version_compatible or None,
+        "hardware_compatibility": options.hardware_compatibility,
+    }
+    return {name: value for name, value in values.items() if value not in (None, "none")}
+
+
+def _rounded(shares: dict[str, float]) -> dict[str, float]:
+    return {kind: round(share, 6) for kind, share in shares.items()}
+
+
+def _write(staging: Path, entry: EngineEntry, plan: Plan, flavour: Flavour) -> None:
+    folder, file = staging.parent, staging / entry.file
+    file.write_bytes(plan.content)
+    # The log says what was asked for, too: it is what people attach to a report.
+    head = f"{flavour.label} {flavour.version}, CUDA {entry.cuda_version or 'not known'}, "
+    head += f"{entry.os}, compute capability {', '.join(entry.compute_capabilities)}\n"
+    head += f"{entry.role} in {entry.precision}, batch {entry.batch}, {entry.flags or 'no flags'}\n"
+    # Where the folder lies is no business of whoever gets the bundle.
+    text = plan.log.text.replace(f"{folder}{os.sep}", "")
+    file.with_suffix(".log").write_text(head + text, encoding="utf-8")
+
+
+def _with_engines(bundle: Bundle, entries: list[EngineEntry]) -> Any:
+    new = {entry.file for entry in entries}
+    kept = tuple(engine for engine in bundle.manifest.engines if engine.file not in new)
+    return dataclasses.replace(bundle.manifest, engines=(*kept, *entries))

@@ -1,0 +1,124 @@
+"""What the user may choose about an engine, checked when it is written down."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from sacvit_deploy.errors import EngineError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
+
+_BATCH_FIX = "Write --batch MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, for example 1:8:32."
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """Which batches an engine takes; also the range of survivors where the graph selects.
+
+    Attributes:
+        smallest: 1 or more.
+        best: The batch its kernels are chosen for.
+        largest: Memory is set aside for this one.
+    """
+
+    smallest: int
+    best: int
+    largest: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.smallest <= self.best <= self.largest:
+            raise EngineError(
+                f"The batch range is {self.smallest}:{self.best}:{self.largest}.", _BATCH_FIX
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> BatchRange:
+        """Read `MIN:OPT:MAX`, or one number for all three.
+
+        Raises:
+            EngineError: It is neither, or the numbers are out of order.
+        """
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+            raise EngineError(f"The batch range is {text!r}.", _BATCH_FIX)
+        numbers = [int(part) for part in parts]
+        return cls(*(numbers if len(numbers) == 3 else numbers * 3))
+
+    @property
+    def triple(self) -> tuple[int, int, int]:
+        """(smallest, best, largest)."""
+        return self.smallest, self.best, self.largest
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Everything about a build but the graph and its precision.
+
+    Attributes:
+        batch: The optimization profile.
+        compute_capabilities: GPUs to build for, such as `8.6`; empty for the one of this machine.
+            TensorRT-RTX only.
+        workspace_mib: Upper limit of scratch memory in MiB; None leaves it to the builder.
+        optimization_level: 0 (fast build) to 5 (fast engine); None leaves it to the builder.
+        timing_cache: File with the timings of earlier builds, written again afterwards. TensorRT
+            only.
+        version_compatible: The engine also loads in later TensorRT releases of the same major
+            version, somewhat slower. TensorRT only.
+        hardware_compatibility: On which other GPUs the engine runs. TensorRT only.
+    """
+
+    batch: BatchRange = BatchRange(1, 8, 32)
+    compute_capabilities: tuple[str, ...] = ()
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility = "none"
+
+    def __post_init__(self) -> None:
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise EngineError(
+                f"The workspace limit is {self.workspace_mib} MiB.", "Make it 1 or more."
+            )
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise EngineError(
+                f"The optimization level is {self.optimization_level}.", "Make it 0 to 5."
+            )
+        if self.hardware_compatibility not in get_args(HardwareCompatibility):
+            raise EngineError(
+                f"The hardware compatibility is {self.hardware_compatibility!r}.",
+                f"Choose one of {', '.join(get_args(HardwareCompatibility))}.",
+            )
+
+    @property
+    def only_tensorrt(self) -> list[str]:
+        """Options set here that TensorRT-RTX does not have, as they are written."""
+        chosen = {
+            "--timing-cache": self.timing_cache is not None,
+            "--version-compatible": self.version_compatible,
+            "--hardware-compatibility": self.hardware_compatibility != "none",
+        }
+        return [name for name, is_set in chosen.items() if is_set]
+
+
+def parse_compute_capabilities(text: str) -> tuple[str, ...]:
+    """Read `86,89,120` or `8.6,8.9,12.0` as `("8.6", "8.9", "12.0")`, each once.
+
+    Raises:
+        EngineError: One of them is not a compute capability.
+    """
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,2})\.?(\d)", part.strip(), re.ASCII)
+        if match is None:
+            raise EngineError(
+                f"The compute capability {part.strip()!r} cannot be read.",
+                "Write them as 86,89,120; sacvit-deploy doctor shows the one of this machine.",
+            )
+        found.append(f"{match[1]}.{match[2]}")
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,181 @@
+"""One CUDA device as the engine sessions use it: memory, a stream, copies and recorded graphs.
+
+Only `cuda.bindings.runtime` of cuda-python is needed, which speaks to the driver alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sacvit_deploy.engines.machine import this_machine
+from sacvit_deploy.errors import EngineError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+_MIB = 1 << 20
+
+
+class DeviceBuffer:
+    """Device memory, freed with the object; all zero at first.
+
+    Attributes:
+        address: Aligned to 256 bytes or more.
+        size: In bytes.
+    """
+
+    def __init__(self, address: int, size: int, free: Callable[[int], object]) -> None:
+        self.address = address
+        self.size = size
+        # Not at exit: the driver may be gone by then, and takes the memory with it.
+        weakref.finalize(self, free, address).atexit = False
+
+
+class CudaGraph:
+    """Work that was recorded once and can be launched again."""
+
+    def __init__(self, executable: Any, destroy: Callable[[Any], object]) -> None:
+        self.executable = executable
+        weakref.finalize(self, destroy, executable).atexit = False
+
+
+class CudaDevice:
+    """The process's current CUDA device, with one stream of its own.
+
+    Whoever puts work on the stream holds `lock` from the first copy in to the last copy out, so
+    that sessions of several threads can share buffers and scratch memory.
+    """
+
+    def __init__(self) -> None:
+        """Make the stream.
+
+        Raises:
+            MissingDependencyError: cuda-python is not installed.
+            EngineError: There is no usable GPU.
+        """
+        self._rt = _cuda_runtime()
+        self.lock = threading.Lock()
+        self._stream = self._call(
+            self._rt.cudaStreamCreateWithFlags, self._rt.cudaStreamNonBlocking
+        )
+        self.ordinal = int(self._call(self._rt.cudaGetDevice))
+        weakref.finalize(self, self._rt.cudaStreamDestroy, self._stream).atexit = False
+
+    @property
+    def stream(self) -> int:
+        """The handle other libraries take."""
+        return int(self._stream)
+
+    def allocate(self, size: int) -> DeviceBuffer:
+        """Memory of `size` bytes, all zero.
+
+        Raises:
+            EngineError: There is not enough.
+        """
+        address = int(self._call(self._rt.cudaMalloc, max(size, 1), wanted=size))
+        buffer = DeviceBuffer(address, size, self._rt.cudaFree)
+        self._call(self._rt.cudaMemsetAsync, address, 0, size, self._stream)
+        return buffer
+
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        """Page-locked host memory of `size` bytes, which the device copies without a detour."""
+        address = int(self._call(self._rt.cudaMallocHost, max(size, 1), wanted=size))
+        block = (ctypes.c_uint8 * size).from_address(address)
+        # The array holds the block, so the memory outlives every view of it.
+        weakref.finalize(block, self._rt.cudaFreeHost, address).atexit = False
+        return np.ctypeslib.as_array(block)
+
+    def copy_in(self, address: int, source: NDArray[Any]) -> None:
+        """From pinned host memory, which must stay as it is until `synchronize`."""
+        kind = self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._copy(address, source.ctypes.data, source.nbytes, kind)
+
+    def copy_out(self, target: NDArray[Any], address: int) -> None:
+        """To pinned host memory, valid after `synchronize`."""
+        kind = self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(target.ctypes.data, address, target.nbytes, kind)
+
+    def copy_within(self, target: int, source: int, size: int) -> None:
+        """From device memory to device memory."""
+        self._copy(target, source, size, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
+
+    def synchronize(self) -> None:
+        """Wait for everything on the stream.
+
+        Raises:
+            EngineError: Something on it failed.
+        """
+        self._call(self._rt.cudaStreamSynchronize, self._stream)
+
+    def record(self, enqueue: Callable[[], None]) -> CudaGraph:
+        """Record what `enqueue` puts on the stream, without running it.
+
+        Raises:
+            EngineError: It cannot be recorded; the stream is usable again.
+        """
+        rt = self._rt
+        mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call(rt.cudaStreamBeginCapture, self._stream, mode)
+        try:
+            enqueue()
+        except BaseException:
+            with contextlib.suppress(EngineError):  # says no more than the error on its way
+                rt.cudaGraphDestroy(self._call(rt.cudaStreamEndCapture, self._stream))
+            raise
+        graph = self._call(rt.cudaStreamEndCapture, self._stream)
+        try:
+            executable = self._call(rt.cudaGraphInstantiate, graph, 0)
+        finally:
+            rt.cudaGraphDestroy(graph)
+        return CudaGraph(executable, rt.cudaGraphExecDestroy)
+
+    def launch(self, graph: CudaGraph) -> None:
+        """Put recorded work on the stream."""
+        self._call(self._rt.cudaGraphLaunch, graph.executable, self._stream)
+
+    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
+        self._call(self._rt.cudaMemcpyAsync, target, source, size, kind, self._stream)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, wanted: int = 0) -> Any:
+        """The one result of a runtime call, or None if it has none."""
+        code, *results = function(*arguments)
+        if code == self._rt.cudaError_t.cudaSuccess:
+            return results[0] if results else None
+        if code == self._rt.cudaError_t.cudaErrorMemoryAllocation:
+            raise EngineError(
+                f"The GPU has no {wanted / _MIB:.1f} MiB left{self._memory_left()}.",
+                "Close other programs that use it, or build for a smaller largest batch: "
+                "sacvit-deploy build-engine BUNDLE --batch MIN:OPT:MAX.",
+            )
+        _, text = self._rt.cudaGetErrorString(code)
+        said = text.decode() if isinstance(text, bytes) else str(text)
+        raise EngineError(
+            f"CUDA failed in {function.__name__}: {said} ({code.name}).",
+            "See what this machine has with: sacvit-deploy doctor",
+        )
+
+    def _memory_left(self) -> str:
+        code, *sizes = self._rt.cudaMemGetInfo()
+        if code != self._rt.cudaError_t.cudaSuccess:
+            return ""
+        return f" ({sizes[0] / _MIB:.0f} of {sizes[1] / _MIB:.0f} MiB free)"
+
+
+def _cuda_runtime() -> Any:
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        major = (this_machine().driver_cuda or "12").partition(".")[0]
+        raise MissingDependencyError(
+            f"Running an engine needs cuda-python, which cannot be imported: {error}.",
+            f"Install the one for this driver: pip install 'cuda-python=={major}.*'",
+        ) from error

@@ -1,0 +1,183 @@
+"""What this machine can do, and the command for everything that is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sacvit_deploy.engines.machine import free_memory_bytes, jetson_release, this_machine
+from sacvit_deploy.engines.onnxruntime_providers import available_providers, onnxruntime
+from sacvit_deploy.engines.tensorrt_flavour import (
+    RUNTIMES,
+    library_cuda,
+    load_flavour,
+    version_numbers,
+)
+from sacvit_deploy.errors import SacvitDeployError
+
+if TYPE_CHECKING:
+    from sacvit_deploy.bundle import EngineRuntime
+    from sacvit_deploy.engines.machine import Machine
+
+_GIB = 1 << 30
+_NEEDED_MEMORY = 2 * _GIB
+_NEEDED_DISK = 2 * _GIB
+
+# What a distribution is installed for, and the extra that brings it.
+_LIBRARIES = {
+    "torch": ("export", "to export and train"),
+    "onnx": ("export", "to export, and to make FP16 and INT8 graphs"),
+    "onnx-graphsurgeon": ("export", "to export, and to make FP16 and INT8 graphs"),
+    "cuda-python": ("tensorrt", "to run engines"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for.
+
+    Attributes:
+        name: What.
+        found: What was found, in words.
+        fix: What to do if it is missing; None if there is nothing to do.
+        facts: The same for a machine to read.
+    """
+
+    name: str
+    found: str
+    fix: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON-ready mapping."""
+        return {"found": self.found, "fix": self.fix, **self.facts}
+
+
+def examine() -> list[Finding]:
+    """Look at this machine; nothing is changed, and nothing missing is an error."""
+    machine = this_machine()
+    return [
+        _python(),
+        _driver(machine),
+        _gpus(machine),
+        _jetson(),
+        *map(_flavour, RUNTIMES),
+        _onnxruntime(),
+        *(_library(name, machine) for name in _LIBRARIES),
+        _memory(),
+        _disk(),
+    ]
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    system = f"{platform.system()}-{platform.machine()}".lower()
+    return Finding(
+        "python", f"{version} on {platform.platform()}", facts={"version": version, "os": system}
+    )
+
+
+def _driver(machine: Machine) -> Finding:
+    facts = {"cuda": machine.driver_cuda}
+    if machine.driver_cuda:
+        return Finding("cuda-driver", f"up to CUDA {machine.driver_cuda}", facts=facts)
+    if jetson_release():
+        fix = "It comes with JetPack: sudo apt install nvidia-jetpack, and restart"
+    elif sys.platform.startswith("linux"):
+        fix = "With an NVIDIA GPU: sudo ubuntu-drivers install (or your distribution's way)"
+    else:
+        fix = "With an NVIDIA GPU, install the driver from NVIDIA's download page"
+    return Finding("cuda-driver", "none; bundles run on the CPU", fix, facts)
+
+
+def _gpus(machine: Machine) -> Finding:
+    shown = [
+        f"{gpu.name}, compute capability {gpu.compute_capability}, "
+        f"{gpu.memory_bytes / _GIB:.1f} GiB"
+        for gpu in machine.gpus
+    ]
+    facts = {
+        "gpus": [
+            {
+                "name": gpu.name,
+                "compute_capability": gpu.compute_capability,
+                "memory_bytes": gpu.memory_bytes,
+            }
+            for gpu in machine.gpus
+        ]
+    }
+    return Finding("gpu", "; ".join(shown) or "none that CUDA can use", facts=facts)
+
+
+def _jetson() -> Finding:
+    board = jetson_release()
+    if board is None:
+        return Finding("jetpack", "none; this is not a Jetson", facts={"version": None})
+    found = f"{board.jetpack or 'not known'} (Jetson Linux {board.linux}), {board.board}"
+    facts = {"version": board.jetpack, "jetson_linux": board.linux, "board": board.board}
+    old = board.jetpack is not None and version_numbers(board.jetpack) < (6, 1)
+    fix = "TensorRT 10.3 or later comes with JetPack 6.1: install that" if old else None
+    return Finding("jetpack", found.rstrip(", "), fix, facts)
+
+
+def _flavour(name: EngineRuntime) -> Finding:
+    try:
+        flavour = load_flavour(name)
+    except SacvitDeployError as error:
+        return Finding(name, error.problem, error.fix, {"version": None})
+    cuda = library_cuda(name)
+    made_for = f", for CUDA {cuda}" if cuda else ""
+    return Finding(
+        name, f"{flavour.version}{made_for}", facts={"version": flavour.version, "cuda": cuda}
+    )
+
+
+def _onnxruntime() -> Finding:
+    try:
+        ort = onnxruntime()
+    except SacvitDeployError as error:
+        return Finding("onnxruntime", error.problem, error.fix, {"version": None, "providers": []})
+    providers = available_providers(ort)
+    return Finding(
+        "onnxruntime",
+        f"{ort.__version__} with {', '.join(providers)}",
+        facts={"version": str(ort.__version__), "providers": providers},
+    )
+
+
+def _library(name: str, machine: Machine) -> Finding:
+    """A library whose metadata is enough: importing torch takes seconds."""
+    extra, purpose = _LIBRARIES[name]
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        package = f"'sacvit-deploy[{extra}]'"
+        if name == "cuda-python":  # the extra would bring TensorRT too
+            major = (machine.driver_cuda or "").partition(".")[0]
+            package = f"'cuda-python=={major}.*'" if major else name
+        fix = f"Needed {purpose}: pip install {package}"
+        return Finding(name, "not installed", fix, {"version": None})
+    return Finding(name, version, facts={"version": version})
+
+
+def _memory() -> Finding:
+    free = free_memory_bytes()
+    if free is None:
+        return Finding("memory", "not known", facts={"free_bytes": None})
+    fix = (
+        "Building an engine may need more: close programs, or add swap"
+        if (free < _NEEDED_MEMORY)
+        else None
+    )
+    return Finding("memory", f"{free / _GIB:.1f} GiB free", fix, {"free_bytes": free})
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    fix = "Engines may need more: free some space" if free < _NEEDED_DISK else None
+    return Finding("disk", f"{free / _GIB:.1f} GiB free here", fix, {"free_bytes": free})

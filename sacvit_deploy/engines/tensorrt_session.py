@@ -1,0 +1,303 @@
+"""TensorRT and TensorRT-RTX, through cuda-python."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sacvit_deploy.engines.device_memory import CudaDevice
+from sacvit_deploy.engines.session import check_feeds
+from sacvit_deploy.engines.tensorrt_engine import TensorRTEngine
+from sacvit_deploy.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.engines.device_memory import CudaGraph, DeviceBuffer
+    from sacvit_deploy.engines.session import SessionOptions, Tensor
+    from sacvit_deploy.engines.tensorrt_engine import CheckedPlan
+    from sacvit_deploy.spec import Role, TensorSpec
+
+# Two axes with a dozen sizes each make more pairs than anybody meets; the oldest are dropped.
+_MOST_RECORDED = 32
+
+
+class CudaGraphWarning(UserWarning):
+    """An engine cannot be recorded, and is launched kernel by kernel."""
+
+
+@dataclass
+class _Shaped:
+    """An execution context for one set of shapes, and what was recorded of it."""
+
+    context: Any
+    recorded: CudaGraph | None = None
+    runs: int = 0
+
+
+@dataclass
+class _Slot:
+    """Device memory for every input and output, and the contexts bound to it."""
+
+    buffers: dict[str, DeviceBuffer]
+    contexts: dict[tuple[int, ...], _Shaped] = field(default_factory=dict)
+
+
+class _Lease:
+    """A slot in use; it is free again when nobody holds the lease any more."""
+
+    def __init__(self, slot: _Slot, free: list[_Slot]) -> None:
+        self.slot = slot
+        weakref.finalize(self, free.append, slot).atexit = False
+
+
+@dataclass(frozen=True)
+class CudaTensor:
+    """Rows of a slot's buffer, which stay as they are while this object lives.
+
+    Attributes:
+        buffer: Where they are.
+        dtype: Of its elements.
+        shape: Without padding.
+        filled: Rows that have been computed, padding included.
+        lease: Keeps the buffer from being used for the next batch.
+    """
+
+    buffer: DeviceBuffer
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    filled: int
+    lease: _Lease
+
+
+class TensorRTSession:
+    """One engine with its memory.
+
+    Buffers are allocated once, for the largest batch the engine takes. A call uses one set of them;
+    while a handle to a tensor is held, its set is not used again, and a further call gets another.
+    So there are at most as many sets as threads between their two stages.
+    """
+
+    def __init__(
+        self,
+        engine: TensorRTEngine,
+        device: CudaDevice,
+        scratch: DeviceBuffer,
+        *,
+        record: bool = True,
+    ) -> None:
+        """Prepare an engine for calls.
+
+        Args:
+            engine: Loaded.
+            device: Shared by the engines of one bundle; its lock makes calls take turns.
+            scratch: Memory for whichever context runs, of the size the largest engine needs.
+            record: Keep one context for each batch size, and a CUDA graph of it.
+
+        Raises:
+            EngineError: The device has too little memory.
+        """
+        self._engine = engine
+        self._device = device
+        self._scratch = scratch
+        self._recording = record
+        self.inputs = engine.graph.inputs
+        self.outputs = engine.graph.outputs
+        self._specs = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
+        largest = {axis: buckets.largest for axis, buckets in engine.buckets.items()}
+        self._bytes = {
+            name: math.prod(_shape(spec, largest)) * np.dtype(spec.dtype).itemsize
+            for name, spec in self._specs.items()
+        }
+        self._staging: dict[str, NDArray[np.uint8]] = {}
+        self._free = [self._new_slot()]
+
+    @property
+    def provider(self) -> str:
+        """The library and its version."""
+        return self._engine.label
+
+    @property
+    def memory(self) -> str | None:
+        """Where tensors can stay; see `DeviceSession`."""
+        return f"{self._engine.entry.runtime} cuda:{self._device.ordinal}"
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Compute every output; see `Session.run`."""
+        return self.run_on_device(feeds, ())[0]
+
+    def run_on_device(
+        self, feeds: Mapping[str, Tensor], keep: Collection[str]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Tensor]]:
+        """Compute every output, and leave some where they are; see `DeviceSession`."""
+        check_feeds(feeds, self.inputs)
+        sizes = _axis_sizes(feeds, self.inputs)
+        padded = {axis: self._engine.buckets[axis].padded(size) for axis, size in sizes.items()}
+        fetched = [spec for spec in self.outputs if spec.name not in keep]
+        with self._device.lock:
+            # Not free again if the call fails: its contexts may then be in any state.
+            slot = self._free.pop() if self._free else self._new_slot()
+            self._fill(slot, feeds, padded)
+            self._launch(slot, padded)
+            arrays = self._fetch(slot, fetched, sizes)
+        lease = _Lease(slot, self._free)
+        kept: dict[str, Tensor] = {
+            name: CudaTensor(
+                buffer=slot.buffers[name],
+                dtype=np.dtype(self._specs[name].dtype),
+                shape=_shape(self._specs[name], sizes),
+                filled=_shape(self._specs[name], padded)[0],
+                lease=lease,
+            )
+            for name in keep
+        }
+        return arrays, kept
+
+    def _new_slot(self) -> _Slot:
+        return _Slot({name: self._device.allocate(size) for name, size in self._bytes.items()})
+
+    def _fill(self, slot: _Slot, feeds: Mapping[str, Tensor], padded: Mapping[str, int]) -> None:
+        """Put the inputs in place; rows that pad are copies of the first, and count for nothing."""
+        for spec in self.inputs:
+            feed, address = feeds[spec.name], slot.buffers[spec.name].address
+            shape = _shape(spec, padded)
+            if isinstance(feed, CudaTensor):
+                self._take_over(feed, address, shape)
+                continue
+            array, rows = np.asarray(feed), self._staged(spec, shape)
+            rows[: len(array)] = array
+            rows[len(array) :] = array[0]
+            self._device.copy_in(address, rows)
+
+    def _take_over(self, feed: CudaTensor, address: int, shape: tuple[int, ...]) -> None:
+        """Copy what another session left on the device; most often its padding fits too."""
+        row_bytes = math.prod(shape[1:]) * feed.dtype.itemsize
+        ready = min(feed.filled, shape[0])
+        self._device.copy_within(address, feed.buffer.address, ready * row_bytes)
+        for row in range(ready, shape[0]):
+            self._device.copy_within(address + row * row_bytes, feed.buffer.address, row_bytes)
+
+    def _launch(self, slot: _Slot, padded: Mapping[str, int]) -> None:
+        shaped = self._shaped(slot, padded)
+        if shaped.recorded is not None:
+            self._device.launch(shaped.recorded)
+            return
+        self._enqueue(shaped.context)
+        shaped.runs += 1
+        if self._records(shaped):
+            # The first run after a change of shape does work on the host that cannot be recorded.
+            self._device.synchronize()
+            shaped.recorded = self._record(shaped.context)
+        if shaped.runs == 1:
+            self._device.synchronize()
+            self._engine.keep_compiled()
+
+    def _records(self, shaped: _Shaped) -> bool:
+        return self._recording and shaped.runs == 1 and not self._engine.records_itself
+
+    def _record(self, context: Any) -> CudaGraph | None:
+        try:
+            return self._device.record(lambda: self._enqueue(context))
+        except EngineError as error:
+            warnings.warn(
+                f"{self._engine.entry.file} runs without CUDA graphs: {error.problem}",
+                CudaGraphWarning,
+                stacklevel=2,
+            )
+            return None
+
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self._device.stream):
+            raise self._engine.failure("failed to run", "See: sacvit-deploy doctor")
+
+    def _shaped(self, slot: _Slot, padded: Mapping[str, int]) -> _Shaped:
+        """The context for these sizes: one for all where nothing is recorded, else one for each."""
+        key = tuple(padded.values()) if self._recording else ()
+        if key not in slot.contexts:
+            while len(slot.contexts) >= _MOST_RECORDED:
+                del slot.contexts[next(iter(slot.contexts))]
+            slot.contexts[key] = _Shaped(self._bound_context(slot))
+            self._set_shapes(slot.contexts[key].context, padded)
+        elif not self._recording:
+            self._set_shapes(slot.contexts[key].context, padded)
+        return slot.contexts[key]
+
+    def _bound_context(self, slot: _Slot) -> Any:
+        context = self._engine.create_context()
+        context.set_device_memory(self._scratch.address, self._scratch.size)
+        for name, buffer in slot.buffers.items():
+            if not context.set_tensor_address(name, buffer.address):
+                raise self._engine.failure(
+                    f"refuses the memory of {name!r} for", self._engine.rebuild
+                )
+        return context
+
+    def _set_shapes(self, context: Any, padded: Mapping[str, int]) -> None:
+        for spec in self.inputs:
+            shape = _shape(spec, padded)
+            if not context.set_input_shape(spec.name, shape):
+                raise self._engine.failure(
+                    f"refuses {spec.name!r} of shape {shape} for", self._engine.rebuild
+                )
+
+    def _fetch(
+        self, slot: _Slot, specs: list[TensorSpec], sizes: Mapping[str, int]
+    ) -> dict[str, NDArray[Any]]:
+        """Copies of the outputs without padding, when all work is done."""
+        staged = {spec.name: self._staged(spec, _shape(spec, sizes)) for spec in specs}
+        for name, rows in staged.items():
+            self._device.copy_out(rows, slot.buffers[name].address)
+        self._device.synchronize()
+        return {name: rows.copy() for name, rows in staged.items()}
+
+    def _staged(self, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Page-locked host memory in that shape; what never leaves the device needs none."""
+        if spec.name not in self._staging:
+            self._staging[spec.name] = self._device.pinned(self._bytes[spec.name])
+        size = math.prod(shape) * np.dtype(spec.dtype).itemsize
+        return self._staging[spec.name][:size].view(spec.dtype).reshape(shape)
+
+
+def open_engines(
+    bundle: Bundle, plans: Sequence[CheckedPlan], options: SessionOptions
+) -> dict[Role, TensorRTSession]:
+    """Sessions for the engines of a bundle, which share one stream and one scratch memory.
+
+    Args:
+        bundle: Where they are from.
+        plans: One for each role, of one flavour.
+        options: CUDA graphs and batch sizes.
+
+    Raises:
+        EngineError: There is no usable GPU, too little memory, or a plan that does not load.
+        MissingDependencyError: cuda-python is not installed.
+    """
+    device = CudaDevice()
+    engines = [TensorRTEngine(bundle, plan, options) for plan in plans]
+    scratch = device.allocate(max(engine.scratch_bytes for engine in engines))
+    return {
+        engine.entry.role: TensorRTSession(engine, device, scratch, record=options.cuda_graphs)
+        for engine in engines
+    }
+
+
+def _axis_sizes(feeds: Mapping[str, Tensor], specs: Iterable[TensorSpec]) -> dict[str, int]:
+    """The size of each dynamic axis, by its name."""
+    return {
+        axis: size
+        for spec in specs
+        for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+
+
+def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[side] if isinstance(side, str) else side for side in spec.shape)

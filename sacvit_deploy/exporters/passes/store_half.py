@@ -1,0 +1,35 @@
+"""Keep weights in half precision on disk and in single precision at work."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+# Below this a Cast costs more bytes than it saves.
+_SMALLEST_BYTES = 1024
+
+
+def store_half(graph: gs.Graph) -> int:
+    """Replace every large float32 constant by a float16 one and a Cast.
+
+    Runtimes fold the Cast when they load the graph, so that the speed is that of float32. Values
+    that float16 does not hold are rounded; the caller compares with a model rounded likewise.
+
+    Returns:
+        Number of constants replaced.
+    """
+    changed = 0
+    for name, constant in graph.tensors().items():
+        if not isinstance(constant, gs.Constant) or constant.dtype != np.float32:
+            continue
+        if constant.values.nbytes < _SMALLEST_BYTES:
+            continue
+        half = gs.Constant(f"{name}_half", constant.values.astype(np.float16))
+        single = gs.Variable(f"{name}_single", np.float32, constant.values.shape)
+        for node in list(constant.outputs):
+            node.inputs = [single if tensor is constant else tensor for tensor in node.inputs]
+        cast = gs.Node("Cast", f"{name}_cast", {"to": TensorProto.FLOAT}, [half], [single])
+        graph.nodes.insert(0, cast)
+        changed += 1
+    return changed

@@ -1,0 +1,115 @@
+"""Add a lower precision to a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from sacvit_deploy.bundle import GraphEntry, publish, staging_folder
+from sacvit_deploy.exporters.passes import check_contract
+from sacvit_deploy.exporters.precision.collapse import check_decisions
+from sacvit_deploy.exporters.precision.conversion import prepare
+from sacvit_deploy.exporters.precision.places import resolve_keep
+from sacvit_deploy.exporters.precision.shares import linear_weight_shares, weight_shares
+from sacvit_deploy.exporters.precision.smooth import STRENGTH
+from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
+from sacvit_deploy.spec import GraphSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import onnx
+
+    from sacvit_deploy.bundle import Bundle, Manifest
+    from sacvit_deploy.exporters.precision.conversion import Conversion, Kept
+    from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
+    from sacvit_deploy.runtime.decisions import Agreement
+    from sacvit_deploy.spec import Role
+
+_RECORDED_TOOLS = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy")
+
+
+def add_precision(
+    bundle: Bundle, request: PrecisionRequest, report: Callable[[str], None] = lambda _: None
+) -> Bundle:
+    """Put FP16 or INT8 graphs beside the FP32 ones, which stay.
+
+    Names, dtypes and shapes of inputs and outputs are those of the FP32 graphs. The same request
+    gives the same files. Graphs of that precision that are there already are replaced, and engines
+    built from them are dropped from the description.
+
+    Args:
+        bundle: With FP32 graphs.
+        request: What to add.
+        report: Called with one line for each step.
+
+    Returns:
+        The bundle with its new description. When anything is raised, it is on disk as it was.
+
+    Raises:
+        PrecisionError: The network would not decide as before.
+        ConfigError: `request.keep` names what is not there.
+        DataError: The calibration data cannot be read.
+        ImageError: A picture of it cannot be read.
+        BundleError: The folder cannot be written to.
+    """
+    with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
+        conversion = prepare(bundle, request, Path(scratch), report)
+        kept = resolve_keep(request.keep, conversion.models)
+        report(f"Comparing the decisions of {request.precision} with those of fp32")
+        agreement = check_decisions(conversion, kept)
+        graphs = {role: conversion.graph(role, kept[role]) for role in conversion.models}
+    record = _record(conversion, kept, agreement, graphs)
+    with staging_folder(bundle) as staging:
+        entries = tuple(_entry(bundle, role, request.precision) for role in graphs)
+        for entry in entries:
+            spec = GraphSpec(entry.role, entry.file, entry.inputs, entry.outputs)
+            check_contract(graphs[entry.role], spec)
+        files = {entry.file: graphs[entry.role] for entry in entries}
+        save_with_shared_weights(files, staging, f"weights.{request.precision}.bin")
+        report(f"Writing {', '.join(files)}")
+        return publish(bundle, staging, _manifest(bundle.manifest, entries, record))
+
+
+def _entry(bundle: Bundle, role: Role, precision: LowPrecision) -> GraphEntry:
+    """As the FP32 graph, but for the precision and the file: `ee.onnx`, `ee.fp16.onnx`."""
+    original = bundle.graph(role)
+    file = str(PurePosixPath(original.file).with_suffix(f".{precision}.onnx"))
+    return dataclasses.replace(original, precision=precision, file=file)
+
+
+def _record(
+    conversion: Conversion,
+    kept: Kept,
+    agreement: Agreement,
+    graphs: dict[Role, onnx.ModelProto],
+) -> dict[str, Any]:
+    request = conversion.request
+    record = {
+        **conversion.pictures.to_dict(),
+        "seed": request.seed,
+        "kept_in_fp32": {role: sorted(nodes) for role, nodes in kept.items()},
+        "agreement": agreement.to_dict(),
+        "eta": conversion.bundle.manifest.eta,
+        "weight_shares": {role: weight_shares(graph) for role, graph in graphs.items()},
+        "linear_weight_shares": {role: linear_weight_shares(g) for role, g in graphs.items()},
+        "tools": {name: importlib.metadata.version(name) for name in _RECORDED_TOOLS},
+    }
+    if request.precision == "fp16":
+        return record
+    return {"method": request.method, "smoothing": STRENGTH, **record}
+
+
+def _manifest(
+    manifest: Manifest, entries: tuple[GraphEntry, ...], record: dict[str, Any]
+) -> Manifest:
+    precision = entries[0].precision
+    return dataclasses.replace(
+        manifest,
+        graphs=(*(g for g in manifest.graphs if g.precision != precision), *entries),
+        engines=tuple(e for e in manifest.engines if e.precision != precision),
+        precisions={**manifest.precisions, precision: record},
+    )

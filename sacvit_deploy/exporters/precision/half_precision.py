@@ -1,0 +1,170 @@
+"""FP32 graph to strongly typed FP16 graph.
+
+The converter of onnxruntime.transformers does not express the rules: a node it leaves in FP32 still
+has its result rounded to half, so that the score would lose its ranking; and it clamps weights that
+half cannot hold, which hides a collapse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from sacvit_deploy.spec import LOGITS, SCORE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Resize reads its scales as FP32; a Cast says itself what it gives.
+_ALWAYS_FLOAT = {"Resize", "Cast"}
+
+
+def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> onnx.ModelProto:
+    """The same graph with half weights and tensors; inputs and outputs stay as they are.
+
+    FP32 stay: the path from the attention of the class token to the score and to the choice of
+    tokens, because neighbouring scores differ by 1e-6 to 1e-5; the head's product, because the exit
+    acts on its softmax (its weight is stored in half); the resize; and what `keep` names.
+    LayerNormalization stays one operator, which takes its statistics in FP32.
+
+    Args:
+        model: FP32 graph, with its weights.
+        keep: Names of nodes to compute in FP32.
+    """
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    decided = _decision_nodes(graph)
+    floats = {node.name for node in graph.nodes if node.op in _ALWAYS_FLOAT} | decided | keep
+    stored_half = {node.name for node in graph.nodes if node.op == "Gemm"} - keep
+    _Typing(graph, floats, stored_half).apply()
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    return result
+
+
+def rounding_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A typed graph in which ONNX Runtime on a CPU really rounds every half tensor.
+
+    It computes half operators in FP32 and drops the roundings between two of them, so that what
+    overflows on a GPU passes unnoticed. Two Identity nodes in between, with graph optimisation off,
+    make it round; a single one it would compute in FP32 like its neighbours.
+
+    Args:
+        model: From `half_model`.
+    """
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    for node in list(graph.nodes):
+        for tensor in node.outputs:
+            if tensor.dtype != np.float16 or tensor in graph.outputs:
+                continue
+            rounded = gs.Variable(f"{tensor.name}_rounded", np.float16, tensor.shape)
+            for reader in list(tensor.outputs):
+                reader.inputs = [rounded if t is tensor else t for t in reader.inputs]
+            between = gs.Variable(f"{tensor.name}_between", np.float16, tensor.shape)
+            for source, target in ((tensor, between), (between, rounded)):
+                graph.nodes.append(gs.Node("Identity", target.name, {}, [source], [target]))
+    graph.toposort()
+    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    return result
+
+
+def _decision_nodes(graph: gs.Graph) -> set[str]:
+    """Names of the nodes that decide: score, choice of tokens, head."""
+    outputs = {tensor.name: tensor for tensor in graph.outputs}
+    starts = [outputs[SCORE]] if SCORE in outputs else []
+    starts += [node.outputs[0] for node in graph.nodes if node.op == "TopK"]
+    head = [node.name for node in outputs[LOGITS].inputs]
+    return _ancestors(starts) | set(head)
+
+
+def _ancestors(tensors: Iterable[gs.Tensor]) -> set[str]:
+    """Nodes above some tensors, up to and including the first MatMul on each way."""
+    found: set[str] = set()
+    pending = list(tensors)
+    while pending:
+        for node in pending.pop().inputs:
+            if node.name not in found:
+                found.add(node.name)
+                pending += [] if node.op == "MatMul" else node.inputs
+    return found
+
+
+@dataclass
+class _Typing:
+    """Gives every tensor its type and puts Casts where two types meet.
+
+    Attributes:
+        graph: Changed in place.
+        floats: Names of the nodes that compute in FP32.
+        stored_half: Those of them whose weights are half all the same.
+    """
+
+    graph: gs.Graph
+    floats: set[str]
+    stored_half: set[str]
+
+    def apply(self) -> None:
+        self._made: dict[tuple[str, str], gs.Tensor] = {}
+        nodes = list(self.graph.nodes)
+        for node in nodes:
+            if node.name not in self.floats:
+                self._border_outputs(node)
+        for node in nodes:
+            if node.op == "Shape":
+                continue
+            wanted = np.float32 if node.name in self.floats else np.float16
+            node.inputs = [self._as(tensor, wanted, node) for tensor in node.inputs]
+
+    def _border_outputs(self, node: gs.Node) -> None:
+        """Results are half; what leaves the graph gets a Cast behind it."""
+        for index, tensor in enumerate(node.outputs):
+            if tensor.dtype != np.float32:
+                continue
+            if tensor not in self.graph.outputs:
+                tensor.dtype = np.float16
+                continue
+            inner = gs.Variable(f"{tensor.name}_half", np.float16, tensor.shape)
+            for reader in list(tensor.outputs):
+                reader.inputs = [inner if t is tensor else t for t in reader.inputs]
+            node.outputs[index] = inner
+            self._cast(inner, tensor, TensorProto.FLOAT)
+
+    def _as(self, tensor: gs.Tensor, wanted: type, reader: gs.Node) -> gs.Tensor:
+        """The tensor in the type its reader computes in; integers and booleans stay."""
+        if tensor.dtype not in (np.float32, np.float16) or tensor.is_empty():
+            return tensor
+        if isinstance(tensor, gs.Constant):
+            return self._constant(tensor, wanted, reader)
+        if tensor.dtype == wanted:
+            return tensor
+        return self._converted(tensor, wanted)
+
+    def _constant(self, tensor: gs.Constant, wanted: type, reader: gs.Node) -> gs.Tensor:
+        if wanted == np.float32 and reader.name not in self.stored_half:
+            return tensor
+        key = (tensor.name, "constant")
+        if key not in self._made:
+            # What half cannot hold becomes infinite, and the comparison of decisions finds it.
+            with np.errstate(over="ignore"):
+                values = tensor.values.astype(np.float16)
+            self._made[key] = gs.Constant(f"{tensor.name}_half", values)
+        half = self._made[key]
+        return half if wanted == np.float16 else self._converted(half, wanted)
+
+    def _converted(self, tensor: gs.Tensor, wanted: type) -> gs.Tensor:
+        """A Cast of the tensor, one for all its readers."""
+        key = (tensor.name, wanted.__name__)
+        if key not in self._made:
+            to = TensorProto.FLOAT if wanted == np.float32 else TensorProto.FLOAT16
+            made = gs.Variable(f"{tensor.name}_as_{wanted.__name__}", wanted, tensor.shape)
+            self._made[key] = made
+            self._cast(tensor, made, to)
+        return self._made[key]
+
+    def _cast(self, source: gs.Tensor, target: gs.Tensor, to: int) -> None:
+        name = f"cast_{target.name}"
+        self.graph.nodes.append(gs.Node("Cast", name, {"to": to}, [source], [target]))

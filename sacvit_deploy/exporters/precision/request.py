@@ -1,0 +1,87 @@
+"""What can be asked of a lower precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.runtime.decisions import AgreementLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LowPrecision = Literal["fp16", "int8"]
+Method = Literal["minmax", "percentile", "entropy"]
+
+LIMITS: dict[LowPrecision, AgreementLimits] = {
+    "fp16": AgreementLimits(0.01, 0.98, 0.995),
+    "int8": AgreementLimits(0.03, 0.90, 0.98),
+}
+"""Beyond these, decisions are not those of the FP32 network any more."""
+
+
+@dataclass(frozen=True)
+class PrecisionRequest:
+    """One lower precision to add to a bundle.
+
+    Attributes:
+        precision: `fp16`, or `int8` with explicit quantisation.
+        data: Labelled pictures to calibrate on and to compare decisions on. None takes the pictures
+            of the package and noise, which is enough for `fp16` only.
+        method: How a range of values becomes an int8 scale.
+        samples: Pictures to use, at least one; all of them if there are fewer.
+        seed: Of their choice.
+        keep: What stays in FP32: `place`, `node`, `role:place` or `role:node`, where a place is a
+            linear layer and what follows it, such as `blocks.3.mlp.fc1`.
+
+    Raises:
+        ConfigError: A value is out of range, or int8 is asked for without data.
+    """
+
+    precision: LowPrecision
+    data: Path | None = None
+    method: Method = "minmax"
+    samples: int = 256
+    seed: int = 0
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, choices in (("precision", get_args(LowPrecision)), ("method", get_args(Method))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"The {name} is {value!r}.", f"Choose {' or '.join(choices)}.")
+        if self.samples < 1:
+            raise ConfigError(f"{self.samples} calibration samples.", "Use at least one.")
+        if self.precision == "int8" and self.data is None:
+            raise ConfigError(
+                "INT8 was asked for without calibration data.",
+                "Name some hundred pictures like those the network will see: "
+                "--calibration-data DATA (a folder class/*.jpg, a zip of one, or a table).",
+            )
+
+
+def read_keep(given: Iterable[str]) -> tuple[str, ...]:
+    """Names of what stays in FP32, from names and from files of names.
+
+    Args:
+        given: Each a name, or the path of a text file with one name a line; `#` begins a comment.
+
+    Raises:
+        ConfigError: A file cannot be read.
+    """
+    names: list[str] = []
+    for item in given:
+        lines = _lines(Path(item)) if Path(item).is_file() else [item]
+        names += [name for line in lines if (name := line.partition("#")[0].strip())]
+    return tuple(dict.fromkeys(names))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error}.", "Give a text file with one name a line."
+        ) from error

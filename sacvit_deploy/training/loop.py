@@ -1,0 +1,264 @@
+"""The training loop: steps, validations and checkpoints in an order that a kill cannot disturb."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sacvit_deploy.errors import DataError, SacvitDeployError
+from sacvit_deploy.model.checkpoints import save_checkpoint
+from sacvit_deploy.training.augmentation import mix_batch
+from sacvit_deploy.training.batches import epoch_loader
+from sacvit_deploy.training.config import TrainConfig
+from sacvit_deploy.training.distributed import joined_processes
+from sacvit_deploy.training.draws import generator_for, seed_torch
+from sacvit_deploy.training.losses import Losses, smooth_targets
+from sacvit_deploy.training.metrics import MetricsLog
+from sacvit_deploy.training.optimizer import learning_rate
+from sacvit_deploy.training.pictures import read_batches
+from sacvit_deploy.training.run_state import load_run, save_run
+from sacvit_deploy.training.setup import Workbench, set_up
+from sacvit_deploy.training.validation import validate
+
+RUN_FILE, LAST_FILE, BEST_FILE = "run.safetensors", "last.safetensors", "best.safetensors"
+METRICS_FILE, CONFIG_FILE = "metrics.jsonl", "config.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: Optimiser steps done.
+        total_steps: Of the whole run.
+        loss: Of the last step.
+        images_per_s: Since this process started, over all processes.
+        seconds_left: At that speed, validations not counted.
+    """
+
+    step: int
+    total_steps: int
+    loss: float
+    images_per_s: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run left.
+
+    Attributes:
+        checkpoint: Averaged weights after the last epoch.
+        best: Averaged weights of the best validation; None without validation pictures.
+        metrics: Of the last validation, shares in [0, 1]; empty without one.
+        steps: Optimiser steps done.
+    """
+
+    checkpoint: Path
+    best: Path | None
+    metrics: dict[str, float]
+    steps: int
+
+
+def train(
+    config: TrainConfig, report: Callable[[Progress], None] = lambda progress: None
+) -> TrainResult:
+    """Train a network, or go on with a run that was interrupted in the same output folder.
+
+    Under torchrun every process calls this; the output folder must be the same for all. On a CPU
+    the result is the same to the last bit however often the run was killed; on a GPU up to the
+    order of its sums.
+
+    Args:
+        config: The run.
+        report: Called by the first process after each step.
+
+    Returns:
+        Where the weights are, and how good.
+
+    Raises:
+        ConfigError: The device does not exist.
+        DataError: Pictures cannot be read, do not fit the model, or metrics cannot be written.
+        CheckpointError: Weights cannot be read or written, or the folder holds another run.
+        SacvitDeployError: The loss is not a number.
+    """
+    with joined_processes(config.device) as processes:
+        _make_folder(config.output)
+        bench = set_up(config, processes)
+        run_file = config.output / RUN_FILE
+        if run_file.exists():
+            load_run(run_file, bench.state, config)
+        loop = _Loop(config, bench, report)
+        return loop.run()
+
+
+class _Loop:
+    def __init__(
+        self, config: TrainConfig, bench: Workbench, report: Callable[[Progress], None]
+    ) -> None:
+        self.config, self.bench, self.report = config, bench, report
+        self.state, self.processes, self.plan = bench.state, bench.processes, bench.plan
+        self.total_steps = config.schedule.epochs * self.plan.steps_per_epoch
+        self.metrics: dict[str, float] = {}
+        self.log: MetricsLog | None = None
+        self.started, self.first_step = time.monotonic(), self.state.step
+
+    def run(self) -> TrainResult:
+        output = self.config.output
+        if self.processes.first:
+            _write_config(self.config)
+            events = output / "tensorboard" if self.config.tensorboard else None
+            self.log = MetricsLog(output / METRICS_FILE, self.state.step, events)
+        if self.state.step == self.total_steps:
+            self.metrics = self._validate()
+        while self.state.step < self.total_steps:
+            self._rest_of_epoch()
+            self._end_epoch()
+        if self.log:
+            self.log.close()
+        best = output / BEST_FILE if self.bench.validation else None
+        return TrainResult(output / LAST_FILE, best, self.metrics, self.state.step)
+
+    def _rest_of_epoch(self) -> None:
+        config, state = self.config, self.state
+        loader = epoch_loader(self.bench.training, self.plan, state.step, config)
+        parts = read_batches(loader)
+        left = self.plan.steps_per_epoch - state.step % self.plan.steps_per_epoch
+        for _ in range(left):
+            losses = self._step([next(parts) for _ in range(self.plan.parts)])
+            state.step += 1
+            self._after_step(losses)
+
+    def _step(self, parts: list[tuple[Tensor, Tensor]]) -> Losses:
+        """One optimiser step; the losses are means over its parts and over all processes."""
+        state = self.state
+        seed_torch(self.config.seed, "step", state.step, self.processes.rank)
+        rate = learning_rate(state.step, self.plan.steps_per_epoch, self.config)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.zero_grad(set_to_none=True)
+        summed = torch.zeros(len(Losses._fields), device=self.processes.device)
+        for number, (image, label) in enumerate(parts):
+            with self._synchronised(last=number == len(parts) - 1):
+                losses = self._losses(image, label, number)
+                (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
+            summed += torch.stack(losses).detach()
+        means = Losses(*self.processes.mean(summed / len(parts)))
+        self._check_finite(means)
+        if clip := self.config.optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
+        state.optimizer.step()
+        state.average.update(state.model.state_dict(), state.step)
+        return means
+
+    def _losses(self, image: Tensor, label: Tensor, part: int) -> Losses:
+        config, bench, device = self.config, self.bench, self.processes.device
+        image, label = image.to(device), label.to(device)
+        target = smooth_targets(label, config.model.num_classes, config.loss.label_smoothing)
+        draws = generator_for(config.seed, "mix", self.state.step, part)
+        image, target = mix_batch(image, target, config.augmentation, draws)
+        epoch = self.state.step // self.plan.steps_per_epoch
+        low = config.optimizer.precision == "bfloat16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            answers = bench.forward(image, epoch < config.schedule.all_tokens_epochs)
+            with torch.no_grad():
+                teacher = bench.teacher(image) if bench.teacher else None
+        losses: Losses = bench.loss(answers.answer, answers.early_exit, target, teacher)
+        return losses
+
+    def _synchronised(self, *, last: bool) -> nullcontext[None]:
+        """Only the last part of a step sends gradients to the other processes."""
+        if last or self.processes.count == 1:
+            return nullcontext()
+        without: nullcontext[None] = self.bench.forward.no_sync()  # type: ignore[operator]
+        return without
+
+    def _check_finite(self, losses: Losses) -> None:
+        if torch.isfinite(losses.total):
+            return
+        saved = self.config.output / RUN_FILE
+        kept = f"The last good state is {saved}." if saved.exists() else "Nothing was saved yet."
+        raise SacvitDeployError(
+            f"The loss of step {self.state.step + 1} is {losses.total.item()}.\n{kept}",
+            "Lower learning_rate, set clip_norm = 1.0, or train in float32, in a new output folder "
+            "with init set to the last good checkpoint.",
+        )
+
+    def _after_step(self, losses: Losses) -> None:
+        schedule, step = self.config.schedule, self.state.step
+        done, seconds = step - self.first_step, time.monotonic() - self.started
+        speed = done * schedule.batch_size / seconds
+        left = (self.total_steps - step) * schedule.batch_size / speed
+        if self.log:
+            if step % schedule.log_every == 0:
+                rate = self.state.optimizer.param_groups[0]["lr"]
+                values = {name: value.item() for name, value in losses._asdict().items()}
+                self.log.write(step, {**values, "learning_rate": rate, "images_per_s": speed})
+            self.report(Progress(step, self.total_steps, losses.total.item(), speed, left))
+        ends_epoch = step % self.plan.steps_per_epoch == 0
+        if step % schedule.checkpoint_every == 0 and not ends_epoch:
+            self._save()
+
+    def _end_epoch(self) -> None:
+        """Validate and write; the run itself last, so that a kill before it repeats the rest."""
+        epoch = self.state.step // self.plan.steps_per_epoch
+        last = self.state.step == self.total_steps
+        if last or epoch % self.config.schedule.validate_every == 0:
+            self.metrics = self._validate()
+            self._keep_best()
+        if self.processes.first:
+            weights = self.state.average.weights
+            save_checkpoint(self.config.output / LAST_FILE, weights, self.config.model)
+        self._save()
+
+    def _validate(self) -> dict[str, float]:
+        bench = self.bench
+        if bench.validation is None:
+            return {}
+        bench.judge.model.load_state_dict(self.state.average.weights)
+        workers = self.config.data.workers
+        metrics = validate(bench.judge, bench.validation, self.processes, workers)
+        if self.log:
+            epoch = self.state.step / self.plan.steps_per_epoch
+            self.log.write(self.state.step, {"epoch": epoch, **metrics})
+        return metrics
+
+    def _keep_best(self) -> None:
+        top1 = self.metrics.get("top1")
+        if top1 is None or (self.state.best is not None and top1 <= self.state.best):
+            return
+        self.state.best = top1
+        if self.processes.first:
+            weights = self.state.average.weights
+            save_checkpoint(self.config.output / BEST_FILE, weights, self.config.model)
+
+    def _save(self) -> None:
+        if self.processes.first:
+            save_run(self.config.output / RUN_FILE, self.state, self.config)
+        self.processes.wait()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"The output folder {folder} cannot be made: {error}.", "Set another output."
+        ) from error
+
+
+def _write_config(config: TrainConfig) -> None:
+    path = config.output / CONFIG_FILE
+    try:
+        path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error}.", "Check that folder and the space on its disk."
+        ) from error

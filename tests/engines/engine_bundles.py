@@ -1,0 +1,111 @@
+"""Bundles with engines that the fake of TensorRT can run, on a machine with the fake GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
+from sacvit_deploy.engines import compatibility
+from sacvit_deploy.engines.machine import Gpu as MachineGpu
+from sacvit_deploy.engines.machine import Machine
+from sacvit_deploy.engines.registry import open_sessions
+from sacvit_deploy.manifest import EngineEntry
+from tests.engines.fake_cuda import Gpu, fake_cuda
+from tests.engines.fake_tensorrt import fake_tensorrt, plan_for
+from tests.engines.tiny_onnx import write_graph
+from tests.fakes import SAC, fake_manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from sacvit_deploy.engines.registry import OpenedSessions
+    from sacvit_deploy.engines.session import SessionOptions
+    from sacvit_deploy.manifest import EngineRuntime, GraphEntry
+    from sacvit_deploy.spec import ModelConfig, Selection
+
+VERSION = {"tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1.116"}
+HERE = Machine("linux-x86_64", "13.0", (MachineGpu("Imaginary", "8.6", 1 << 34),))
+
+
+@dataclass
+class Workplace:
+    """A machine with the fake GPU and both fakes of TensorRT, and a folder for bundles."""
+
+    folder: Path
+    gpu: Gpu
+    modules: dict[str, Any]
+
+    @classmethod
+    def make(cls, folder: Path, monkeypatch: pytest.MonkeyPatch, config: ModelConfig) -> Workplace:
+        gpu = Gpu()
+        modules = {
+            "tensorrt": fake_tensorrt(gpu, config, version=VERSION["tensorrt"]),
+            "tensorrt-rtx": fake_tensorrt(gpu, config, rtx=True, version=VERSION["tensorrt-rtx"]),
+        }
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda(gpu))
+        for module in modules.values():
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(compatibility, "this_machine", lambda: HERE)
+        monkeypatch.setattr(compatibility, "library_cuda", lambda _: None)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        return cls(folder, gpu, modules)
+
+    def library(self, runtime: EngineRuntime = "tensorrt") -> Any:
+        return self.modules[runtime].library
+
+    def bundle(
+        self,
+        runtime: EngineRuntime = "tensorrt",
+        *,
+        batch: tuple[int, int, int] = (1, 4, 8),
+        selection: Selection = "graph",
+        entry: dict[str, Any] | None = None,
+        plan: dict[str, Any] | None = None,
+        roles: tuple[str, ...] = ("early_exit", "refine"),
+    ) -> Bundle:
+        """A bundle with an engine for some graphs; `entry` and `plan` replace what they say."""
+        manifest = fake_manifest(SAC, selection)
+        graphs = [graph for graph in manifest.graphs if graph.role in roles]
+        engines = [_entry(graph, runtime, batch, entry or {}) for graph in graphs]
+        manifest = dataclasses.replace(manifest, engines=tuple(engines))
+        path = self.folder / f"{runtime}-{selection}"
+        with new_bundle(path) as staging:
+            (staging / "engines").mkdir()
+            for graph in manifest.graphs:
+                write_graph(staging / graph.file, graph)
+            for graph, engine in zip(graphs, engines, strict=True):
+                content = plan_for(graph, SAC, batch, **(plan or {}))
+                (staging / engine.file).write_bytes(content)
+            write_manifest(staging, manifest)
+        return Bundle.open(path)
+
+    def open(
+        self, bundle: Bundle, runtime: str = "tensorrt", options: SessionOptions | None = None
+    ) -> OpenedSessions:
+        return open_sessions(bundle, backend=runtime, options=options)
+
+
+def _entry(
+    graph: GraphEntry, runtime: EngineRuntime, batch: tuple[int, int, int], changed: dict[str, Any]
+) -> EngineEntry:
+    values: dict[str, Any] = {
+        "role": graph.role,
+        "precision": "fp32",
+        "file": f"engines/{graph.role}.fp32.{runtime}.engine",
+        "runtime": runtime,
+        "runtime_version": VERSION[runtime],
+        "cuda_version": "",
+        "compute_capabilities": ("8.6",),
+        "os": HERE.os,
+        "batch": batch,
+        "precision_share": {"half": 0.0, "int8": 0.0, "float": 1.0},
+        "flags": {},
+        "build_s": 1.0,
+        "bytes": 1,
+    }
+    return EngineEntry(**{**values, **changed})

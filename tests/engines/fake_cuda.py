@@ -1,0 +1,251 @@
+"""`cuda.bindings.runtime` for one imaginary GPU.
+
+Device memory lies at addresses no host array has, work waits on its stream until somebody
+synchronises, and recorded work can be launched again. Only names of the real module exist; a test
+compares them where it is installed.
+"""
+
+# ruff: noqa: N801, N802, N815  the names are CUDA's
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import itertools
+import types
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FIRST_ADDRESS = 0x7F00_0000_0000
+_ALIGNMENT = 256
+
+
+class cudaError_t(enum.IntEnum):
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorIllegalAddress = 700
+
+
+class cudaMemcpyKind(enum.IntEnum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+
+
+class cudaStreamCaptureMode(enum.IntEnum):
+    cudaStreamCaptureModeThreadLocal = 1
+
+
+@dataclass
+class Gpu:
+    """What the GPU holds and has done.
+
+    Attributes:
+        capacity: Bytes it has.
+        crossings: (direction, bytes) of every copy that was carried out: `in`, `out` or `within`.
+        fail: Error code of the next call of a function, by its name.
+    """
+
+    capacity: int = 1 << 34
+    blocks: dict[int, np.ndarray] = field(default_factory=dict)
+    pinned: dict[int, np.ndarray] = field(default_factory=dict)
+    waiting: list[Any] = field(default_factory=list)
+    recording: list[Any] | None = None
+    graphs: dict[int, list[Any]] = field(default_factory=dict)
+    launches: int = 0
+    crossings: list[tuple[str, int]] = field(default_factory=list)
+    fail: dict[str, cudaError_t] = field(default_factory=dict)
+    handles: Any = field(default_factory=lambda: itertools.count(1))
+    next_address: int = _FIRST_ADDRESS
+
+    @property
+    def used(self) -> int:
+        return sum(block.nbytes for block in self.blocks.values())
+
+    def view(self, address: int, size: int) -> np.ndarray:
+        """Bytes of device memory; who asks for others has made a mistake."""
+        starts = sorted(self.blocks)
+        start = starts[bisect_right(starts, address) - 1]
+        block = self.blocks[start]
+        offset = address - start
+        assert 0 <= offset <= offset + size <= block.nbytes, "outside the block"
+        return block[offset : offset + size]
+
+    def put(self, work: Any) -> None:
+        (self.waiting if self.recording is None else self.recording).append(work)
+
+    def carry_out(self) -> None:
+        work, self.waiting = self.waiting, []
+        for step in work:
+            step()
+
+
+def fake_cuda(gpu: Gpu) -> types.ModuleType:
+    """The module, bound to a GPU."""
+    module = types.ModuleType("cuda.bindings.runtime")
+    functions = [*_memory(gpu), *_copies(gpu), *_streams(gpu), *_graphs(gpu)]
+    for function in functions:
+        setattr(module, function.__name__, _failing(gpu, function))
+    for kind in (cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode):
+        setattr(module, kind.__name__, kind)
+    module.cudaStreamNonBlocking = 1  # type: ignore[attr-defined]
+    return module
+
+
+def _failing(gpu: Gpu, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        code = gpu.fail.pop(function.__name__, None)
+        return (code, None) if code is not None else function(*arguments)
+
+    call.__name__ = function.__name__
+    return call
+
+
+def _memory(gpu: Gpu) -> list[Callable[..., Any]]:
+    def cudaMalloc(size: int) -> Any:
+        if gpu.used + size > gpu.capacity:
+            return cudaError_t.cudaErrorMemoryAllocation, None
+        address = gpu.next_address
+        gpu.next_address += -(-size // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
+        gpu.blocks[address] = np.full(size, 0xCD, np.uint8)
+        return cudaError_t.cudaSuccess, address
+
+    def cudaFree(address: int) -> Any:
+        gpu.carry_out()  # as the real one, which waits for the device
+        del gpu.blocks[address]
+        return (cudaError_t.cudaSuccess,)
+
+    def cudaMallocHost(size: int) -> Any:
+        array = np.full(size, 0xCD, np.uint8)
+        gpu.pinned[array.ctypes.data] = array
+        return cudaError_t.cudaSuccess, array.ctypes.data
+
+    def cudaFreeHost(address: int) -> Any:
+        del gpu.pinned[address]
+        return (cudaError_t.cudaSuccess,)
+
+    def cudaMemGetInfo() -> Any:
+        return cudaError_t.cudaSuccess, gpu.capacity - gpu.used, gpu.capacity
+
+    def cudaGetDevice() -> Any:
+        return cudaError_t.cudaSuccess, 0
+
+    def cudaGetErrorString(code: cudaError_t) -> Any:
+        return cudaError_t.cudaSuccess, f"text of {int(code)}".encode()
+
+    return [
+        cudaMalloc,
+        cudaFree,
+        cudaMallocHost,
+        cudaFreeHost,
+        cudaMemGetInfo,
+        cudaGetDevice,
+        cudaGetErrorString,
+    ]
+
+
+def _copies(gpu: Gpu) -> list[Callable[..., Any]]:
+    def in_pinned(address: int, size: int) -> bool:
+        return any(
+            start <= address <= address + size <= start + a.nbytes
+            for start, a in gpu.pinned.items()
+        )
+
+    def carry(target: int, source: int, count: int, kind: cudaMemcpyKind) -> None:
+        if kind == cudaMemcpyKind.cudaMemcpyHostToDevice:
+            gpu.view(target, count)[:] = np.frombuffer(ctypes.string_at(source, count), np.uint8)
+            gpu.crossings.append(("in", count))
+        elif kind == cudaMemcpyKind.cudaMemcpyDeviceToHost:
+            ctypes.memmove(target, gpu.view(source, count).tobytes(), count)
+            gpu.crossings.append(("out", count))
+        else:
+            gpu.view(target, count)[:] = gpu.view(source, count)
+            gpu.crossings.append(("within", count))
+
+    def cudaMemcpyAsync(
+        target: int, source: int, count: int, kind: cudaMemcpyKind, stream: int
+    ) -> Any:
+        assert stream
+        host = {1: source, 2: target}.get(int(kind))
+        assert host is None or in_pinned(host, count), "not page-locked"
+        gpu.put(lambda: carry(target, source, count, kind))
+        return (cudaError_t.cudaSuccess,)
+
+    def cudaMemsetAsync(address: int, value: int, count: int, stream: int) -> Any:
+        assert stream
+        gpu.put(lambda: gpu.view(address, count).fill(value))
+        return (cudaError_t.cudaSuccess,)
+
+    return [cudaMemcpyAsync, cudaMemsetAsync]
+
+
+def _streams(gpu: Gpu) -> list[Callable[..., Any]]:
+    def cudaStreamCreateWithFlags(flags: int) -> Any:
+        assert flags == 1
+        return cudaError_t.cudaSuccess, next(gpu.handles)
+
+    def cudaStreamDestroy(stream: int) -> Any:
+        assert stream
+        return (cudaError_t.cudaSuccess,)
+
+    def cudaStreamSynchronize(stream: int) -> Any:
+        assert stream
+        if gpu.recording is not None:
+            return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
+        gpu.carry_out()
+        return (cudaError_t.cudaSuccess,)
+
+    def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> Any:
+        assert stream
+        assert mode in cudaStreamCaptureMode
+        gpu.recording = []
+        return (cudaError_t.cudaSuccess,)
+
+    def cudaStreamEndCapture(stream: int) -> Any:
+        assert stream
+        assert gpu.recording is not None
+        handle, recorded = next(gpu.handles), gpu.recording
+        gpu.recording = None
+        gpu.graphs[handle] = recorded
+        return cudaError_t.cudaSuccess, handle
+
+    return [
+        cudaStreamCreateWithFlags,
+        cudaStreamDestroy,
+        cudaStreamSynchronize,
+        cudaStreamBeginCapture,
+        cudaStreamEndCapture,
+    ]
+
+
+def _graphs(gpu: Gpu) -> list[Callable[..., Any]]:
+    def cudaGraphInstantiate(graph: int, flags: int) -> Any:
+        assert flags == 0
+        handle = next(gpu.handles)
+        gpu.graphs[handle] = list(gpu.graphs[graph])
+        return cudaError_t.cudaSuccess, handle
+
+    def cudaGraphLaunch(executable: int, stream: int) -> Any:
+        assert stream
+        gpu.launches += 1
+        for work in gpu.graphs[executable]:
+            gpu.put(work)
+        return (cudaError_t.cudaSuccess,)
+
+    def cudaGraphDestroy(graph: int) -> Any:
+        del gpu.graphs[graph]
+        return (cudaError_t.cudaSuccess,)
+
+    def cudaGraphExecDestroy(executable: int) -> Any:
+        del gpu.graphs[executable]
+        return (cudaError_t.cudaSuccess,)
+
+    return [cudaGraphInstantiate, cudaGraphLaunch, cudaGraphDestroy, cudaGraphExecDestroy]

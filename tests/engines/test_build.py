@@ -1,0 +1,361 @@
+"""Real engines, built by TensorRT-RTX, which needs no GPU for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sacvit_deploy.bundle import Bundle, FileRecord, update_manifest
+from sacvit_deploy.engines import build, plan
+from sacvit_deploy.engines.build import EngineRequest, build_engines
+from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
+from sacvit_deploy.engines.machine import Gpu, Machine
+from sacvit_deploy.engines.tensorrt_flavour import Flavour
+from sacvit_deploy.errors import BundleError, EngineError, MissingDependencyError
+from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
+
+rtx = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
+
+NO_GPU = Machine("linux-x86_64", None, ())
+ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))
+ADA = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """The same on every machine; gives the way to be another one."""
+
+    def become(machine: Machine) -> None:
+        monkeypatch.setattr(build, "this_machine", lambda: machine)
+
+    become(NO_GPU)
+    return become
+
+
+@pytest.fixture
+def typed(tmp_path) -> Bundle:
+    return write_typed_bundle(tmp_path / "bundle", "fp16", "int8")
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+def request(precision="fp32", runtime="tensorrt-rtx", **options) -> EngineRequest:
+    return EngineRequest(precision, runtime, BuildOptions(**options))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_graph_becomes_an_engine(typed, precision):
+    targets = ("8.6", "8.9", "12.0")
+    wanted = request(precision, compute_capabilities=targets, batch=BatchRange(1, 4, 16))
+    bundle, entries = build_engines(typed, wanted, quiet)
+    assert [entry.role for entry in entries] == ["early_exit", "refine"]
+    assert entries[0].file == f"engines/ee.{precision}.tensorrt-rtx.engine"
+    reopened = Bundle.open(typed.path)
+    assert reopened.manifest == bundle.manifest
+    assert reopened.engines(precision=precision) == entries
+    for entry in entries:
+        assert (entry.batch, entry.compute_capabilities) == ((1, 4, 16), targets)
+        assert entry.runtime_version == rtx.__version__
+        assert reopened.engine_path(entry).stat().st_size == entry.bytes > 1000
+        assert reopened.engine_path(entry).read_bytes()[:4] == b"vtrt", "nothing is prepended"
+
+
+def test_shares_are_those_of_the_graphs(typed):
+    shares = {}
+    for precision in ("fp32", "fp16", "int8"):
+        typed, entries = build_engines(typed, request(precision), quiet)
+        shares[precision] = entries[0]
+    assert shares["fp32"].precision_share == {"half": 0, "int8": 0, "float": 1}
+    assert shares["fp16"].precision_share["half"] > 0.95
+    assert shares["fp16"].linear_share == {"half": 1, "int8": 0, "float": 0}
+    assert shares["int8"].linear_share == {"half": 0, "int8": 1, "float": 0}
+    assert shares["int8"].layer_share["int8"] > 0
+    assert len(typed.engines()) == 6
+
+
+def test_the_graph_may_select(tmp_path):
+    bundle = write_typed_bundle(tmp_path / "bundle", selection="graph")
+    _, entries = build_engines(bundle, request(), quiet)
+    assert len(entries) == 2
+
+
+@pytest.mark.parametrize(("role", "precision"), [("early_exit", "fp16"), ("refine", "int8")])
+def test_an_fp32_graph_under_another_name_is_refused(typed, role, precision):
+    planted = typed.graph(role, precision)
+    write_typed_graph(typed.path / planted.file, planted, "fp32")
+    record = FileRecord.of(typed.path / planted.file)
+    manifest = dataclasses.replace(
+        typed.manifest, files={**typed.manifest.files, planted.file: record}
+    )
+    bundle = update_manifest(typed, manifest)
+    before = snapshot(bundle.path)
+    with pytest.raises(EngineError, match=rf"{planted.file} is not {precision}: .*100\.0% float"):
+        build_engines(bundle, request(precision), quiet)
+    assert snapshot(bundle.path) == before
+
+
+def test_half_precision_under_the_name_of_fp32_is_refused(typed):
+    graph = typed.graph("early_exit")
+    write_typed_graph(typed.path / graph.file, graph, "fp16")
+    with pytest.raises(EngineError, match=r"ee\.onnx is not fp32"):
+        build_engines(typed, request(), quiet)
+
+
+def test_a_missing_precision_names_the_command(tmp_path):
+    bundle = write_typed_bundle(tmp_path / "bundle")
+    with pytest.raises(BundleError, match=r"no int8 graphs; it has fp32\.\n.*--calibration-data"):
+        build_engines(bundle, request("int8"), quiet)
+    with pytest.raises(BundleError, match="export --precision fp16\\."):
+        build_engines(bundle, request("fp16"), quiet)
+
+
+def test_an_engine_is_replaced_and_the_others_stay(typed):
+    build_engines(typed, request("fp16"), quiet)
+    build_engines(Bundle.open(typed.path), request(), quiet)
+    build_engines(Bundle.open(typed.path), request(batch=BatchRange(1, 1, 2)), quiet)
+    bundle = Bundle.open(typed.path)
+    assert len(bundle.engines()) == 4
+    assert {entry.batch for entry in bundle.engines(precision="fp32")} == {(1, 1, 2)}
+
+
+def test_two_builds_at_a_time_both_stay(typed):
+    """Each began with a description that did not know the other."""
+    build_engines(typed, request("fp16"), quiet)
+    build_engines(typed, request("int8"), quiet)
+    assert len(Bundle.open(typed.path).engines()) == 4
+
+
+def test_the_log_stays_in_the_bundle(typed):
+    bundle, entries = build_engines(typed, request(workspace_mib=64), quiet)
+    name = entries[0].file.replace(".engine", ".log")
+    assert name in bundle.manifest.files
+    log = (bundle.path / name).read_text()
+    assert f"TensorRT-RTX {rtx.__version__}" in log
+    assert "{'workspace_mib': 64}" in log
+    assert "[INFO]" in log
+    assert str(bundle.path) not in log
+
+
+def test_progress_only_rises(typed):
+    told: list[tuple[str, float, str]] = []
+    build_engines(typed, request(), lambda *step: told.append(step))
+    for role in ("early_exit", "refine"):
+        shares = [share for told_role, share, _ in told if told_role == role]
+        assert len(shares) > 10
+        assert shares == sorted(shares)
+        assert 0 <= shares[0] < 0.3
+        assert 0.7 < shares[-1] <= 1
+
+
+def test_ctrl_c_leaves_the_bundle_as_it_was(typed):
+    before = snapshot(typed.path)
+
+    def press(role: str, share: float, what: str) -> None:
+        if role == "refine":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(typed, request(), press)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert snapshot(typed.path) == before
+    assert Bundle.open(typed.path).engines() == ()
+
+
+def test_a_callback_that_fails_ends_the_build_and_not_the_process(typed):
+    def fail(*_: object) -> None:
+        raise ValueError("nobody looks")
+
+    with pytest.raises(ValueError, match="nobody looks"):
+        build_engines(typed, request(), fail)
+    assert not list(typed.path.glob(".*"))
+
+
+@pytest.mark.parametrize("full_at", [1, 2, 3])
+def test_a_full_disk_leaves_the_bundle_as_it_was(typed, monkeypatch, full_at):
+    before = snapshot(typed.path)
+    write, calls = Path.write_bytes, []
+
+    def fill(self, data):
+        calls.append(self)
+        if len(calls) == full_at:
+            write(self, bytes(data)[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    if full_at == 3:  # both engines are written; the first log is the third file
+        monkeypatch.setattr(Path, "write_text", lambda self, *_, **__: fill(self, b""))
+        calls.clear()
+    with pytest.raises(BundleError, match=r"No space left on device\.\n.*space left on the disk"):
+        build_engines(typed, request(), quiet)
+    monkeypatch.undo()
+    assert snapshot(typed.path) == before
+    Bundle.open(typed.path)
+
+
+def test_a_failure_while_moving_in_leaves_a_valid_bundle(typed, monkeypatch):
+    build_engines(typed, request(), quiet)
+    replace, calls = os.replace, []
+
+    def fail(source, target):
+        calls.append(target)
+        if str(target).endswith("sac.fp32.tensorrt-rtx.engine"):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(BundleError, match="Input/output error"):
+        build_engines(Bundle.open(typed.path), request(batch=BatchRange(1, 1, 2)), quiet)
+    monkeypatch.undo()
+    assert Bundle.open(typed.path).engines() == ()
+
+
+def test_what_the_builder_says_is_in_the_error(typed, monkeypatch):
+    """A range that is no range of this graph: the builder is the one that notices."""
+
+    def wrong(builder, network, config, batch):
+        profile = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            profile.set_shape(tensor.name, *[(3, *tensor.shape[1:])] * 2, (2, *tensor.shape[1:]))
+        config.add_optimization_profile(profile)
+
+    monkeypatch.setattr(plan, "_add_profile", wrong)
+    with pytest.raises(EngineError, match=r"could not build .*ee\.onnx:\n  .*profile"):
+        build_engines(typed, request(), quiet)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph"])
+def test_a_file_that_is_no_graph_is_refused(typed, content):
+    (typed.path / "ee.onnx").write_bytes(content)
+    with pytest.raises(EngineError, match=r"(cannot read .*ee\.onnx:\n|is not fp32)"):
+        build_engines(typed, request(), quiet)
+
+
+def test_without_a_wish_rtx_builds_for_the_gpu_here_or_for_all_recent_ones(typed, machine):
+    _, entries = build_engines(typed, request(), quiet)
+    assert entries[0].compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
+    machine(ADA)
+    build_engines_for = build._targets(Flavour("tensorrt-rtx", rtx), BuildOptions(), ADA)
+    assert build_engines_for == ("8.9",)
+
+
+@pytest.mark.parametrize("target", ["8.7", "9.0", "5.0"])
+def test_rtx_does_not_build_for_every_gpu(typed, target):
+    with pytest.raises(EngineError, match=f"{target}; it knows 7.5, 8.0, 8.6, 8.9, 12.0"):
+        build_engines(typed, request(compute_capabilities=(target,)), quiet)
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ({"timing_cache": Path("cache")}, "--timing-cache"),
+        ({"version_compatible": True}, "--version-compatible"),
+        ({"hardware_compatibility": "ampere-plus"}, "--hardware-compatibility"),
+    ],
+)
+def test_rtx_says_what_it_does_not_have(typed, option, name):
+    with pytest.raises(EngineError, match=f"TensorRT-RTX has no {name}"):
+        build_engines(typed, request(**option), quiet)
+
+
+def test_tensorrt_that_is_not_installed_is_named(typed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingDependencyError, match=r"sacvit-deploy\[tensorrt\]"):
+        build_engines(typed, request(runtime="tensorrt"), quiet)
+
+
+class TestTensorRT:
+    """What differs from TensorRT-RTX, with that library in its place: the API is one."""
+
+    @pytest.fixture(autouse=True)
+    def installed(self, monkeypatch):
+        monkeypatch.setattr(build, "load_flavour", lambda name: Flavour(name, rtx))
+
+    def test_it_needs_the_gpu(self, typed):
+        with pytest.raises(EngineError, match=r"shows none\.\n.*--runtime tensorrt-rtx"):
+            build_engines(typed, request(runtime="tensorrt"), quiet)
+
+    def test_it_builds_for_that_gpu_only(self, typed, machine):
+        machine(ORIN)
+        with pytest.raises(EngineError, match=r"GPU of this machine, 8\.7; 8\.6 was asked for"):
+            build_engines(typed, request(runtime="tensorrt", compute_capabilities=("8.6",)), quiet)
+
+    def test_the_entry_says_where_it_was_built(self, typed, machine, monkeypatch):
+        machine(ORIN)
+        monkeypatch.setattr(build, "library_cuda", lambda name: None)
+        options = {"workspace_mib": 256, "optimization_level": 2}
+        _, entries = build_engines(typed, request(runtime="tensorrt", **options), quiet)
+        entry = entries[0]
+        assert (entry.os, entry.cuda_version) == ("linux-aarch64", "12.6")
+        assert entry.compute_capabilities == ("8.7",)
+        assert entry.flags == options
+        assert entry.file == "engines/ee.fp32.tensorrt.engine"
+
+    @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+    def test_timings_are_kept(self, typed, machine, tmp_path):
+        machine(ORIN)
+        cache = tmp_path / "deep" / "timing.cache"
+        for _ in range(2):
+            build_engines(typed, request(runtime="tensorrt", timing_cache=cache), quiet)
+            assert cache.stat().st_size > 0
+        assert [file.name for file in cache.parent.iterdir()] == ["timing.cache"]
+
+    def test_a_release_without_an_option_says_so(self, typed, machine, monkeypatch):
+        machine(ORIN)
+        monkeypatch.setitem(plan._HARDWARE, "ampere-plus", "HOPPER_PLUS")
+        with pytest.raises(EngineError, match=r"no HardwareCompatibilityLevel\.HOPPER_PLUS"):
+            build_engines(
+                typed, request(runtime="tensorrt", hardware_compatibility="ampere-plus"), quiet
+            )
+
+
+_BUILD_WITHOUT = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from sacvit_deploy.cli import main
+
+main(["build-engine", sys.argv[1], "--fp16", "--runtime=tensorrt-rtx", "--compute-capability=86"])
+"""
+
+
+def test_it_builds_where_torch_and_onnx_are_not_installed(typed):
+    """As on a Jetson: the graphs come from another machine."""
+    command = [sys.executable, "-c", _BUILD_WITHOUT, str(typed.path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert len(Bundle.open(typed.path).engines(precision="fp16")) == 2
+
+
+def test_nodes_kept_on_purpose_are_not_held_against_a_graph(typed):
+    planted = typed.graph("early_exit", "fp16")
+    write_typed_graph(typed.path / planted.file, planted, "int8")
+    shares = {"early_exit": {"half": 0.02}, "refine": {"half": 1.0}}
+    record = {"kept_in_fp32": {"early_exit": ["first"], "refine": []}, "weight_shares": shares}
+    manifest = dataclasses.replace(typed.manifest, precisions={"fp16": record})
+    bundle = dataclasses.replace(typed, manifest=manifest)
+    assert build._demand(bundle, bundle.graph("early_exit", "fp16")).kept_share == 0.02
+    assert build._demand(bundle, bundle.graph("refine", "fp16")).kept_share is None
+    with pytest.raises(EngineError, match="is not fp16"):  # no half at all is never enough
+        build_engines(bundle, request("fp16"), quiet)

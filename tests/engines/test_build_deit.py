@@ -1,0 +1,69 @@
+"""Engines of the real thing: DeiT-S in both resolutions, both ways to select, every precision.
+
+The weights are random, which neither the builder nor the types can tell.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.engines import build
+from sacvit_deploy.engines.build import EngineRequest, build_engines
+from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
+from sacvit_deploy.engines.machine import Machine
+
+pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
+pytestmark = pytest.mark.slow
+
+_TARGETS = ("8.6", "8.9", "12.0")
+_BUILD_LIMIT_S = 60  # 3 s on an idle core; the machines that run this are shared
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(224, "host"), (224, "graph"), (288, "host"), (288, "graph")],
+    ids=lambda chosen: f"{chosen[0]}-{chosen[1]}",
+)
+def deit_small(request, tmp_path_factory) -> Bundle:
+    """FP32, FP16 and INT8 graphs; the collapse limits are another test's matter."""
+    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+    from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
+    from sacvit_deploy.model.presets import preset
+    from sacvit_deploy.runtime.assets import sample_pictures
+
+    size, selection = request.param
+    folder = tmp_path_factory.mktemp(f"deit-{size}-{selection}")
+    pictures = folder / "pictures.csv"
+    pictures.write_text("path,label\n" + "".join(f"{path},0\n" for path in sample_pictures()))
+    config = preset(f"sac_deit_small_patch16_{size}")
+    bundle = run_export(ExportRequest(folder / "bundle", base=config, selection=selection))
+    for precision in ("fp16", "int8"):
+        bundle = add_precision(bundle, PrecisionRequest(precision, pictures, samples=4))
+    return bundle
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_deit_small_becomes_engines(deit_small, precision, monkeypatch):
+    monkeypatch.setattr(build, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    options = BuildOptions(BatchRange(1, 8, 32), compute_capabilities=_TARGETS)
+    request = EngineRequest(precision, "tensorrt-rtx", options)
+    bundle, engines = build_engines(deit_small, request, lambda *_: None)
+    assert [engine.role for engine in engines] == ["early_exit", "refine"]
+    for engine in engines:
+        assert engine.compute_capabilities == _TARGETS
+        assert engine.build_s < _BUILD_LIMIT_S
+        _check_share(precision, engine)
+    sizes = {e.precision: e.bytes for e in Bundle.open(bundle.path).engines("early_exit")}
+    if precision == "int8":
+        assert sizes["int8"] < 0.8 * sizes["fp16"] < 0.5 * sizes["fp32"]
+
+
+def _check_share(precision, engine) -> None:
+    if precision == "fp32":
+        assert engine.precision_share == {"half": 0, "int8": 0, "float": 1}
+    elif precision == "fp16":
+        assert engine.precision_share["half"] >= 0.95
+    else:
+        assert engine.linear_share["int8"] >= 0.80
+        assert engine.layer_share["int8"] > 0.05, "activations are quantised too"

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from sacvit_deploy.bundle import Bundle, EngineEntry, publish, staging_folder
+from sacvit_deploy.engines import compatibility
+from sacvit_deploy.engines.compatibility import checked_plan, mismatches
+from sacvit_deploy.engines.machine import Gpu, Machine
+from sacvit_deploy.engines.tensorrt_flavour import Flavour
+from sacvit_deploy.errors import BundleIntegrityError, EngineError, MissingDependencyError
+
+ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))
+ADA = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))
+
+ENGINE = EngineEntry(
+    role="early_exit",
+    precision="fp16",
+    file="engines/ee.fp16.tensorrt.engine",
+    runtime="tensorrt",
+    runtime_version="10.3.0",
+    cuda_version="12.6",
+    compute_capabilities=("8.7",),
+    os="linux-aarch64",
+    batch=(1, 8, 32),
+    precision_share={"half": 1.0, "int8": 0.0, "float": 0.0},
+    flags={},
+    build_s=1.0,
+    bytes=4,
+)
+RTX_ENGINE = dataclasses.replace(
+    ENGINE,
+    runtime="tensorrt-rtx",
+    runtime_version="1.7.1.116",
+    cuda_version="13",
+    compute_capabilities=("8.6", "8.9", "12.0"),
+    os="windows-amd64",
+)
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "10.3.0.26", "10.3.1"])
+def test_an_engine_fits_where_it_was_built(version):
+    assert mismatches(ENGINE, ORIN, version) == []
+
+
+def test_an_rtx_engine_runs_on_all_its_gpus_and_both_systems():
+    assert mismatches(RTX_ENGINE, ADA, "1.7.1.116", "13") == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "machine", "version", "cuda", "says"),
+    [
+        (ENGINE, ORIN, "10.13.2", None, "built with 10.3.0, here is 10.13.2"),
+        (ENGINE, ORIN, "8.6.2", None, "here is 8.6.2"),
+        (RTX_ENGINE, ADA, "1.7.2", "13", "engines belong to one release"),
+        (
+            dataclasses.replace(ENGINE, compute_capabilities=("8.9",)),
+            ORIN,
+            "10.3.0",
+            None,
+            r"compute capability: built for 8\.9, here is 8\.7 \(Orin\)",
+        ),
+        (ENGINE, dataclasses.replace(ORIN, gpus=()), "10.3.0", None, "here is no GPU"),
+        (ENGINE, dataclasses.replace(ORIN, os="linux-x86_64"), "10.3.0", None, "operating system"),
+        (
+            ENGINE,
+            dataclasses.replace(ORIN, driver_cuda="11.4"),
+            "10.3.0",
+            None,
+            "the driver here goes up to 11.4",
+        ),
+        (
+            ENGINE,
+            dataclasses.replace(ORIN, driver_cuda="13.0"),
+            "10.3.0",
+            "13",
+            "CUDA: built with 12.6, tensorrt here uses 13",
+        ),
+    ],
+)
+def test_one_mismatch_is_one_line(engine, machine, version, cuda, says):
+    with pytest.raises(AssertionError, match=says):
+        assert mismatches(engine, machine, version, cuda) == []
+    assert len(mismatches(engine, machine, version, cuda)) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("10.3.0", True), ("10.13.2", True), ("10.2.0", False), ("11.0.0", False)]
+)
+def test_a_version_compatible_engine_loads_in_later_releases(version, fits):
+    engine = dataclasses.replace(ENGINE, flags={"version_compatible": True})
+    assert (mismatches(engine, ORIN, version) == []) is fits
+
+
+@pytest.mark.parametrize(("here", "fits"), [("8.0", True), ("12.0", True), ("7.5", False)])
+def test_a_hardware_compatible_engine_runs_from_ampere_on(here, fits):
+    engine = dataclasses.replace(ENGINE, flags={"hardware_compatibility": "ampere-plus"})
+    machine = dataclasses.replace(ORIN, gpus=(Gpu("GPU", here, 1),))
+    assert (mismatches(engine, machine, "10.3.0") == []) is fits
+
+
+@pytest.fixture
+def built(bundle, monkeypatch) -> Bundle:
+    """A bundle with an engine of four bytes, and a TensorRT that must not be given them."""
+    module = SimpleNamespace(__version__="10.3.0")
+    monkeypatch.setattr(compatibility, "load_flavour", lambda name: Flavour(name, module))  # type: ignore[arg-type]
+    monkeypatch.setattr(compatibility, "library_cuda", lambda name: None)
+    with staging_folder(bundle) as staging:
+        (staging / "engines").mkdir()
+        (staging / ENGINE.file).write_bytes(b"plan")
+        manifest = dataclasses.replace(bundle.manifest, engines=(ENGINE,))
+        return publish(bundle, staging, manifest)
+
+
+def test_a_plan_that_fits_is_read(built):
+    flavour, content = checked_plan(built, ENGINE, ORIN)
+    assert (flavour.name, content) == ("tensorrt", b"plan")
+
+
+def test_every_mismatch_is_named_at_once_with_the_command(built):
+    machine = Machine("linux-x86_64", "11.4", (Gpu("T4", "7.5", 1),))
+    with pytest.raises(EngineError) as refused:
+        checked_plan(built, ENGINE, machine)
+    for part in ("compute capability", "CUDA", "operating system"):
+        assert f"\n  {part}: " in refused.value.problem
+    assert refused.value.fix.endswith(
+        f"build-engine {built.path} --fp16 --runtime tensorrt --batch 1:8:32"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"pla", b"plot", b"plan and more"])
+def test_a_plan_that_is_not_the_one_that_was_built_is_not_loaded(built, content):
+    built.engine_path(ENGINE).write_bytes(content)
+    with pytest.raises(BundleIntegrityError, match="SHA-256 is not the one"):
+        checked_plan(built, ENGINE, ORIN)
+    with pytest.raises(BundleIntegrityError):
+        Bundle.open(built.path)
+
+
+def test_a_plan_that_the_description_does_not_list_is_not_loaded(built):
+    stray = dataclasses.replace(ENGINE, file="engines/stray.engine")
+    built.engine_path(stray).write_bytes(b"plan")
+    with pytest.raises(BundleIntegrityError, match="It is code, and was not loaded"):
+        checked_plan(built, stray, ORIN)
+
+
+def test_a_missing_plan_is_named(built):
+    built.engine_path(ENGINE).unlink()
+    with pytest.raises(BundleIntegrityError, match="cannot be read"):
+        checked_plan(built, ENGINE, ORIN)
+
+
+def test_a_flavour_that_is_not_installed_is_named_first(built, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(MissingDependencyError, match="tensorrt"):
+        checked_plan(built, ENGINE, ORIN)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from sacvit_deploy.engines.device_memory import CudaDevice
+from sacvit_deploy.errors import EngineError
+from tests.engines.fake_cuda import cudaError_t
+
+
+@pytest.fixture
+def device(workplace) -> CudaDevice:
+    return CudaDevice()
+
+
+def fetched(device, buffer):
+    array = device.pinned(buffer.size)
+    device.copy_out(array, buffer.address)
+    device.synchronize()
+    return array
+
+
+def staged(device, values):
+    array = device.pinned(len(values))
+    array[:] = values
+    return array
+
+
+def test_new_memory_is_zero(device) -> None:
+    assert fetched(device, device.allocate(5)).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000])
+def test_memory_goes_with_its_last_owner(device, workplace, size) -> None:
+    buffer, array = device.allocate(size), device.pinned(size)
+    view = array[:1]
+    assert len(workplace.gpu.blocks) == len(workplace.gpu.pinned) == 1
+    del buffer, array
+    gc.collect()
+    assert len(workplace.gpu.blocks) == 0
+    assert len(workplace.gpu.pinned) == 1  # the view still needs it
+    del view
+    gc.collect()
+    assert len(workplace.gpu.pinned) == 0
+
+
+def test_copies_go_round(device) -> None:
+    source, target = device.allocate(4), device.allocate(4)
+    values = staged(device, [1, 2, 3, 4])
+    device.copy_in(source.address, values)
+    device.copy_within(target.address + 1, source.address, 3)
+    assert fetched(device, target).tolist() == [0, 1, 2, 3]
+
+
+def test_recorded_work_runs_when_it_is_launched(device, workplace) -> None:
+    buffer, values = device.allocate(2), staged(device, [1, 2])
+    graph = device.record(lambda: device.copy_in(buffer.address, values))
+    assert fetched(device, buffer).tolist() == [0, 0]
+    values[:] = 7
+    device.launch(graph)
+    assert fetched(device, buffer).tolist() == [7, 7]
+    del graph
+    gc.collect()
+    assert workplace.gpu.graphs == {}
+
+
+def test_a_failed_recording_leaves_the_stream_usable(device, workplace) -> None:
+    with pytest.raises(EngineError, match="cudaStreamSynchronize: text of 900"):
+        device.record(device.synchronize)
+    assert workplace.gpu.graphs == {}
+    assert fetched(device, device.allocate(2)).tolist() == [0, 0]
+
+
+def test_a_recording_that_cannot_be_made_runnable_is_freed(device, workplace) -> None:
+    workplace.gpu.fail["cudaGraphInstantiate"] = cudaError_t.cudaErrorInvalidValue
+    with pytest.raises(EngineError, match="cudaGraphInstantiate"):
+        device.record(lambda: None)
+    assert workplace.gpu.graphs == {}
+
+
+def test_memory_that_ran_out_is_said_without_numbers_if_none_are_known(device, workplace) -> None:
+    workplace.gpu.fail["cudaMemGetInfo"] = cudaError_t.cudaErrorInvalidValue
+    with pytest.raises(EngineError, match=r"no 1048576\.0 MiB left\.\n"):
+        device.allocate(1 << 40)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import pytest
+
+from sacvit_deploy.engines import machine
+from sacvit_deploy.engines.machine import (
+    Gpu,
+    Machine,
+    free_memory_bytes,
+    jetson_release,
+    this_machine,
+)
+
+
+class FakeDriver:
+    """libcuda as it answers on a board with one GPU."""
+
+    def __init__(self, status: int = 0) -> None:
+        self._status = status
+
+    def cuInit(self, flags):  # noqa: N802  its own name, here and below
+        return self._status
+
+    def cuDriverGetVersion(self, version):  # noqa: N802
+        return self._put(version, ctypes.c_int, 12060)
+
+    def cuDeviceGetCount(self, count):  # noqa: N802
+        return self._put(count, ctypes.c_int, 1)
+
+    def cuDeviceGet(self, device, index):  # noqa: N802
+        return self._put(device, ctypes.c_int, index)
+
+    def cuDeviceGetName(self, name, size, device):  # noqa: N802
+        name.value = b"Orin"
+        return 0
+
+    def cuDeviceTotalMem_v2(self, size, device):  # noqa: N802
+        return self._put(size, ctypes.c_size_t, 8 << 30)
+
+    def cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
+        return self._put(value, ctypes.c_int, {75: 8, 76: 7}[attribute])
+
+    @staticmethod
+    def _put(reference, kind, value) -> int:
+        ctypes.cast(reference, ctypes.POINTER(kind))[0] = value
+        return 0
+
+
+def drive(monkeypatch, driver: FakeDriver | None) -> None:
+    def load(name):
+        if driver is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return driver
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+
+
+def test_the_driver_is_asked(monkeypatch):
+    drive(monkeypatch, FakeDriver())
+    found = this_machine()
+    assert found.driver_cuda == "12.6"
+    assert found.gpus == (Gpu("Orin", "8.7", 8 << 30),)
+
+
+@pytest.mark.parametrize("driver", [None, FakeDriver(status=100)], ids=["none", "no GPU behind it"])
+def test_without_a_driver_there_is_no_gpu(monkeypatch, driver):
+    drive(monkeypatch, driver)
+    found = this_machine()
+    assert found == Machine(found.os, None, ())
+
+
+def test_the_system_is_named(monkeypatch):
+    drive(monkeypatch, None)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert this_machine().os == "linux-aarch64"
+
+
+@pytest.mark.parametrize(
+    ("text", "linux", "jetpack"),
+    [
+        ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic", "36.4.3", "6.2"),
+        ("# R36 (release), REVISION: 4.0, GCID: 1", "36.4.0", "6.1"),
+        ("# R36 (release), REVISION: 3.0, GCID: 1", "36.3.0", "6.0"),
+        ("# R35 (release), REVISION: 4.1, GCID: 1", "35.4.1", "5.1"),
+        ("# R38 (release), REVISION: 2.0, GCID: 1", "38.2.0", "7.0"),
+        ("# R39 (release), REVISION: 1.0, GCID: 1", "39.1.0", None),
+        ("something else", "", None),
+    ],
+)
+def test_a_jetson_is_known_by_its_release(monkeypatch, tmp_path, text, linux, jetpack):
+    (tmp_path / "release").write_text(text)
+    (tmp_path / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
+    monkeypatch.setattr(machine, "_TEGRA_RELEASE", tmp_path / "release")
+    monkeypatch.setattr(machine, "_BOARD", tmp_path / "model")
+    board = jetson_release()
+    assert board is not None
+    assert (board.board, board.linux, board.jetpack) == ("NVIDIA Jetson Orin Nano", linux, jetpack)
+
+
+def test_another_machine_is_no_jetson(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_TEGRA_RELEASE", tmp_path / "none")
+    assert jetson_release() is None
+
+
+def test_free_memory_is_read(monkeypatch, tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    monkeypatch.setattr(machine, "_MEMORY", tmp_path / "meminfo")
+    assert free_memory_bytes() == 2 << 20
+    monkeypatch.setattr(machine, "_MEMORY", tmp_path / "none")
+    assert free_memory_bytes() is None
+
+
+@pytest.mark.gpu
+def test_a_real_driver_answers():
+    found = this_machine()
+    assert found.driver_cuda is not None
+    assert all(gpu.memory_bytes > 1 << 30 for gpu in found.gpus)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from sacvit_deploy.engines.onnxruntime_providers import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    TENSORRT_RTX,
+    add_providers,
+    asked_providers,
+    available_providers,
+    unavailable_providers,
+)
+
+PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+
+
+class Device:
+    def __init__(self, ep_name) -> None:
+        self.ep_name = ep_name
+
+
+class Settings:
+    def __init__(self) -> None:
+        self.added: Any = None
+
+    def add_provider_for_devices(self, devices, options) -> None:
+        self.added = ([device.ep_name for device in devices], options)
+
+
+class Ort(types.ModuleType):
+    """ONNX Runtime with some providers built in, and GPUs for a plug-in to find."""
+
+    __version__ = "1.31.0"
+
+    def __init__(self, *built_in, gpus=1, driver=True) -> None:
+        super().__init__("onnxruntime")
+        self.built_in = [*built_in, CPU]
+        self.gpus = gpus
+        self.driver = driver
+        self.registered: list[str] = []
+
+    def get_available_providers(self):
+        return list(self.built_in)
+
+    def get_all_providers(self):
+        return [TENSORRT_RTX, TENSORRT, CUDA, CPU]
+
+    def register_execution_provider_library(self, name, path) -> None:
+        if not self.driver:
+            raise RuntimeError("libcuda.so.1: cannot open shared object file")
+        assert name not in self.registered
+        self.registered.append(name)
+
+    def get_ep_devices(self):
+        return [Device(CPU)] + [Device(TENSORRT_RTX)] * self.gpus
+
+
+@pytest.fixture
+def plugin(monkeypatch) -> None:
+    module = types.ModuleType(PLUGIN)
+    module.get_library_path = lambda: "libplugin.so"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, PLUGIN, module)
+
+
+@pytest.fixture
+def no_plugin(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, PLUGIN, None)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_the_plugin_is_registered_once_and_comes_first(tmp_path) -> None:
+    ort, settings = Ort(CUDA), Settings()
+    assert available_providers(ort) == [TENSORRT_RTX, CUDA, CPU]
+    asked = asked_providers(ort, None)
+    assert asked == [TENSORRT_RTX, CUDA, CPU]
+    assert add_providers(ort, settings, asked, tmp_path) is None
+    assert settings.added == ([TENSORRT_RTX], {"nv_runtime_cache_path": str(tmp_path / "rtx")})
+    assert ort.registered == [TENSORRT_RTX]
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("ort", "why"),
+    [
+        (Ort(gpus=0), "finds no GPU"),
+        (Ort(driver=False), "cannot be loaded: libcuda"),
+    ],
+)
+def test_a_plugin_without_a_gpu_is_left_out(ort, why) -> None:
+    assert asked_providers(ort, None) == [CPU]
+    assert why in unavailable_providers(ort)[TENSORRT_RTX]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_an_onnxruntime_without_plugins_says_so(monkeypatch) -> None:
+    monkeypatch.delattr(Ort, "register_execution_provider_library")
+    assert "takes no plug-ins" in unavailable_providers(Ort())[TENSORRT_RTX]
+
+
+@pytest.mark.usefixtures("no_plugin")
+def test_what_is_missing_says_what_to_install() -> None:
+    reasons = unavailable_providers(Ort())
+    assert "pip install onnxruntime-ep-nv-tensorrt-rtx" in reasons[TENSORRT_RTX]
+    assert "onnxruntime-gpu" in reasons[CUDA]
+    assert CUDA not in unavailable_providers(Ort(CUDA))
+
+
+@pytest.mark.usefixtures("no_plugin")
+def test_tensorrt_inside_onnxruntime_is_only_taken_when_asked_for(tmp_path) -> None:
+    ort, settings = Ort(TENSORRT, CUDA), Settings()
+    assert asked_providers(ort, None) == [CUDA, CPU]
+    asked = asked_providers(ort, ("tensorrt", "CUDA"))
+    providers = add_providers(ort, settings, asked, tmp_path / "cache")
+    assert providers is not None
+    (name, options), cuda = providers
+    assert (name, cuda) == (TENSORRT, (CUDA, {}))
+    assert options["trt_engine_cache_path"] == str(tmp_path / "cache" / "tensorrt")
+    assert (tmp_path / "cache" / "tensorrt").is_dir()
+    assert settings.added is None
+
+
+@pytest.mark.usefixtures("no_plugin")
+def test_where_nothing_asked_for_is_there_the_cpu_computes() -> None:
+    assert add_providers(Ort(), Settings(), [CUDA], None) == [CPU]

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+
+from sacvit_deploy.engines import machine, tensorrt_flavour
+from sacvit_deploy.engines.tensorrt_flavour import (
+    Flavour,
+    default_runtime,
+    library_cuda,
+    load_flavour,
+    version_numbers,
+)
+from sacvit_deploy.errors import EngineError, MissingDependencyError
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Put a module of that version in the place of a library; None takes it away."""
+
+    def put(name: str, version: str | None) -> None:
+        module = None
+        if version is not None:
+            module = ModuleType(name)
+            module.__dict__["__version__"] = version
+        monkeypatch.setitem(sys.modules, name, module)
+
+    return put
+
+
+@pytest.fixture
+def jetson(monkeypatch, tmp_path):
+    file = tmp_path / "nv_tegra_release"
+    file.write_text("# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic\n")
+    monkeypatch.setattr(machine, "_TEGRA_RELEASE", file)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "version", "label"),
+    [
+        ("tensorrt", "10.3.0", "TensorRT"),
+        ("tensorrt", "11.4.1", "TensorRT"),
+        ("tensorrt-rtx", "1.4.0.76", "TensorRT-RTX"),
+    ],
+)
+def test_a_recent_flavour_is_loaded(install, runtime, version, label):
+    install(runtime.replace("-", "_"), version)
+    flavour = load_flavour(runtime)
+    assert (flavour.name, flavour.version, flavour.label) == (runtime, version, label)
+    assert flavour.is_rtx is (runtime == "tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "version", "fix"),
+    [
+        ("tensorrt", "8.6.2", "JetPack 6.1"),
+        ("tensorrt", "10.2.0", "JetPack 6.1"),
+        ("tensorrt-rtx", "1.0.0", "--upgrade tensorrt-rtx"),
+    ],
+)
+def test_an_old_flavour_is_refused_in_one_error(install, runtime, version, fix):
+    install(runtime.replace("-", "_"), version)
+    with pytest.raises(EngineError, match=f"{version} is installed; .* or later") as refused:
+        load_flavour(runtime)
+    assert fix in refused.value.fix
+
+
+def test_a_missing_flavour_names_the_extra(install):
+    install("tensorrt", None)
+    with pytest.raises(MissingDependencyError, match=r"sacvit-deploy\[tensorrt\]"):
+        load_flavour("tensorrt")
+
+
+def test_on_a_jetson_it_names_jetpack(install, jetson):
+    install("tensorrt", None)
+    with pytest.raises(MissingDependencyError, match="sudo apt install python3-libnvinfer"):
+        load_flavour("tensorrt")
+
+
+def test_stubs_alone_are_not_the_library(tmp_path, monkeypatch):
+    (tmp_path / "tensorrt_rtx").mkdir()
+    (tmp_path / "tensorrt_rtx" / "__init__.pyi").touch()
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(MissingDependencyError, match="type stubs only"):
+        load_flavour("tensorrt-rtx")
+
+
+def test_a_library_that_does_not_load_is_no_traceback(monkeypatch):
+    def broken(module, purpose):
+        raise OSError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(tensorrt_flavour, "require", broken)
+    with pytest.raises(EngineError, match=r"cannot be loaded: libnvinfer.*\n.*doctor"):
+        load_flavour("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted"),
+    [
+        ({"tensorrt", "tensorrt_rtx"}, "tensorrt"),
+        ({"tensorrt_rtx"}, "tensorrt-rtx"),
+    ],
+)
+def test_the_default_is_the_one_installed(monkeypatch, present, wanted):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in present else None)
+    assert default_runtime() == wanted
+
+
+def test_without_any_both_are_offered(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"\[tensorrt\].*\[tensorrt-rtx\]"):
+        default_runtime()
+
+
+def test_version_numbers_compare_as_numbers():
+    assert version_numbers("10.13.0.35") > version_numbers("10.3.0")
+    assert version_numbers("11.4.1rc2") == (11, 4, 1)
+    assert version_numbers("") == ()
+
+
+def test_the_wheel_says_which_cuda():
+    pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
+    assert library_cuda("tensorrt-rtx") in {"12", "13"}
+
+
+def test_a_library_of_the_system_does_not_say(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "distributions", list)
+    assert library_cuda("tensorrt") is None
+    assert Flavour("tensorrt", ModuleType("tensorrt")).label == "TensorRT"

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import gc
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.engines import compatibility, registry
+from sacvit_deploy.engines.session import SessionOptions, sharing_memory
+from sacvit_deploy.engines.tensorrt_engine import CacheWarning
+from sacvit_deploy.engines.tensorrt_session import CudaGraphWarning
+from sacvit_deploy.errors import EngineError, MissingDependencyError
+from sacvit_deploy.spec import COARSE_EMBEDDINGS, COARSE_FEATURES, IMAGE, LOGITS, SCORE
+from tests.engines.fake_cuda import cudaError_t
+from tests.fakes import SAC, FakeSession, random_images
+
+RUNTIMES = ["tensorrt", "tensorrt-rtx"]
+HANDED_ON = (SCORE, COARSE_EMBEDDINGS, COARSE_FEATURES)
+PLAIN = SessionOptions(cuda_graphs=False)
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request):
+    return request.param
+
+
+def early_exit(workplace, runtime="tensorrt", options=None, **bundle):
+    opened = workplace.open(workplace.bundle(runtime, **bundle), runtime, options)
+    return opened.sessions["early_exit"]
+
+
+def wanted(images):
+    return FakeSession(SAC, "early_exit").run({IMAGE: images})
+
+
+def same(found, images) -> None:
+    expected = wanted(images)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == np.float32
+
+
+@pytest.mark.parametrize("options", [None, PLAIN], ids=["graphs", "plain"])
+def test_every_batch_gives_what_the_graph_computes(workplace, runtime, options) -> None:
+    session = early_exit(workplace, runtime, options)
+    for size in (1, 5, 8, 5, 3, 1, 7):
+        images = random_images(size, seed=size)
+        same(session.run({IMAGE: images}), images)
+
+
+def test_the_result_is_the_callers_own(workplace) -> None:
+    session = early_exit(workplace)
+    first = session.run({IMAGE: random_images(4)})
+    before = first[LOGITS].copy()
+    session.run({IMAGE: random_images(4, seed=1)})
+    np.testing.assert_array_equal(first[LOGITS], before)
+
+
+def test_memory_is_taken_once_and_given_back(workplace) -> None:
+    session = early_exit(workplace)
+    used = workplace.gpu.used
+    for size in (1, 8, 3, 8):
+        session.run({IMAGE: random_images(size)})
+    assert workplace.gpu.used == used
+    del session
+    gc.collect()
+    assert (workplace.gpu.used, workplace.gpu.pinned, workplace.gpu.graphs) == (0, {}, {})
+
+
+def test_engines_share_scratch_memory_of_the_larger(workplace) -> None:
+    opened = workplace.open(workplace.bundle())
+    assert len(opened.sessions) == 2
+    sizes = [block.nbytes for block in workplace.gpu.blocks.values()]
+    assert (sizes.count(4096), sizes.count(8192)) == (0, 1)
+
+
+def test_each_bucket_is_recorded_once_and_replayed(workplace) -> None:
+    session = early_exit(workplace)
+    for size in (5, 6, 5, 8, 7):
+        images = random_images(size, seed=size)
+        same(session.run({IMAGE: images}), images)
+    assert len(workplace.library().contexts) == 2  # for 6 and for 8
+    assert workplace.gpu.launches == 3  # the first run of each is not a replay
+
+
+def test_rows_that_pad_cross_to_the_gpu_and_not_back(workplace) -> None:
+    session = early_exit(workplace)
+    session.run({IMAGE: random_images(5)})
+    session.run_on_device({IMAGE: random_images(5)}, HANDED_ON)
+    copied = [size for way, size in workplace.gpu.crossings if way == "in"]
+    assert copied == [6 * 3 * 24 * 32 * 4] * 2
+    assert workplace.gpu.crossings[-1] == ("out", 5 * 7 * 4)
+
+
+def test_what_stays_on_the_gpu_takes_no_host_memory(workplace) -> None:
+    session = early_exit(workplace)
+    session.run_on_device({IMAGE: random_images(1)}, (IMAGE, *HANDED_ON))
+    sizes = sorted(array.nbytes for array in workplace.gpu.pinned.values())
+    assert sizes == [8 * 7 * 4, 8 * 3 * 24 * 32 * 4]  # logits and images, for the largest batch
+
+
+def test_chosen_buckets_are_used(workplace) -> None:
+    session = early_exit(workplace, options=SessionOptions(batch_buckets=(2,)))
+    for size in (1, 2, 3, 8):
+        session.run({IMAGE: random_images(size)})
+    assert len(workplace.library().contexts) == 3  # 1, 2 and 8
+
+
+def test_without_graphs_one_context_serves_all_shapes(workplace, runtime) -> None:
+    session = early_exit(workplace, runtime, PLAIN)
+    for size in (1, 5, 8):
+        session.run({IMAGE: random_images(size)})
+    assert len(workplace.library(runtime).contexts) == 1
+    assert workplace.gpu.launches == 0
+
+
+def test_the_oldest_recordings_make_room(workplace, monkeypatch) -> None:
+    monkeypatch.setattr("sacvit_deploy.engines.tensorrt_session._MOST_RECORDED", 2)
+    session = early_exit(workplace)
+    for size in (1, 2, 3, 4, 1):
+        images = random_images(size)
+        same(session.run({IMAGE: images}), images)
+    gc.collect()
+    assert len(workplace.gpu.graphs) == 2
+
+
+def test_an_engine_that_cannot_be_recorded_still_runs(workplace) -> None:
+    workplace.library().unrecordable = True
+    session = early_exit(workplace)
+    with pytest.warns(CudaGraphWarning, match=r"without CUDA graphs: .*stream is capturing"):
+        session.run({IMAGE: random_images(3)})
+    images = random_images(3, seed=1)
+    same(session.run({IMAGE: images}), images)
+    assert workplace.gpu.launches == 0
+
+
+def test_rtx_records_by_itself_and_keeps_what_it_compiled(workplace) -> None:
+    bundle = workplace.bundle("tensorrt-rtx")
+    opened = workplace.open(bundle, "tensorrt-rtx")
+    settings = workplace.library("tensorrt-rtx").settings[0]
+    assert settings.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+    assert settings.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+    opened.sessions["early_exit"].run({IMAGE: random_images(3)})
+    assert workplace.gpu.launches == 0
+    (cache,) = (workplace.folder / "cache").rglob("early_exit.*.rtx-cache")
+    assert cache.read_bytes() == b"kernels"
+    cache.write_bytes(b"kernels and more")
+    again = workplace.open(bundle, "tensorrt-rtx")
+    assert workplace.library("tensorrt-rtx").settings[2]._cache.serialize() == b"kernels and more"
+    again.sessions["early_exit"].run({IMAGE: random_images(3)})
+    assert list(cache.parent.iterdir()) == [cache]
+
+
+@pytest.mark.parametrize("content", [b"", b"of another machine"])
+def test_a_cache_that_does_not_fit_is_written_anew(workplace, content) -> None:
+    bundle = workplace.bundle("tensorrt-rtx")
+    workplace.open(bundle, "tensorrt-rtx").sessions["early_exit"].run({IMAGE: random_images(1)})
+    (cache,) = (workplace.folder / "cache").rglob("early_exit.*.rtx-cache")
+    cache.write_bytes(content)
+    workplace.open(bundle, "tensorrt-rtx").sessions["early_exit"].run({IMAGE: random_images(1)})
+    assert cache.read_bytes() == b"kernels"
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(workplace) -> None:
+    (workplace.folder / "cache").write_text("a file where the folder should be")
+    session = early_exit(workplace, "tensorrt-rtx")
+    with pytest.warns(CacheWarning, match="compiled again at the next start"):
+        session.run({IMAGE: random_images(1)})
+
+
+def test_too_large_a_batch_is_refused_and_the_next_one_is_not(workplace, runtime) -> None:
+    session = early_exit(workplace, runtime)
+    with pytest.raises(EngineError, match=r"batch of 9 .* takes 1 to 8\.\n.*--batch 1:8:9"):
+        session.run({IMAGE: random_images(9)})
+    images = random_images(2)
+    same(session.run({IMAGE: images}), images)
+
+
+@pytest.mark.parametrize("options", [None, PLAIN], ids=["graphs", "plain"])
+def test_a_batch_below_the_profile_is_padded(workplace, options) -> None:
+    session = early_exit(workplace, options=options, batch=(4, 4, 8))
+    images = random_images(1)
+    same(session.run({IMAGE: images}), images)
+
+
+def test_feeds_are_checked_before_the_gpu_is_used(workplace) -> None:
+    session = early_exit(workplace)
+    with pytest.raises(EngineError, match="'image' is float64"):
+        session.run({IMAGE: random_images(1).astype(np.float64)})
+    assert workplace.gpu.crossings == []
+
+
+def test_a_held_tensor_stays_while_the_session_goes_on(workplace) -> None:
+    opened = workplace.open(workplace.bundle())
+    first, second = opened.sessions["early_exit"], opened.sessions["refine"]
+    images, others = random_images(5), random_images(5, seed=1)
+    _, kept = first.run_on_device({IMAGE: images}, (IMAGE, *HANDED_ON))
+    used = workplace.gpu.used
+    first.run({IMAGE: others})  # gets memory of its own
+    assert workplace.gpu.used > used
+    rows = np.array([1, 4])
+    found, _ = second.run_on_device({**kept, "survivor_rows": rows}, ())
+    given = {IMAGE: images, **{name: wanted(images)[name] for name in HANDED_ON}}
+    expected = FakeSession(SAC, "refine", "graph").run({**given, "survivor_rows": rows})
+    np.testing.assert_array_equal(found[LOGITS], expected[LOGITS])
+    np.testing.assert_array_equal(found["target_index"], expected["target_index"])
+    used = workplace.gpu.used
+    del kept
+    for _ in range(3):
+        first.run_on_device({IMAGE: images}, (SCORE,))
+    assert workplace.gpu.used == used
+
+
+def test_what_was_left_unpadded_is_padded_on_the_gpu(workplace) -> None:
+    opened = workplace.open(workplace.bundle(), options=PLAIN)
+    recorded = workplace.open(Bundle.open(workplace.folder / "tensorrt-graph"))
+    images = random_images(5)
+    _, kept = opened.sessions["early_exit"].run_on_device({IMAGE: images}, (IMAGE, *HANDED_ON))
+    before = len(workplace.gpu.crossings)
+    rows = np.array([0, 3])
+    found, _ = recorded.sessions["refine"].run_on_device({**kept, "survivor_rows": rows}, ())
+    within = [c for c in workplace.gpu.crossings[before:] if c[0] == "within"]
+    assert len(within) == 2 * 4  # five rows at once and one for the sixth, of four tensors
+    given = {IMAGE: images, **{name: wanted(images)[name] for name in HANDED_ON}}
+    expected = FakeSession(SAC, "refine", "graph").run({**given, "survivor_rows": rows})
+    np.testing.assert_array_equal(found[LOGITS], expected[LOGITS])
+
+
+def test_threads_share_a_session(workplace, runtime) -> None:
+    session = early_exit(workplace, runtime)
+    images = random_images(24)
+    expected = wanted(images)[LOGITS]
+
+    def classify(start):
+        size = 1 + start % 3
+        arrays, kept = session.run_on_device({IMAGE: images[start : start + size]}, (SCORE,))
+        return arrays[LOGITS], kept[SCORE].shape
+
+    with ThreadPoolExecutor(6) as pool:
+        for start, (logits, shape) in enumerate(pool.map(classify, range(20))):
+            np.testing.assert_array_equal(logits, expected[start : start + len(logits)])
+            assert shape == (len(logits), SAC.num_coarse_tokens)
+
+
+def test_sessions_of_one_bundle_share_memory_and_of_two_runtimes_do_not(workplace) -> None:
+    one, other = (workplace.open(workplace.bundle(name), name).sessions for name in RUNTIMES)
+    assert sharing_memory(one["early_exit"], one["refine"]) is not None
+    assert sharing_memory(one["early_exit"], other["refine"]) is None
+    assert sharing_memory(one["early_exit"], FakeSession(SAC, "refine")) is None
+
+
+def test_a_truncated_plan_says_what_the_library_says(workplace, runtime, monkeypatch) -> None:
+    def truncated(*arguments):
+        flavour, plan = compatibility.checked_plan(*arguments)
+        return flavour, plan[:20]
+
+    monkeypatch.setattr(registry, "checked_plan", truncated)
+    with pytest.raises(EngineError, match=r"the 20 bytes of .*ends too early\.\n.*build-engine"):
+        workplace.open(workplace.bundle(runtime), runtime)
+
+
+def test_a_plan_of_another_graph_is_refused(workplace) -> None:
+    bundle = workplace.bundle(plan={"tensors": [[IMAGE, "float32", ["batch", 3, 8, 8], "INPUT"]]})
+    with pytest.raises(
+        EngineError, match=r"not built from the bundle's ee\.onnx: .*coarse_features"
+    ):
+        workplace.open(bundle)
+
+
+def test_too_little_memory_is_said_in_numbers(workplace) -> None:
+    workplace.gpu.capacity = 1 << 16
+    with pytest.raises(EngineError, match=r"no 0\.\d MiB left \(.* MiB free\)\.\n.*--batch"):
+        workplace.open(workplace.bundle())
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("create_execution_context", "cannot make a context for .*no room"),
+        ("set_tensor_address", "refuses the memory of 'image'"),
+        ("set_input_shape", r"refuses 'image' of shape \(3, 3, 24, 32\)"),
+        ("execute_async_v3", "failed to run .*execute_async_v3 went wrong"),
+    ],
+)
+def test_what_the_library_refuses_is_one_error_and_passes(workplace, runtime, method, says) -> None:
+    session = early_exit(workplace, runtime)
+    workplace.library(runtime).refuse.add(method)
+    with pytest.raises(EngineError, match=says):
+        session.run({IMAGE: random_images(3)})
+    workplace.library(runtime).refuse.clear()
+    images = random_images(3)
+    same(session.run({IMAGE: images}), images)
+
+
+@pytest.mark.parametrize("function", ["cudaStreamSynchronize", "cudaMemcpyAsync"])
+def test_a_cuda_error_names_the_call_and_the_code(workplace, function) -> None:
+    session = early_exit(workplace)
+    workplace.gpu.fail[function] = cudaError_t.cudaErrorIllegalAddress
+    with pytest.raises(EngineError, match=f"{function}: text of 700 .cudaErrorIllegalAddress"):
+        session.run({IMAGE: random_images(3)})
+
+
+def test_no_usable_gpu_is_said_when_the_engine_is_opened(workplace) -> None:
+    workplace.gpu.fail["cudaStreamCreateWithFlags"] = cudaError_t.cudaErrorInvalidValue
+    with pytest.raises(EngineError, match=r"cudaErrorInvalidValue.*\n.*doctor"):
+        workplace.open(workplace.bundle())
+
+
+def test_cuda_python_is_asked_for_by_name(workplace, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(MissingDependencyError, match="pip install 'cuda-python"):
+        workplace.open(workplace.bundle())
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_code_in_a_plan_runs_only_where_it_was_built_so(workplace, monkeypatch, allowed) -> None:
+    made = []
+    module = workplace.modules["tensorrt"]
+    runtime = module.Runtime
+
+    def make(logger):
+        made.append(runtime(logger))
+        return made[-1]
+
+    monkeypatch.setattr(module, "Runtime", make)
+    flags = {"version_compatible": True} if allowed else {}
+    workplace.open(workplace.bundle(entry={"flags": flags}))
+    assert [r.engine_host_code_allowed for r in made] == [allowed] * 2
+
+
+def test_nothing_warns(workplace, runtime) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        early_exit(workplace, runtime).run({IMAGE: random_images(2)})

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.engines.registry import open_sessions
+from sacvit_deploy.errors import BundleError, ConfigError, DataError
+from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
+from sacvit_deploy.exporters.precision import pictures as chosen
+from sacvit_deploy.exporters.precision.progress import with_bar
+from sacvit_deploy.exporters.precision.request import LIMITS, read_keep
+from sacvit_deploy.runtime.decisions import (
+    AgreementLimits,
+    compare_decisions,
+    compare_logits,
+    scheduler_decisions,
+)
+from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.scheduler import Scheduler
+from tests.exporters.graphs import normalised
+from tests.exporters.precision.conftest import PICTURES, as_random, copy_of
+
+
+@pytest.fixture(params=["sac_host", "sac_graph", "dense_bundle"])
+def precise(request, with_precisions) -> Bundle:
+    made: Bundle = with_precisions(request.getfixturevalue(request.param))
+    return made
+
+
+def test_graphs_stand_beside_the_fp32_ones(precise):
+    opened = Bundle.open(precise.path)
+    assert opened.manifest == precise.manifest
+    for graph in opened.manifest.graphs:
+        original = opened.graph(graph.role)
+        assert (graph.inputs, graph.outputs) == (original.inputs, original.outputs)
+        stem = original.file.removesuffix(".onnx")
+        wanted = {"fp32": f"{stem}.onnx"}.get(graph.precision, f"{stem}.{graph.precision}.onnx")
+        assert graph.file == wanted
+    names = {file.name for file in precise.path.iterdir()}
+    assert {"weights.bin", "weights.fp16.bin", "weights.int8.bin"} <= names
+    assert names == {"bundle.json", *opened.manifest.files}
+
+
+def test_weights_shrink(precise):
+    size = {p: precise.manifest.files[f"weights{p}.bin"].bytes for p in ("", ".fp16", ".int8")}
+    assert size[".int8"] < size[".fp16"] < size[""]
+
+
+def test_the_record_says_how_it_was_made(precise):
+    half, int8 = (precise.manifest.precisions[name] for name in ("fp16", "int8"))
+    assert json.loads(json.dumps(int8)) == int8
+    assert half["data"] == "the pictures of the package, and noise"
+    assert int8["method"] == "minmax"
+    assert int8["pictures"] == int8["agreement"]["images"] == PICTURES
+    assert len(int8["data_sha256"]) == 64
+    assert int8["seed"] == 0
+    assert set(int8["kept_in_fp32"]) == {graph.role for graph in precise.manifest.graphs}
+    assert int8["tools"]["onnxruntime"]
+    for role, shares in half["weight_shares"].items():
+        assert shares["half"] >= 0.95
+        assert int8["linear_weight_shares"][role]["int8"] >= 0.8
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("name", ["sac_host", "sac_graph"])
+def test_decisions_in_onnx_runtime_are_those_of_fp32(name, precision, request, with_precisions):
+    bundle = with_precisions(request.getfixturevalue(name))
+    manifest = bundle.manifest
+    pixels, floats = normalised(bundle, 32, seed=5)
+    image = pixels if manifest.input_kind == "uint8" else floats
+    wanted, found = (
+        scheduler_decisions(
+            Scheduler(
+                manifest.config,
+                open_sessions(bundle, backend="onnxruntime", precision=p).sessions,
+                manifest.selection,
+            ),
+            [image],
+        )
+        for p in ("fp32", precision)
+    )
+    agreement = compare_decisions(wanted, found, manifest.config, manifest.eta)
+    limits = LIMITS[precision]
+    one = 1 / 32
+    # No finer than one picture.
+    assert agreement.exit_flip_rate <= max(limits.max_exit_flip_rate, one)
+    assert agreement.target_overlap >= limits.min_target_overlap
+    assert agreement.label_agreement >= (0.6 if precision == "int8" else 1 - one)
+    assert agreement.max_probability_error > 0
+
+
+def test_the_pipeline_takes_either(precise):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    for precision in ("fp32", "fp16", "int8"):
+        result = load(precise.path, precision=precision, backend="onnxruntime")(picture)
+        assert 0 < result.probability <= 1
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_the_same_request_gives_the_same_files(method, sac_graph, pictures, tmp_path):
+    request = PrecisionRequest("int8", pictures, method=method, samples=10, seed=4)
+    # Only the mechanics are of interest here, not whether ten pictures are enough.
+    made = [add_precision(as_random(sac_graph, tmp_path / f"{i}"), request) for i in range(2)]
+    assert made[0].manifest == made[1].manifest
+    assert made[0].manifest.precisions["int8"]["method"] == method
+    assert made[0].manifest.precisions["int8"]["pictures"] == 10
+
+
+def test_another_seed_takes_other_pictures(pictures):
+    sets = [
+        chosen.chosen_pictures(PrecisionRequest("int8", pictures, samples=5, seed=seed))
+        for seed in (0, 0, 1)
+    ]
+    assert sets[0] == sets[1]
+    assert sets[0].sha256 != sets[2].sha256
+    assert len(set(map(str, sets[0].sources))) == 5
+    everything = chosen.chosen_pictures(PrecisionRequest("int8", pictures))
+    assert len(everything.sources) == PICTURES
+
+
+def test_a_precision_is_replaced(precise, tmp_path):
+    copy = copy_of(precise, tmp_path / "bundle")
+    role = copy.manifest.graphs[0].role
+    again = add_precision(copy, PrecisionRequest("fp16", keep=(f"{role}:blocks.0.mlp.fc1",)))
+    assert len(again.manifest.graphs) == len(copy.manifest.graphs)
+    assert again.manifest.precisions["fp16"]["kept_in_fp32"][role]
+    assert again.manifest.precisions["int8"] == copy.manifest.precisions["int8"]
+    assert Bundle.open(copy.path).manifest == again.manifest
+    file = copy.graph(role, "fp16").file
+    assert again.manifest.files[file] != copy.manifest.files[file]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"precision": "int8"}, "--calibration-data"),
+        ({"precision": "bf16"}, "fp16 or int8"),
+        ({"precision": "fp16", "method": "magic"}, "minmax or percentile or entropy"),
+        ({"precision": "fp16", "samples": 0}, "at least one"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused(fields, says):
+    with pytest.raises(ConfigError, match=says):
+        PrecisionRequest(**fields)
+
+
+def test_bad_requests_change_nothing(sac_host, pictures, tmp_path):
+    copy = copy_of(sac_host, tmp_path / "bundle")
+    before = sorted(copy.path.iterdir())
+    with pytest.raises(ConfigError, match=r"blocks\.77"):
+        add_precision(copy, PrecisionRequest("fp16", keep=("blocks.77.mlp.fc1",)))
+    with pytest.raises(DataError, match="does not exist"):
+        add_precision(copy, PrecisionRequest("int8", tmp_path / "no data"))
+    assert sorted(copy.path.iterdir()) == before
+    assert Bundle.open(copy.path).manifest == sac_host.manifest
+
+
+def test_a_full_disk_leaves_the_bundle_as_it_was(sac_host, tmp_path, monkeypatch):
+    # The package has a function of the module's name.
+    module = importlib.import_module("sacvit_deploy.exporters.precision.add_precision")
+
+    def full(graphs, folder, weights_file):
+        (folder / weights_file).write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    copy = copy_of(sac_host, tmp_path / "bundle")
+    monkeypatch.setattr(module, "save_with_shared_weights", full)
+    with pytest.raises(BundleError, match="No space left"):
+        add_precision(copy, PrecisionRequest("fp16"))
+    assert Bundle.open(copy.path).manifest == sac_host.manifest
+    assert {f.name for f in copy.path.iterdir()} == {f.name for f in sac_host.path.iterdir()}
+
+
+def test_keep_lists_come_from_names_and_files(tmp_path):
+    file = tmp_path / "keep.txt"
+    file.write_text("# found by hand\nrefine:a  # blocks.0\n\nhead\n")
+    assert read_keep([str(file), "b", "head"]) == ("refine:a", "head", "b")
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"keep\.txt"):
+        read_keep([str(file)])
+
+
+def test_one_stage_agrees_by_labels():
+    wanted = np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)
+    found = compare_logits(wanted, wanted[::-1])
+    assert found.label_agreement == 0
+    assert found.exit_flip_rate == 0
+    assert not AgreementLimits().hold(found)
+    assert AgreementLimits().hold(compare_logits(wanted, wanted))
+
+
+class Terminal:
+    """Where a bar would be drawn."""
+
+    def __init__(self, *, real: bool) -> None:
+        self.real = real
+        self.text = ""
+
+    def isatty(self) -> bool:
+        return self.real
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_a_bar_is_for_terminals(real, monkeypatch):
+    terminal = Terminal(real=real)
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert list(with_bar(range(3), 3, "Calibrating")) == [0, 1, 2]
+    assert ("Calibrating" in terminal.text) == real
+
+
+def test_pictures_of_all_sizes_become_batches(tmp_path, sac_host):
+    from sacvit_deploy.runtime.preprocess import Preprocessor
+
+    for index in range(9):
+        file = tmp_path / "data" / "c" / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + index, 40)).save(file)
+    found = chosen.chosen_pictures(PrecisionRequest("int8", tmp_path / "data"))
+    batches = found.batches(Preprocessor(sac_host.manifest.preprocessing))
+    assert [batch.shape for batch in batches] == [(8, 3, 32, 48), (1, 3, 32, 48)]

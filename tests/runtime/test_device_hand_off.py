@@ -1,0 +1,146 @@
+"""What crosses between host and device when both stages compute on one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sacvit_deploy.engines.session import check_feeds
+from sacvit_deploy.errors import EngineError
+from sacvit_deploy.runtime.rebatch import Rebatcher
+from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.spec import IMAGE, LOGITS, SURVIVOR_ROWS, TARGET_INDEX
+from tests.fakes import CF, SAC, FakeSession, fake_sessions, random_images
+
+# About the median confidence of the fake.
+ETA = 0.19
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    value: np.ndarray
+    memory: str
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.value.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+
+class FakeDeviceSession(FakeSession):
+    """Computes on a device of that name; `crossed` has every (name, direction, rows)."""
+
+    def __init__(self, config, role, selection="graph", memory: str | None = "there") -> None:
+        super().__init__(config, role, selection)
+        self.memory = memory
+        self.crossed: list[tuple[str, str, int]] = []
+
+    def run(self, feeds):
+        return self.run_on_device(feeds, ())[0]
+
+    def run_on_device(self, feeds, keep):
+        check_feeds(feeds, self.inputs)
+        arrays = {}
+        for name, feed in feeds.items():
+            if isinstance(feed, OnDevice):
+                assert feed.memory == self.memory
+                arrays[name] = feed.value
+            else:
+                self.crossed.append((name, "in", len(feed)))
+                arrays[name] = feed
+        outputs = super().run(arrays)
+        fetched = {name: array for name, array in outputs.items() if name not in keep}
+        self.crossed += [(name, "out", len(array)) for name, array in fetched.items()]
+        both = arrays | outputs
+        return fetched, {name: OnDevice(both[name], str(self.memory)) for name in keep}
+
+
+def pair(config=SAC, selection="graph", memories=("there", "there")):
+    roles = ("early_exit", "refine")
+    return {
+        role: FakeDeviceSession(config, role, selection, memory)
+        for role, memory in zip(roles, memories, strict=True)
+    }
+
+
+def same(found, wanted) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.logits, other.logits)
+        assert one.early_exit_confidence == other.early_exit_confidence
+        np.testing.assert_equal(one.target_index, other.target_index)
+
+
+@pytest.mark.parametrize("config", [SAC, CF], ids=["sac", "cf"])
+@pytest.mark.parametrize("eta", [0.0, ETA, 1.0])
+def test_on_a_device_and_on_the_host_is_the_same(config, eta) -> None:
+    images = random_images(9)
+    found = Scheduler(config, pair(config), "graph").run(images, eta)
+    same(found, Scheduler(config, fake_sessions(config, "graph"), "graph").run(images, eta))
+
+
+def test_only_images_logits_and_rows_cross() -> None:
+    sessions = pair()
+    outcomes = Scheduler(SAC, sessions, "graph").run(random_images(9), ETA)
+    refined = sum(outcome.target_index is not None for outcome in outcomes)
+    assert 0 < refined < 9
+    assert sessions["early_exit"].crossed == [(IMAGE, "in", 9), (LOGITS, "out", 9)]
+    assert sessions["refine"].crossed == [
+        (SURVIVOR_ROWS, "in", refined),
+        (LOGITS, "out", refined),
+        (TARGET_INDEX, "out", refined),
+    ]
+
+
+def test_where_all_leave_the_second_stage_is_not_touched() -> None:
+    sessions = pair()
+    Scheduler(SAC, sessions, "graph").run(random_images(3), 0.0)
+    assert sessions["refine"].crossed == []
+
+
+@pytest.mark.parametrize(
+    ("selection", "memories"),
+    [("host", ("there", "there")), ("graph", ("here", "there")), ("graph", (None, None))],
+    ids=["the host selects", "two devices", "no device"],
+)
+def test_elsewhere_the_host_hands_over(selection, memories) -> None:
+    sessions = pair(SAC, selection, memories)
+    images = random_images(9)
+    found = Scheduler(SAC, sessions, selection).run(images, ETA)
+    same(found, Scheduler(SAC, fake_sessions(SAC, selection), selection).run(images, ETA))
+    assert ("coarse_features", "out", 9) in sessions["early_exit"].crossed
+
+
+def test_a_stream_waits_on_the_host_with_the_same_outcome() -> None:
+    sessions = pair()
+    scheduler = Scheduler(SAC, sessions, "graph")
+    images = random_images(12)
+    rebatcher = Rebatcher(scheduler, ETA, refine_batch=3, max_waiting=6)
+    found = [
+        outcome for start in (0, 4, 8) for outcome in rebatcher.push(images[start : start + 4])
+    ]
+    found += rebatcher.finish()
+    assert ("coarse_features", "out", 4) in sessions["early_exit"].crossed
+    same(found, Scheduler(SAC, fake_sessions(SAC, "graph"), "graph").run(images, ETA))
+
+
+@pytest.mark.parametrize("role", ["early_exit", "refine"])
+def test_logits_that_are_not_finite_are_refused(role) -> None:
+    sessions = pair()
+    compute = FakeSession.run
+
+    def broken(self, feeds):
+        outputs = compute(self, feeds)
+        if self.role == role:
+            outputs[LOGITS][0, 0] = np.nan
+        return outputs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeSession, "run", broken)
+        with pytest.raises(EngineError, match=f"The {role} graph gave logits"):
+            Scheduler(SAC, sessions, "graph").run(random_images(2), 1.0)

@@ -1,0 +1,167 @@
+"""Engines in the description of a bundle, and files that come to a bundle later."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from sacvit_deploy.bundle import (
+    MANIFEST,
+    Bundle,
+    EngineEntry,
+    new_bundle,
+    publish,
+    staging_folder,
+    update_manifest,
+    write_manifest,
+)
+from sacvit_deploy.errors import BundleError, BundleIntegrityError
+from tests.fakes import fake_manifest
+
+ENTRY = EngineEntry(
+    role="early_exit",
+    precision="fp16",
+    file="engines/ee.fp16.tensorrt.engine",
+    runtime="tensorrt",
+    runtime_version="10.3.0",
+    cuda_version="12.6",
+    compute_capabilities=("8.7", "8.9"),
+    os="linux-aarch64",
+    batch=(1, 8, 32),
+    precision_share={"half": 0.99, "int8": 0.0, "float": 0.01},
+    flags={"workspace_mib": 64},
+    build_s=1.5,
+    bytes=4,
+    linear_share={"half": 1.0},
+    layer_share={"half": 0.9, "float": 0.1},
+)
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Bundle:
+    with new_bundle(tmp_path / "bundle") as staging:
+        for graph in fake_manifest().graphs:
+            (staging / graph.file).write_text(graph.role)
+        write_manifest(staging, fake_manifest())
+    return Bundle.open(tmp_path / "bundle")
+
+
+def add(bundle: Bundle, *entries: EngineEntry, content: bytes = b"plan") -> Bundle:
+    with staging_folder(bundle) as staging:
+        for entry in entries:
+            (staging / entry.file).parent.mkdir(exist_ok=True)
+            (staging / entry.file).write_bytes(content)
+        files = {entry.file for entry in entries}
+        kept = tuple(engine for engine in bundle.engines() if engine.file not in files)
+        manifest = dataclasses.replace(bundle.manifest, engines=(*kept, *entries))
+        return publish(bundle, staging, manifest)
+
+
+def test_an_entry_is_read_back_as_it_was_written(bundle):
+    add(bundle, ENTRY)
+    reopened = Bundle.open(bundle.path)
+    assert reopened.engines() == (ENTRY,)
+    assert reopened.engine_path(ENTRY).read_bytes() == b"plan"
+
+
+def test_engines_are_found_by_what_they_are(bundle):
+    other = dataclasses.replace(ENTRY, role="refine", file="engines/sac.engine")
+    rtx = dataclasses.replace(ENTRY, runtime="tensorrt-rtx", file="engines/rtx.engine")
+    bundle = add(bundle, ENTRY, other, rtx)
+    assert bundle.engines("early_exit") == (ENTRY, rtx)
+    assert bundle.engines("early_exit", "fp16", "tensorrt") == (ENTRY,)
+    assert bundle.engines(runtime="tensorrt-rtx") == (rtx,)
+    assert bundle.engines(precision="int8") == ()
+
+
+def test_a_description_without_engines_is_read(bundle):
+    values = json.loads((bundle.path / MANIFEST).read_text())
+    del values["engines"], values["precisions"]
+    (bundle.path / MANIFEST).write_text(json.dumps(values))
+    manifest = Bundle.open(bundle.path).manifest
+    assert (manifest.engines, manifest.precisions) == ((), {})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"runtime": "openvino"}, "'runtime' is 'openvino'"),
+        ({"precision": "int4"}, "'precision' is 'int4'"),
+        ({"batch": [8, 1, 32]}, "batch range"),
+        ({"batch": [1, 8]}, "batch range"),
+        ({"batch": [0, 8, 32]}, "batch range"),
+        ({"build_s": "soon"}, "'build_s' is 'soon'"),
+        ({"flags": None}, "'flags' is None"),
+        ({"compute_capabilities": [87]}, "compute_capabilities"),
+        ({"file": "../ee.engine"}, "leads out of the bundle"),
+        ({"role": "single"}, "The engines are"),
+        ({"file": "engines/unknown.engine"}, "not among the bundle's files"),
+    ],
+)
+def test_an_entry_that_is_wrong_is_refused(bundle, change, says):
+    add(bundle, ENTRY)
+    values = json.loads((bundle.path / MANIFEST).read_text())
+    values["engines"][0].update(change)
+    (bundle.path / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=says):
+        Bundle.open(bundle.path)
+
+
+def test_there_is_one_engine_of_a_kind(bundle):
+    twin = dataclasses.replace(ENTRY, file="engines/twin.engine")
+    with pytest.raises(BundleIntegrityError, match="at most one engine"):
+        add(bundle, ENTRY, twin)
+
+
+def test_a_changed_engine_is_found(bundle):
+    add(bundle, ENTRY)
+    (bundle.path / ENTRY.file).write_bytes(b"evil")
+    with pytest.raises(BundleIntegrityError, match=ENTRY.file):
+        Bundle.open(bundle.path)
+
+
+def test_nothing_stays_of_a_block_that_failed(bundle):
+    def fail() -> None:
+        with staging_folder(bundle) as staging:
+            (staging / "half").write_bytes(b"half")
+            raise ValueError("no")
+
+    before = sorted(bundle.path.rglob("*"))
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert sorted(bundle.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("calls", range(4))
+def test_a_bundle_is_valid_at_every_moment(bundle, monkeypatch, calls):
+    """Replacing an engine takes three renames: description, engine, description."""
+    bundle = add(bundle, ENTRY)
+    replace, left = os.replace, [calls]
+
+    def power_cut(source, target):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", power_cut)
+    if calls < 3:
+        with pytest.raises(KeyboardInterrupt):
+            add(bundle, ENTRY, content=b"next")
+    else:
+        add(bundle, ENTRY, content=b"next")
+    reopened = Bundle.open(bundle.path)
+    wanted = {0: b"plan", 3: b"next"}.get(calls)
+    contents = [reopened.engine_path(engine).read_bytes() for engine in reopened.engines()]
+    assert contents == ([wanted] if wanted else [])
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(bundle):
+    missing = dataclasses.replace(bundle, path=bundle.path / "gone")
+    with pytest.raises(BundleError, match="cannot be written"), staging_folder(missing):
+        pass
+    with pytest.raises(BundleError, match="cannot be written"):
+        update_manifest(missing, bundle.manifest)

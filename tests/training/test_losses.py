@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from sacvit_deploy.training.config import LossConfig
+from sacvit_deploy.training.losses import RecipeLoss, divergence, smooth_targets
+
+
+@pytest.fixture
+def logits():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(4, 5, generator=generator, requires_grad=True) for _ in range(3)]
+
+
+LABELS = torch.tensor([0, 4, 2, 2])
+
+
+def test_smoothing_agrees_with_torch(logits):
+    answer, *_ = logits
+    losses = RecipeLoss(LossConfig())(answer, None, smooth_targets(LABELS, 5, 0.1))
+    expected = functional.cross_entropy(answer, LABELS, label_smoothing=0.1)
+    torch.testing.assert_close(losses.total, expected)
+    assert losses.early_exit == losses.teacher == 0
+
+
+def test_the_papers_loss(logits):
+    answer, early, _ = logits
+    losses = RecipeLoss(LossConfig())(answer, early, smooth_targets(LABELS, 5, 0.0))
+    p = answer.softmax(1)
+    kl = (p * (p.log() - early.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(losses.early_exit, kl)
+    torch.testing.assert_close(losses.total, functional.cross_entropy(answer, LABELS) + kl)
+
+
+def test_the_first_stage_does_not_teach_the_second(logits):
+    answer, early, _ = logits
+    divergence(answer, early).backward()
+    assert answer.grad is None
+    assert early.grad.abs().sum() > 0
+
+
+def test_cross_entropy_for_the_first_stage(logits):
+    answer, early, _ = logits
+    target = smooth_targets(LABELS, 5, 0.0)
+    losses = RecipeLoss(LossConfig(early_exit="ce"))(answer, early, target)
+    torch.testing.assert_close(losses.early_exit, functional.cross_entropy(early, LABELS))
+
+
+def test_a_teacher_takes_its_share(logits):
+    answer, _, teacher = logits
+    target = smooth_targets(LABELS, 5, 0.0)
+    config = LossConfig(teacher_weight=0.25, teacher_temperature=2.0)
+    losses = RecipeLoss(config)(answer, None, target, teacher)
+    expected = 0.75 * losses.target + 0.25 * divergence(teacher, answer, 2.0)
+    torch.testing.assert_close(losses.total, expected)
+
+
+def test_equal_answers_do_not_diverge(logits):
+    assert divergence(logits[0], logits[0] + 3).item() == pytest.approx(0, abs=1e-6)

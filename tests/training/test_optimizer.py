@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sacvit_deploy.model.two_stage import build_model
+from sacvit_deploy.training.drop_path import add_drop_path
+from sacvit_deploy.training.optimizer import AveragedWeights, learning_rate, make_optimizer
+
+
+def test_vectors_and_tables_are_not_decayed(run):
+    model = build_model(run.model)
+    decayed, kept = make_optimizer(model, run.optimizer).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    without = {names[id(parameter)] for parameter in kept["params"]}
+    assert {
+        "cls_token",
+        "pos_embed_fine",
+        "pos_embed_coarse",
+        "norm.weight",
+        "head.bias",
+    } <= without
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+def test_learning_rate_rises_then_falls(run):
+    rates = [learning_rate(step, 4, run) for step in range(12)]
+    peak = run.optimizer.learning_rate * run.schedule.batch_size / 512
+    assert rates[:4] == pytest.approx([peak / 4, peak / 2, 3 * peak / 4, peak])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert run.optimizer.min_learning_rate < rates[-1] < peak / 10
+
+
+def test_learning_rate_without_warm_up(run):
+    still = dataclasses.replace(run, schedule=dataclasses.replace(run.schedule, warmup_epochs=0))
+    assert learning_rate(0, 4, still) == pytest.approx(0.05 * 6 / 512)
+
+
+def test_average_of_weights():
+    weights = {"w": torch.zeros(2)}
+    average = AveragedWeights(weights, 0.9)
+    average.update({"w": torch.ones(2)}, step=1000)
+    torch.testing.assert_close(average.weights["w"], torch.full((2,), 0.1))
+    assert weights["w"].sum() == 0
+    early = AveragedWeights(weights, 0.9999)
+    early.update({"w": torch.ones(2)}, step=0)
+    torch.testing.assert_close(early.weights["w"], torch.full((2,), 0.9))
+
+
+def test_drop_path_drops_whole_pictures_while_training_only(run):
+    model = build_model(run.model)
+    add_drop_path(model, 0.5)
+    last = model.encoder()[-1].mlp.fc2
+    x = torch.ones(64, 3, 64)
+    torch.manual_seed(0)
+    whole = last.eval()(x)
+    dropped = last.train()(x)
+    zero = (dropped == 0).flatten(1).all(1)
+    assert 10 < zero.sum() < 54
+    torch.testing.assert_close(dropped[~zero], 2 * whole[~zero])
+
+
+def test_the_first_block_drops_nothing(run):
+    model = build_model(run.model)
+    add_drop_path(model, 0.9)
+    first = model.encoder()[0].mlp.fc2.train()
+    x = torch.ones(8, 3, 64)
+    assert torch.equal(first(x), first(x))

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from sacvit_deploy.errors import DataError
+from sacvit_deploy.model.presets import preset_preprocessing
+from sacvit_deploy.samples import Sample, read_samples
+from sacvit_deploy.training.pictures import (
+    Key,
+    TrainingPictures,
+    UnreadablePictureWarning,
+    ValidationPictures,
+    check_same_classes,
+    collate,
+    epoch_order,
+    open_samples,
+    read_batches,
+    read_rgb,
+)
+
+
+def pictures_of(run, samples) -> TrainingPictures:
+    return TrainingPictures(samples, preset_preprocessing(run.model), run)
+
+
+@pytest.fixture
+def zipped(train_folder, tmp_path):
+    return shutil.make_archive(
+        str(tmp_path / "train"), "zip", train_folder.parent, train_folder.name
+    )
+
+
+def test_a_zip_gives_the_same_pictures(run, zipped, tmp_path):
+    from_folder = pictures_of(run, read_samples(run.data.train))
+    from_zip = pictures_of(run, read_samples(tmp_path / "train.zip"))
+    for index in (0, 11, 23):
+        (one, label), (other, same_label) = (
+            from_folder.read(Key(1, index)),
+            from_zip.read(Key(1, index)),
+        )
+        assert torch.equal(one, other)
+        assert label == same_label == index // 8
+
+
+def test_each_epoch_varies_a_picture_anew(run):
+    pictures = pictures_of(run, read_samples(run.data.train))
+    assert torch.equal(pictures.read(Key(0, 3))[0], pictures.read(Key(0, 3))[0])
+    assert not torch.equal(pictures.read(Key(0, 3))[0], pictures.read(Key(1, 3))[0])
+
+
+def test_workers_change_nothing(run, zipped, tmp_path):
+    pictures = pictures_of(run, read_samples(tmp_path / "train.zip"))
+    keys = [[Key(0, index) for index in range(start, start + 6)] for start in (0, 6)]
+    alone, helped = (
+        list(torch.utils.data.DataLoader(pictures, batch_sampler=keys, num_workers=count))
+        for count in (0, 2)
+    )
+    for (image, label), (same_image, same_label) in zip(alone, helped, strict=True):
+        assert torch.equal(image, same_image)
+        assert torch.equal(label, same_label)
+
+
+@pytest.fixture
+def with_a_broken_one(train_folder, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(train_folder, folder)
+    (folder / "green" / "2.png").write_bytes(b"not a picture")
+    return read_samples(folder)
+
+
+def test_a_corrupt_picture_stops_by_name(run, with_a_broken_one):
+    with pytest.raises(DataError, match=r"green.2\.png.* cannot be read"):
+        pictures_of(run, with_a_broken_one).read(Key(0, 10))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_error_survives_a_reading_process(run, with_a_broken_one, workers):
+    loader = torch.utils.data.DataLoader(
+        pictures_of(run, with_a_broken_one),
+        batch_sampler=[[Key(0, 9), Key(0, 10)]],
+        num_workers=workers,
+        collate_fn=collate,
+    )
+    with pytest.raises(DataError, match=r"green.2\.png.* cannot be read"):
+        list(read_batches(loader))
+
+
+def test_a_corrupt_picture_is_skipped_by_choice(run, with_a_broken_one):
+    object.__setattr__(run.data, "on_corrupt", "skip")
+    pictures = pictures_of(run, with_a_broken_one)
+    with pytest.warns(UnreadablePictureWarning, match=r"2\.png"):
+        image, label = pictures.read(Key(0, 10))
+    assert label == 1
+    assert torch.isfinite(image).all()
+
+
+def test_nothing_can_be_read(run, tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(b"")
+    object.__setattr__(run.data, "on_corrupt", "skip")
+    pictures = pictures_of(run, read_samples(tmp_path))
+    with (
+        pytest.warns(UnreadablePictureWarning),
+        pytest.raises(DataError, match="No picture of the data set"),
+    ):
+        pictures.read(Key(0, 0))
+
+
+def test_transparent_is_white(tmp_path):
+    Image.new("RGBA", (2, 2), (9, 9, 9, 0)).save(tmp_path / "x.png")
+    assert read_rgb(Sample(str(tmp_path / "x.png"), "a")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_as_many_classes_as_the_model(train_folder):
+    with pytest.raises(DataError, match="has 3 classes, the model 5"):
+        open_samples(train_folder, 5)
+
+
+def test_an_empty_class(train_folder, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(train_folder, folder)
+    (folder / "yellow").mkdir()
+    with pytest.raises(DataError, match="without a picture: yellow"):
+        open_samples(folder, 4)
+
+
+def test_the_same_classes_in_both(train_folder, validation_folder, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(validation_folder, folder)
+    (folder / "red").rename(folder / "orange")
+    with pytest.raises(DataError, match="only one has: orange, red"):
+        check_same_classes(read_samples(train_folder), read_samples(folder), folder)
+
+
+def test_validation_pictures(run):
+    pictures = ValidationPictures(
+        read_samples(run.data.validation), preset_preprocessing(run.model)
+    )
+    assert [pictures.read(index)[1] for index in range(len(pictures))] == [0] * 4 + [1] * 4 + [
+        2
+    ] * 4
+    assert torch.equal(pictures.read(0)[0], pictures.read(0)[0])
+
+
+def test_orders_differ_by_epoch_and_hold_every_picture():
+    first, second = epoch_order(0, 0, 50), epoch_order(0, 1, 50)
+    assert sorted(first) == list(range(50))
+    assert (first != second).any()
+    assert (first == epoch_order(0, 0, 50)).all()

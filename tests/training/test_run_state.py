@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+
+import pytest
+import torch
+
+from sacvit_deploy.errors import CheckpointError
+from sacvit_deploy.model.two_stage import build_model
+from sacvit_deploy.training import run_state
+from sacvit_deploy.training.optimizer import AveragedWeights, make_optimizer
+from sacvit_deploy.training.run_state import RunState, config_digest, load_run, save_run
+
+
+def fresh(run, seed: int) -> RunState:
+    torch.manual_seed(seed)
+    model = build_model(run.model)
+    average = AveragedWeights(model.state_dict(), 0.5)
+    return RunState(model, make_optimizer(model, run.optimizer), average)
+
+
+def advance(state: RunState) -> None:
+    image = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
+    out = state.model(image)
+    (out.refined_logits.square().sum() + out.early_exit.logits.square().sum()).backward()
+    state.optimizer.step()
+    state.average.update(state.model.state_dict(), state.step)
+    state.step += 1
+
+
+def test_a_saved_run_goes_on_the_same(run, tmp_path):
+    state, other = fresh(run, 0), fresh(run, 1)
+    advance(state)
+    state.best = 0.25
+    save_run(tmp_path / "run.safetensors", state, run)
+    load_run(tmp_path / "run.safetensors", other, run)
+    assert (other.step, other.best) == (1, 0.25)
+    for each in (state, other):
+        each.optimizer.zero_grad()
+        advance(each)
+    for name, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[name]), name
+        assert torch.equal(state.average.weights[name], other.average.weights[name]), name
+
+
+def test_a_full_disk_leaves_the_last_good_run(run, tmp_path, monkeypatch):
+    path = tmp_path / "run.safetensors"
+    state = fresh(run, 0)
+    save_run(path, state, run)
+    before = path.read_bytes()
+
+    def full(tensors, target, metadata):
+        target.write_bytes(b"half of")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_state, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save_run(path, state, run)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_recipe_is_refused(run, tmp_path):
+    path = tmp_path / "run.safetensors"
+    save_run(path, fresh(run, 0), run)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        load_run(path, fresh(run, 0), dataclasses.replace(run, seed=1))
+
+
+def test_a_broken_file(run, tmp_path):
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_run(path, fresh(run, 0), run)
+
+
+def test_only_what_decides_the_result_counts(run, tmp_path):
+    moved = dataclasses.replace(
+        run,
+        output=tmp_path / "elsewhere",
+        data=dataclasses.replace(run.data, workers=3),
+        schedule=dataclasses.replace(run.schedule, log_every=7),
+    )
+    assert config_digest(moved) == config_digest(run)
+    longer = dataclasses.replace(run, schedule=dataclasses.replace(run.schedule, epochs=9))
+    assert config_digest(longer) != config_digest(run)
