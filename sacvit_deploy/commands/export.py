@@ -20,27 +20,14 @@ from sacvit_deploy.model.presets import preset as preset_config
 @click.option("--random-weights", is_flag=True, help="Draw weights instead of reading them.")
 @click.option("--seed", default=0, show_default=True, help="Of the random weights.")
 @click.option("--opset", default=18, show_default=True, help="ONNX operator set, 18 to 25.")
-@click.option(
-    "--selection",
-    type=click.Choice(["host", "graph"]),
-    default="host",
-    show_default=True,
-    help="Who picks the target tokens: the host, or the second graph itself.",
+@options.choice_option(
+    "--selection", ("host", "graph"), "Who picks the target tokens: the host, or the second graph."
 )
-@click.option(
-    "--input",
-    "input_kind",
-    type=click.Choice(["float", "uint8"]),
-    default="float",
-    show_default=True,
-    help="Normalised floats, or raw pixels with the normalisation folded into the graphs.",
+@options.choice_option(
+    "--input", ("float", "uint8"), "Normalised floats, or raw pixels with the normalisation inside."
 )
-@click.option(
-    "--weight-storage",
-    type=click.Choice(["fp32", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="fp16 rounds the weights and halves the files; arithmetic stays in FP32.",
+@options.choice_option(
+    "--weight-storage", ("fp32", "fp16"), "fp16 rounds the weights and halves the files."
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="Text file, one class name a line.")
 @click.option("--eta", default=0.5, show_default=True, help="Exit threshold in [0, 1].")
@@ -62,11 +49,12 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
     require("torch", "Exporting a model")
     from sacvit_deploy.exporters.export_request import ExportRequest, run_export
 
-    names = ("output", "seed", "opset", "selection", "input_kind", "weight_storage", "labels")
+    names = ("output", "seed", "opset", "selection", "weight_storage", "labels")
     request = ExportRequest(
         checkpoint=checkpoint,
         base=preset_config(chosen["preset"]) if chosen["preset"] else None,
         overrides=options.parse_overrides(chosen["overrides"], alpha=chosen["alpha"]),
+        input_kind=chosen["input"],
         precisions=precision_options.requests(chosen),
         **{name: chosen[name] for name in (*names, "eta", "force")},
     )

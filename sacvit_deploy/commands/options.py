@@ -73,6 +73,12 @@ _BUILD_OPTIONS = (
 )
 
 
+def choice_option(name: str, choices: Sequence[str], text: str) -> Callable[[_Command], _Command]:
+    """An option of a few words, the first of which is taken where it is not given."""
+    kind = click.Choice(choices)
+    return click.option(name, type=kind, default=choices[0], show_default=True, help=text)
+
+
 def build_options(command: _Command) -> _Command:
     """Add what can be chosen about an engine, in the order of the help text."""
     for option in reversed(_BUILD_OPTIONS):
