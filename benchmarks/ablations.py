@@ -1,0 +1,126 @@
+"""What each part of a trained SAC-ViT is worth, where only the inference changes.
+
+Top-1 of the second stage alone, for every picture, with the weights as they were trained.
+
+Example:
+  python -m benchmarks.ablations MODEL.safetensors val.zip classes.txt -o out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sacvit_deploy.exporters.model_source import checkpoint_model
+from sacvit_deploy.model.checkpoints import read_config
+from sacvit_deploy.model.presets import preset_preprocessing
+from sacvit_deploy.model.two_stage import TwoStageViT, select_tokens
+from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.samples import read_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sacvit_deploy.spec import ModelConfig
+
+    Rescore = Callable[[torch.Tensor], torch.Tensor]
+
+_BATCH = 125
+_FIELDS: dict[str, list[Any]] = {
+    "alpha": [0.25, 0.375, 0.5, 0.625, 0.75, 0.875],
+    "score_beta": [0.0, 0.5, 0.9, 0.99, 0.999],
+    "score_first_block": [0, 1, 2, 3, 4],
+    "cls_update": ["joint", "mean"],
+    "attention": ["clustered", "joint"],
+    "non_target_source": ["embedding", "final"],
+}
+
+
+class Ablation:
+    """A trained model and the pictures it is measured on."""
+
+    def __init__(self, checkpoint: Path, data: Path, classes: list[str]) -> None:
+        """Read both; `classes` are the data's class names in the order of the head."""
+        config = read_config(checkpoint)
+        if config is None:
+            raise SystemExit(f"{checkpoint} does not say which network it holds.")
+        self.config: ModelConfig = config
+        self.model = checkpoint_model(checkpoint, config)
+        samples = read_samples(data).samples
+        preprocess = Preprocessor(preset_preprocessing(config))
+        self.images = torch.from_numpy(np.stack([preprocess(sample) for sample in samples]))
+        self.labels = torch.tensor([classes.index(sample.label) for sample in samples])
+
+    @torch.no_grad()
+    def top1(self, model: TwoStageViT, rescore: Rescore = lambda score: score) -> float:
+        """Share of right answers of the second stage."""
+        right = 0
+        batches = zip(self.images.split(_BATCH), self.labels.split(_BATCH), strict=True)
+        for images, labels in batches:
+            coarse = model.early_exit(images)
+            selection = select_tokens(rescore(coarse.score), model.config)
+            right += int((model.refine(images, coarse, selection).argmax(1) == labels).sum())
+        return right / len(self.labels)
+
+    def changed(self, **fields: Any) -> TwoStageViT:
+        """The same weights under another configuration."""
+        model = TwoStageViT(self.config.replace(**fields))
+        model.load_state_dict(self.model.state_dict())
+        return model.eval()
+
+    def without_fusion(self) -> TwoStageViT:
+        """The same weights, but the coarse features are not added to the fine tokens."""
+        model = self.changed()
+        torch.nn.init.zeros_(model.fusion.mlp.fc2.weight)
+        torch.nn.init.zeros_(model.fusion.mlp.fc2.bias)
+        return model
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each change."""
+        model = self.changed()
+        generator = torch.Generator().manual_seed(0)
+        rows: list[dict[str, Any]] = [
+            {"change": f"{name}={value}", "top1": self.top1(self.changed(**{name: value}))}
+            for name, values in _FIELDS.items()
+            for value in values
+        ]
+        rows += [
+            {
+                "change": f"random targets, draw {draw}",
+                "top1": self.top1(model, lambda s: torch.rand(s.shape, generator=generator)),
+            }
+            for draw in range(3)
+        ]
+        rows.append({"change": "least attended as targets", "top1": self.top1(model, torch.neg)})
+        rows.append({"change": "no fusion", "top1": self.top1(self.without_fusion())})
+        return [{"change": "as trained", "top1": self.top1(model)}, *rows]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("classes", type=Path, help="the data's class names in head order")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    chosen = parser.parse_args()
+    classes = chosen.classes.read_text("utf-8").split()
+    ablation = Ablation(chosen.checkpoint, chosen.data, classes)
+    document = {
+        "checkpoint": chosen.checkpoint.name,
+        "images": len(ablation.labels),
+        "torch": torch.__version__,
+        "rows": ablation.rows(),
+    }
+    chosen.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    for row in document["rows"]:
+        print(f"{row['top1']:.3f}  {row['change']}")
+
+
+if __name__ == "__main__":
+    main()
