@@ -16,28 +16,37 @@ if TYPE_CHECKING:
     from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.errors import SacvitDeployError
     from sacvit_deploy.runtime.assets import demo_bundle
+    from sacvit_deploy.runtime.budget import BudgetWarning
+    from sacvit_deploy.runtime.drift import DriftWarning
     from sacvit_deploy.runtime.pipeline import Pipeline, load
     from sacvit_deploy.runtime.result import Result
+    from sacvit_deploy.visualize.token_map import token_map
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetWarning",
     "Bundle",
+    "DriftWarning",
     "Pipeline",
     "Result",
     "SacvitDeployError",
     "__version__",
     "demo_bundle",
     "load",
+    "token_map",
 ]
 
 _HOME = {
+    "BudgetWarning": "runtime.budget",
     "Bundle": "bundle",
+    "DriftWarning": "runtime.drift",
     "Pipeline": "runtime.pipeline",
     "Result": "runtime.result",
     "SacvitDeployError": "errors",
     "demo_bundle": "runtime.assets",
     "load": "runtime.pipeline",
+    "token_map": "visualize.token_map",
 }
 
 

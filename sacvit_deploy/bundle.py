@@ -21,6 +21,7 @@ from sacvit_deploy.manifest import (
     MANIFEST,
     EngineEntry,
     EngineRuntime,
+    ExitCalibration,
     FileRecord,
     GraphEntry,
     Manifest,
@@ -39,6 +40,7 @@ __all__ = [
     "Bundle",
     "EngineEntry",
     "EngineRuntime",
+    "ExitCalibration",
     "FileRecord",
     "GraphEntry",
     "Manifest",
@@ -231,7 +233,7 @@ def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
     """Move the files of a `staging_folder` into the bundle, and then write its description.
 
     The bundle is valid at every moment, a power cut included: what is about to be replaced leaves
-    the description first.
+    the description first, and what a calibration found with replaced files leaves for good.
 
     Args:
         bundle: As it was read.
@@ -254,7 +256,12 @@ def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
         for name in new:
             (bundle.path / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staging / name, bundle.path / name)
-    return update_manifest(bundle, dataclasses.replace(manifest, files={**manifest.files, **new}))
+    complete = dataclasses.replace(
+        manifest,
+        files={**manifest.files, **new},
+        exit_calibrations=_calibrations_without(manifest, new.keys()),
+    )
+    return update_manifest(bundle, complete)
 
 
 def _without(manifest: Manifest, names: Collection[str]) -> Manifest:
@@ -264,6 +271,23 @@ def _without(manifest: Manifest, names: Collection[str]) -> Manifest:
         files={name: record for name, record in manifest.files.items() if name not in names},
         graphs=tuple(graph for graph in manifest.graphs if graph.file not in names),
         engines=tuple(engine for engine in manifest.engines if engine.file not in names),
+        exit_calibrations=_calibrations_without(manifest, names),
+    )
+
+
+def _calibrations_without(
+    manifest: Manifest, names: Collection[str]
+) -> tuple[ExitCalibration, ...]:
+    """The calibrations that were not measured with any of some files.
+
+    A graph counts for every runtime: engines are built from it.
+    """
+    graphs = {graph.precision for graph in manifest.graphs if graph.file in names}
+    engines = {(e.precision, e.runtime) for e in manifest.engines if e.file in names}
+    return tuple(
+        record
+        for record in manifest.exit_calibrations
+        if record.precision not in graphs and (record.precision, record.runtime) not in engines
     )
 
 

@@ -5,6 +5,7 @@
     ├── MissingDependencyError   an optional library is not installed
     ├── ImageError               a picture that cannot be read
     ├── DataError                a data set that cannot be read
+    ├── GoalError                no exit threshold meets what was asked for
     ├── CheckpointError          weights that do not belong to the model
     ├── ExportError              an ONNX graph that could not be written
     │   ├── ParityError          the ONNX graph does not compute what the torch model computes
@@ -52,6 +53,10 @@ class ImageError(SacvitDeployError):
 
 class DataError(SacvitDeployError):
     """A labelled data set that cannot be read."""
+
+
+class GoalError(SacvitDeployError):
+    """No exit threshold meets what was asked for; the problem says how near the nearest comes."""
 
 
 class CheckpointError(SacvitDeployError):

@@ -10,17 +10,27 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import numbers
-import reprlib
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from sacvit_deploy.errors import (
     BundleError,
     BundleIntegrityError,
     BundleVersionError,
     ConfigError,
+)
+from sacvit_deploy.exit_calibration import ExitCalibration
+from sacvit_deploy.manifest_values import (
+    EXPORT_AGAIN,
+    EngineRuntime,
+    Precision,
+    all_typed,
+    check_eta,
+    choice,
+    objects_or_none,
+    real,
+    typed,
 )
 from sacvit_deploy.spec import (
     InputKind,
@@ -35,31 +45,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-Precision = Literal["fp32", "fp16", "int8"]
-EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "EngineEntry",
+    "EngineRuntime",
+    "ExitCalibration",
+    "FileRecord",
+    "GraphEntry",
+    "Manifest",
+    "Precision",
+    "check_eta",
+]
 
 FORMAT = "sacvit-deploy bundle"
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 
-_EXPORT_AGAIN = "Export the bundle again."
 _CHUNK_BYTES = 1 << 20
-
-_T = TypeVar("_T")
-
-
-def check_eta(eta: float) -> float:
-    """The exit threshold as a float.
-
-    Raises:
-        ConfigError: It is not a number in [0, 1]; NaN is not.
-    """
-    if isinstance(eta, bool) or not isinstance(eta, numbers.Real) or not 0 <= float(eta) <= 1:
-        raise ConfigError(
-            f"The exit threshold eta is {eta!r}.",
-            "Make it a number from 0 (every picture exits early) to 1 (none does).",
-        )
-    return float(eta)
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,11 @@ class GraphEntry:
             BundleError: A field is missing or of the wrong type.
         """
         return cls(
-            role=_choice(values, "role", Role),
-            precision=_choice(values, "precision", Precision),
-            file=_typed(values, "file", str),
-            inputs=tuple(map(_tensor_spec, _typed(values, "inputs", list))),
-            outputs=tuple(map(_tensor_spec, _typed(values, "outputs", list))),
+            role=choice(values, "role", Role),
+            precision=choice(values, "precision", Precision),
+            file=typed(values, "file", str),
+            inputs=tuple(map(_tensor_spec, typed(values, "inputs", list))),
+            outputs=tuple(map(_tensor_spec, typed(values, "outputs", list))),
         )
 
 
@@ -144,17 +148,17 @@ class EngineEntry:
         """
         fields: dict[str, Any] = {}
         for name in ("file", "runtime_version", "cuda_version", "os"):
-            fields[name] = _typed(values, name, str)
+            fields[name] = typed(values, name, str)
         for name in ("precision_share", "linear_share", "layer_share", "flags"):
-            fields[name] = _typed(values, name, dict)
+            fields[name] = typed(values, name, dict)
         return cls(
-            role=_choice(values, "role", Role),
-            precision=_choice(values, "precision", Precision),
-            runtime=_choice(values, "runtime", EngineRuntime),
-            compute_capabilities=tuple(_all_typed(values, "compute_capabilities", str)),
+            role=choice(values, "role", Role),
+            precision=choice(values, "precision", Precision),
+            runtime=choice(values, "runtime", EngineRuntime),
+            compute_capabilities=tuple(all_typed(values, "compute_capabilities", str)),
             batch=_batch(values),
-            build_s=float(_typed(values, "build_s", numbers.Real)),  # type: ignore[type-abstract]
-            bytes=_typed(values, "bytes", int),
+            build_s=real(values, "build_s"),
+            bytes=typed(values, "bytes", int),
             **fields,
         )
 
@@ -202,6 +206,7 @@ class Manifest:
         engines: One entry per role, precision and runtime that was built.
         precisions: How each lower precision was made, by its name: method, calibration data, nodes
             kept in FP32, agreement with FP32 as measured.
+        exit_calibrations: At most one per precision and runtime.
 
     Raises:
         BundleError: The parts do not fit together.
@@ -221,6 +226,7 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
     precisions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exit_calibrations: tuple[ExitCalibration, ...] = ()
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
@@ -241,6 +247,7 @@ class Manifest:
             _check_inside(name)
         self._check_roles()
         self._check_engines()
+        self._check_calibrations()
 
     def _check_roles(self) -> None:
         wanted = {"single"} if self.config.two_stage is None else {"early_exit", "refine"}
@@ -249,7 +256,7 @@ class Manifest:
             raise BundleIntegrityError(
                 f"The graphs are {found or 'none'}; the family {self.config.family!r} needs "
                 f"{' and '.join(sorted(wanted))}, each once per precision.",
-                _EXPORT_AGAIN,
+                EXPORT_AGAIN,
             )
 
     def _check_engines(self) -> None:
@@ -261,6 +268,44 @@ class Manifest:
                 "has at most one engine per precision and runtime.",
                 "Build the engines again: sacvit-deploy build-engine BUNDLE.",
             )
+
+    def _check_calibrations(self) -> None:
+        found = [(record.precision, record.runtime) for record in self.exit_calibrations]
+        there = {g.precision for g in self.graphs} | {e.precision for e in self.engines}
+        wanted = there if self.config.two_stage else set()
+        if len(set(found)) != len(found) or not {precision for precision, _ in found} <= wanted:
+            raise BundleIntegrityError(
+                f"The exit calibrations are {found}; each precision of a two-stage network has at "
+                f"most one per runtime, and the precisions here are {sorted(wanted) or 'none'}.",
+                "Calibrate again: sacvit-deploy calibrate BUNDLE DATA.",
+            )
+
+    def exit_calibration(self, precision: Precision, runtime: str) -> ExitCalibration | None:
+        """The exit threshold found for one precision in one runtime; None if it was not sought."""
+        for record in self.exit_calibrations:
+            if (record.precision, record.runtime) == (precision, runtime):
+                return record
+        return None
+
+    def usual_exit(self, precision: Precision, runtime: str) -> tuple[float, float]:
+        """Threshold and temperature where none is asked for: as calibrated, or else `eta` and 1."""
+        record = self.exit_calibration(precision, runtime)
+        return (record.eta, record.temperature) if record else (self.eta, 1.0)
+
+    def with_calibration(self, record: ExitCalibration) -> Manifest:
+        """This description with a calibration of the exit, in the place of an older one like it.
+
+        FP32 in ONNX Runtime runs everywhere, so that its threshold becomes the bundle's own, unless
+        a temperature belongs to it: the bundle's own threshold is for temperature 1.
+        """
+        key = (record.precision, record.runtime)
+        others = (r for r in self.exit_calibrations if (r.precision, r.runtime) != key)
+        is_default = key == ("fp32", "onnxruntime") and record.temperature == 1
+        return dataclasses.replace(
+            self,
+            eta=record.eta if is_default else self.eta,
+            exit_calibrations=(*others, record),
+        )
 
     def to_json(self) -> str:
         """The text of `bundle.json`; `from_json` reads it back."""
@@ -279,7 +324,7 @@ class Manifest:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BundleError(f"It is not valid JSON: {error}.", _EXPORT_AGAIN) from error
+            raise BundleError(f"It is not valid JSON: {error}.", EXPORT_AGAIN) from error
         _check_format(values)
         try:
             return cls._from_values(values)
@@ -288,22 +333,25 @@ class Manifest:
 
     @classmethod
     def _from_values(cls, values: Mapping[str, Any]) -> Manifest:
-        files = _typed(values, "files", dict)
+        files = typed(values, "files", dict)
         return cls(
-            config=ModelConfig.from_dict(_typed(values, "config", dict)),
-            preprocessing=Preprocessing.from_dict(_typed(values, "preprocessing", dict)),
-            selection=_choice(values, "selection", Selection),
-            input_kind=_choice(values, "input_kind", InputKind),
+            config=ModelConfig.from_dict(typed(values, "config", dict)),
+            preprocessing=Preprocessing.from_dict(typed(values, "preprocessing", dict)),
+            selection=choice(values, "selection", Selection),
+            input_kind=choice(values, "input_kind", InputKind),
             eta=values.get("eta", "missing"),
-            labels=tuple(_all_typed(values, "labels", str)),
-            graphs=tuple(map(GraphEntry.from_dict, _all_typed(values, "graphs", dict))),
-            weights=_typed(values, "weights", dict),
-            parity=_all_typed(values, "parity", dict),
-            tools=_typed(values, "tools", dict),
+            labels=tuple(all_typed(values, "labels", str)),
+            graphs=tuple(map(GraphEntry.from_dict, all_typed(values, "graphs", dict))),
+            weights=typed(values, "weights", dict),
+            parity=all_typed(values, "parity", dict),
+            tools=typed(values, "tools", dict),
             files={name: _file_record(name, record) for name, record in files.items()},
-            # Older bundles of this format version have neither.
-            engines=tuple(map(EngineEntry.from_dict, _all_typed_or_none(values, "engines"))),
-            precisions=_typed(values, "precisions", dict) if "precisions" in values else {},
+            # Older bundles of this format version have none of these.
+            engines=tuple(map(EngineEntry.from_dict, objects_or_none(values, "engines"))),
+            precisions=typed(values, "precisions", dict) if "precisions" in values else {},
+            exit_calibrations=tuple(
+                map(ExitCalibration.from_dict, objects_or_none(values, "exit_calibrations"))
+            ),
         )
 
 
@@ -315,7 +363,7 @@ def _check_format(values: object) -> None:
         )
     version = values.get("format_version")
     if type(version) is not int or version < 1:
-        raise BundleError(f"Its format_version is {version!r}.", _EXPORT_AGAIN)
+        raise BundleError(f"Its format_version is {version!r}.", EXPORT_AGAIN)
     if version > FORMAT_VERSION:
         raise BundleVersionError(
             f"It has format version {version}; this release reads up to {FORMAT_VERSION}.",
@@ -334,35 +382,8 @@ def _check_inside(name: str) -> None:
         )
 
 
-def _typed(values: Mapping[str, Any], key: str, kind: type[_T]) -> _T:
-    found = values.get(key)
-    if not isinstance(found, kind) or isinstance(found, bool):
-        what = f"is {reprlib.repr(found)}" if key in values else "is missing"
-        raise BundleError(
-            f"The value of {key!r} {what}; a {kind.__name__} is needed.", _EXPORT_AGAIN
-        )
-    return found
-
-
-def _all_typed(values: Mapping[str, Any], key: str, kind: type[_T]) -> list[_T]:
-    found = _typed(values, key, list)
-    return [_typed({f"{key}[{i}]": item}, f"{key}[{i}]", kind) for i, item in enumerate(found)]
-
-
-def _all_typed_or_none(values: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    return _all_typed(values, key, dict) if key in values else []
-
-
-def _choice(values: Mapping[str, Any], key: str, choices: Any) -> Any:
-    found = _typed(values, key, str)
-    if found not in get_args(choices):
-        wanted = ", ".join(get_args(choices))
-        raise BundleError(f"The value of {key!r} is {found!r}, not one of {wanted}.", _EXPORT_AGAIN)
-    return found
-
-
 def _batch(values: Mapping[str, Any]) -> tuple[int, int, int]:
-    found = _all_typed(values, "batch", int)
+    found = all_typed(values, "batch", int)
     if len(found) != 3 or not 1 <= found[0] <= found[1] <= found[2]:
         raise BundleError(
             f"The batch range of an engine is {found!r}.",
@@ -372,14 +393,14 @@ def _batch(values: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _tensor_spec(values: object) -> TensorSpec:
-    entry = _typed({"tensor": values}, "tensor", dict)
-    shape = _typed(entry, "shape", list)
+    entry = typed({"tensor": values}, "tensor", dict)
+    shape = typed(entry, "shape", list)
     if not all(type(side) in (int, str) for side in shape):
-        raise BundleError(f"A tensor has the shape {shape!r}.", _EXPORT_AGAIN)
-    dtype = _choice(entry, "dtype", Literal["float32", "float16", "uint8", "int64"])
-    return TensorSpec(_typed(entry, "name", str), dtype, tuple(shape))
+        raise BundleError(f"A tensor has the shape {shape!r}.", EXPORT_AGAIN)
+    dtype = choice(entry, "dtype", Literal["float32", "float16", "uint8", "int64"])
+    return TensorSpec(typed(entry, "name", str), dtype, tuple(shape))
 
 
 def _file_record(name: str, values: object) -> FileRecord:
-    entry = _typed({name: values}, name, dict)
-    return FileRecord(_typed(entry, "sha256", str), _typed(entry, "bytes", int))
+    entry = typed({name: values}, name, dict)
+    return FileRecord(typed(entry, "sha256", str), typed(entry, "bytes", int))

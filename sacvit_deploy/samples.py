@@ -6,8 +6,10 @@ One reader for everything that takes DATA: verification, evaluation, calibration
 from __future__ import annotations
 
 import csv
+import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
@@ -22,6 +24,8 @@ SUFFIXES = frozenset(
 )
 """File names that count as pictures, whatever their case."""
 
+# Of a damaged directory; damaged data; an unknown method; a password, which is a RuntimeError.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 _WANTED = (
     "Give a folder with one folder of pictures for each class, a zip of such a folder, or a "
     ".csv or .jsonl file with the columns path and label."
@@ -46,10 +50,14 @@ class Sample:
         """The encoded picture.
 
         Raises:
-            OSError: The file cannot be read.
-            zipfile.BadZipFile: Its part of the archive is damaged.
+            OSError: The file cannot be read, or its part of the archive is damaged or encrypted.
         """
-        return self.archive.open(self.name) if self.archive else Path(self.name).open("rb")
+        if self.archive is None:
+            return Path(self.name).open("rb")
+        try:
+            return io.BytesIO(self.archive.read(self.name))
+        except _ZIP_ERRORS as error:
+            raise OSError(f"its part of the archive cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)

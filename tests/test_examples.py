@@ -49,6 +49,13 @@ def test_threshold_table(run) -> None:
     assert all_refined == ["1.000", "0.0%", "100.0%"]
 
 
+def test_camera_budget(run) -> None:
+    out = run("camera_budget.py", _PICTURES[0], "--frames", "60", "--fps", "0.5")
+    found = re.findall(r"^frame +(\d+)  (\w+) +eta 1.000", out, re.MULTILINE)
+    assert found == [("50", "spare"), ("60", "spare")]
+    assert re.search(r"^refine: \d+ frames, p50 [\d.]+ ms", out, re.MULTILINE)
+
+
 def test_every_example_has_a_test() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     names = [path.name for path in _EXAMPLES.glob("*.py")]

@@ -159,6 +159,29 @@ def test_a_damaged_picture_in_a_zip_is_an_image_error(tmp_path):
         read_picture(damaged)
 
 
+@pytest.mark.parametrize(
+    ("flags", "method", "says"),
+    [
+        (0, zipfile.ZIP_STORED, "Bad CRC-32"),
+        (0, zipfile.ZIP_DEFLATED, "decompressing"),
+        (1, zipfile.ZIP_STORED, "encrypted"),
+        (0, 99, "not supported"),
+    ],
+)
+def test_a_part_that_cannot_be_unpacked_is_an_image_error(flags, method, says, tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("cat/a.png", b"\xff" * 99)
+    content = (tmp_path / "data.zip").read_bytes()
+    for start, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.index(start) + at
+        header = bytes((flags, 0, method, 0))
+        content = content[:place] + header + content[place + 4 :]
+    (tmp_path / "data.zip").write_bytes(content.replace(b"\xff\xff\xff", b"\xff\xfe\xff"))
+    (sample,) = read_samples(tmp_path / "data.zip").samples
+    with pytest.raises(ImageError, match=says):
+        read_picture(sample)
+
+
 def test_a_missing_picture_of_a_table_is_an_image_error(tmp_path):
     (tmp_path / "table.csv").write_text("gone.jpg,cat\n")
     (sample,) = read_samples(tmp_path / "table.csv").samples

@@ -11,7 +11,7 @@ from sacvit_deploy.commands.run import echo_results
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.runtime.assets import demo_bundle, sample_pictures
 from sacvit_deploy.runtime.pipeline import load
-from sacvit_deploy.visualize.token_sheet import Panel, token_sheet
+from sacvit_deploy.visualize.token_map import token_map
 
 _NOTE = (
     "A small SAC-ViT that knows 50 classes of 64-pixel pictures. Tabby and espresso are among "
@@ -39,15 +39,14 @@ def command(output: Path, eta: float | None, as_json: bool) -> None:
     """
     pipeline = load(demo_bundle(), eta=eta)
     pictures = list(sample_pictures())
-    results = pipeline(pictures)
-    panels = [Panel(picture, result) for picture, result in zip(pictures, results, strict=True)]
-    sheet = token_sheet(panels, pipeline.preprocess, pipeline.manifest.config.coarse_grid, _NOTE)
     file = output / "tokens.png"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        sheet.save(file)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error}.", "Choose another -o.") from error
+    drawn = token_map(pipeline, pictures, note=_NOTE)
+    drawn.save(file)
+    results = [seen.result for seen in drawn.looks]
     if as_json:
         found = [result.to_dict() for result in results]
         options.echo_json({"results": found, "sheet": str(file)})

@@ -32,6 +32,13 @@ eta_option = click.option(
     type=float,
     help="Exit threshold in [0, 1]: a picture exits early when the network is surer than this.",
 )
+backend_option = click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    help="What computes; auto takes the fastest that works.",
+)
 preset_option = click.option(
     "--preset",
     type=click.Choice(sorted(PRESETS)),

@@ -20,13 +20,7 @@ if TYPE_CHECKING:
     "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
 )
 @options.eta_option
-@click.option(
-    "--backend",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]),
-    help="What computes; auto takes the fastest that works.",
-)
+@options.backend_option
 @options.json_option
 def command(
     bundle: Path, images: tuple[Path, ...], eta: float | None, backend: str, as_json: bool

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sacvit_deploy.bundle import Bundle, GraphEntry, Manifest
+    from sacvit_deploy.bundle import Bundle, ExitCalibration, GraphEntry, Manifest
+    from sacvit_deploy.evaluation.calibrate import BundleCalibration
+    from sacvit_deploy.evaluation.exit_threshold import Calibration
     from sacvit_deploy.manifest import EngineEntry
 
 _KIB, _MIB = 1 << 10, 1 << 20
@@ -26,10 +28,72 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
         yield from _graph(graph)
     for engine in manifest.engines:
         yield _engine(engine)
+    for calibration in manifest.exit_calibrations:
+        yield from _calibration(calibration)
     for name, record in manifest.files.items():
         yield f"file     {name}  {_size(record.bytes)}  sha256 {record.sha256[:12]}"
     yield f"parity   {_worst_parity(manifest)}"
     yield f"made by  {', '.join(f'{tool} {version}' for tool, version in manifest.tools.items())}"
+
+
+def describe_calibration(found: BundleCalibration) -> Iterator[str]:
+    """The threshold, what it gives, and how sure that is.
+
+    Yields:
+        Lines for a person.
+    """
+    calibration = found.calibration
+    chosen, intervals = calibration.chosen, calibration.intervals
+    early, late = calibration.macs_g
+    yield (
+        f"eta {chosen.eta:.6g} for {calibration.goal}: {found.precision} in {found.runtime}, "
+        f"{calibration.images} pictures; in brackets the 95 % interval"
+    )
+    yield f"top-1        {chosen.top1:.2%} {_interval(intervals['top1'], '.1%')}"
+    yield f"early exit   {_exit_share(calibration)}"
+    yield (
+        f"mean cost    {chosen.macs_mean_g:.4g} G {_interval(intervals['macs_mean_g'], '.4g')}; "
+        f"{early:.4g} G early, {late:.4g} G late"
+    )
+    yield (
+        f"latency      {chosen.latency_ms_mean:.2f} ms on average "
+        f"{_interval(intervals['latency_ms_mean'], '.2f')}, 95th percentile "
+        f"{chosen.latency_ms_p95:.2f} ms; this machine, one picture at a time"
+    )
+    if calibration.goal.kind == "max_accuracy_drop":
+        drop = tuple(100 * end for end in intervals["goal"])
+        yield (
+            f"drop         {100 * calibration.reached:.2f} points {_interval(drop, '.2f')} below "
+            f"{calibration.reference_top1:.2%}"
+        )
+    if (fit := calibration.likelihood) is not None:
+        yield (
+            f"temperature  {calibration.temperature:.4g}; negative log likelihood "
+            f"{fit.before:.4f} -> {fit.after:.4f}"
+        )
+    yield "written to the bundle" if found.written else "dry run: the bundle is as it was"
+
+
+def _exit_share(calibration: Calibration) -> str:
+    share = calibration.chosen.early_exit_fraction
+    return f"{share:.1%} {_interval(calibration.intervals['early_exit_fraction'], '.1%')}"
+
+
+def _interval(ends: tuple[float, ...], form: str) -> str:
+    return "[" + ", ".join(format(end, form) for end in ends) + "]"
+
+
+def _calibration(record: ExitCalibration) -> Iterator[str]:
+    temperature = f", temperature {record.temperature:.4g}" if record.temperature != 1 else ""
+    yield (
+        f"exit     {record.precision} in {record.runtime}: eta {record.eta:.4g}{temperature} for "
+        f"{record.goal}"
+    )
+    yield (
+        f"           top-1 {record.top1:.1%} {_interval(record.top1_interval, '.1%')}, "
+        f"{record.early_exit_fraction:.1%} leave early, {record.macs_mean_g:.4g} G on average; "
+        f"{record.images} pictures, data {record.data_sha256[:12]}"
+    )
 
 
 def _network(manifest: Manifest) -> Iterator[str]:

@@ -1,142 +1,151 @@
-"""A bundle against the torch model it was made from. Needs torch."""
+"""Does a candidate decide as its reference does, and if not, where does it begin to differ?"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import itertools
+import math
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sacvit_deploy._optional import require
-from sacvit_deploy.engines.registry import open_sessions
-from sacvit_deploy.errors import CheckpointError
-from sacvit_deploy.runtime.decisions import (
-    Agreement,
-    AgreementLimits,
-    Decisions,
-    compare_decisions,
-    scheduler_decisions,
-)
+from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.evaluation.verification import Verification, VerifyLimits
+from sacvit_deploy.exporters.parity import compare_tensors, reference_tensors
+from sacvit_deploy.runtime.decisions import compare_decisions
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from sacvit_deploy.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.bundle import Precision
+    from sacvit_deploy.evaluation.contestants import Contestant
     from sacvit_deploy.exporters.parity import TensorParity
-    from sacvit_deploy.model.two_stage import TwoStageViT
-    from sacvit_deploy.model.vit import VisionTransformer
+    from sacvit_deploy.exporters.precision.layers import LayerError
+    from sacvit_deploy.runtime.decisions import Agreement
     from sacvit_deploy.runtime.pictures import PictureSource
 
-_BATCH = 16
-_PARITY_BATCHES = (1, 2, 7)
+_BATCHES = (1, 2, 7)
+_LAYER_BATCH = 4
+_COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
-class Verification:
-    """What a verification found.
+class VerifyRequest:
+    """How to compare.
 
     Attributes:
-        graphs: The worst tensor of each graph, by role.
-        agreement: Of the decisions; None for a network of one stage.
-        passed: Whether every tensor is within tolerance and the agreement within its limits.
-    """
-
-    graphs: tuple[TensorParity, ...]
-    agreement: Agreement | None
-    passed: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, by the contract of `verify`."""
-        graphs = [record.to_dict() for record in self.graphs]
-        decisions = self.agreement.to_dict() if self.agreement else {}
-        return {"graphs": graphs, **decisions, "passed": self.passed}
-
-
-def verify_bundle(
-    bundle: Bundle, pictures: Sequence[PictureSource], checkpoint: Path | None = None
-) -> Verification:
-    """Compare every FP32 graph, tensor by tensor, and then what is decided on pictures.
-
-    Args:
-        bundle: The candidate, run in ONNX Runtime.
-        pictures: At least one.
-        checkpoint: The reference; None makes random weights again from their seed.
+        pictures: To decide on, at least one.
+        eta: Exit threshold in [0, 1] for both; None takes the candidate's.
+        limits: By name, in [0, 1], in the place of those of the precision.
+        layers: Whether to compare layer by layer too.
 
     Raises:
-        CheckpointError: The checkpoint does not fit, or none is given and none can be made.
-        ImageError: A picture cannot be read.
-        MissingDependencyError: torch is not installed.
+        ConfigError: There is no picture, or a limit is out of [0, 1].
     """
-    require("torch", "Comparing a bundle with its model")
-    from sacvit_deploy.exporters.parity import ParityInputs, measure_parity
 
-    model = _reference(bundle, checkpoint)
-    manifest = bundle.manifest
-    graphs = [(g, bundle.graph_path(g)) for g in manifest.graphs if g.precision == "fp32"]
-    inputs = ParityInputs(manifest.preprocessing, manifest.input_kind)
-    records = measure_parity(model, graphs, inputs, _PARITY_BATCHES)
-    worst = tuple(
-        max((r for r in records if r.role == entry.role), key=lambda r: r.excess)
-        for entry, _ in graphs
+    pictures: Sequence[PictureSource]
+    eta: float | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+    layers: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.pictures:
+            raise ConfigError("There is no picture to compare decisions on.", "Give at least one.")
+        for name, limit in self.limits.items():
+            if not 0 <= limit <= 1:  # NaN would hold whatever is found
+                raise ConfigError(f"The limit {name} is {limit!r}.", "Make it 0 to 1.")
+
+
+def verify(reference: Contestant, candidate: Contestant, request: VerifyRequest) -> Verification:
+    """Compare every graph tensor by tensor, and then what is decided on pictures.
+
+    The precision whose limits hold is the lower one of the two.
+
+    Args:
+        reference: What is trusted.
+        candidate: What is in question; it comes from a bundle.
+        request: How.
+
+    Raises:
+        ImageError: A picture cannot be read.
+        EngineError: A session failed.
+        ConfigError: Layers were asked for, and one of the two cannot be looked into.
+    """
+    precision = max(reference.precision, candidate.precision, key=_COARSENESS.index)
+    random = reference.random or candidate.random
+    limits = VerifyLimits.default(precision, len(request.pictures), random=random)
+    limits = limits.with_values(request.limits)
+    records = _tensors(reference, candidate, request.pictures)
+    layers = _layers(reference, candidate, request.pictures) if request.layers else None
+    finite = all(math.isfinite(record.max_abs_error) for record in records)
+    agreement = _agreement(reference, candidate, request) if finite else None
+    roles = dict.fromkeys(record.role for record in records)
+    worst = tuple(max((r for r in records if r.role == role), key=limits.excess) for role in roles)
+    return Verification(
+        reference=reference.network.name,
+        candidate=candidate.network.name,
+        graphs=worst,
+        agreement=agreement,
+        limits=limits,
+        missed=limits.missed(worst, agreement),
+        layers=layers,
     )
-    within = all(record.excess <= 1 for record in worst)
-    if manifest.config.two_stage is None:
-        return Verification(worst, None, within)
-    agreement = _agreement(bundle, model, pictures)
-    return Verification(worst, agreement, within and AgreementLimits().hold(agreement))
 
 
-def _reference(bundle: Bundle, checkpoint: Path | None) -> TwoStageViT | VisionTransformer:
-    from sacvit_deploy.exporters.model_source import (
-        as_stored,
-        checkpoint_model,
-        model_of_origin,
-    )
-
-    manifest = bundle.manifest
-    if checkpoint is not None:
-        return as_stored(checkpoint_model(checkpoint, manifest.config), manifest.weights)
-    model = model_of_origin(manifest.config, manifest.weights)
-    if model is None:
-        raise CheckpointError(
-            f"The bundle was made from {manifest.weights.get('file')}, which it does not contain.",
-            f"Name it: sacvit-deploy verify {bundle.path} --against CHECKPOINT",
-        )
-    return model
+def _tensors(
+    reference: Contestant, candidate: Contestant, pictures: Sequence[PictureSource]
+) -> list[TensorParity]:
+    largest = min(c.network.largest_batch or _BATCHES[-1] for c in (reference, candidate))
+    sizes = dict.fromkeys(min(size, largest) for size in _BATCHES)
+    batches = (_pixels(candidate, pictures, size) for size in sizes)
+    return compare_tensors(reference.network, candidate.network, batches)
 
 
-def _agreement(
-    bundle: Bundle, model: TwoStageViT | VisionTransformer, pictures: Sequence[PictureSource]
-) -> Agreement:
-    manifest = bundle.manifest
-    sessions = open_sessions(bundle, backend="onnxruntime").sessions
-    scheduler = Scheduler(manifest.config, sessions, manifest.selection)
-    as_graph = Preprocessor(manifest.preprocessing, manifest.input_kind)
-    as_torch = Preprocessor(manifest.preprocessing, "float")
-    candidate = scheduler_decisions(scheduler, _batches(as_graph, pictures))
-    reference = Decisions.join(
-        [_torch_decisions(model, images) for images in _batches(as_torch, pictures)]
-    )
-    return compare_decisions(reference, candidate, manifest.config, manifest.eta)
+def _pixels(
+    candidate: Contestant, pictures: Sequence[PictureSource], size: int
+) -> NDArray[np.uint8]:
+    """The first pictures, and again from the start where there are fewer."""
+    read = Preprocessor(candidate.network.preprocess.spec, "uint8")
+    known = [read(picture) for picture in pictures[:size]]
+    return np.stack(list(itertools.islice(itertools.cycle(known), size))).astype(np.uint8)
 
 
-def _batches(
-    preprocessor: Preprocessor, pictures: Sequence[PictureSource]
-) -> Iterator[NDArray[Any]]:
-    for start in range(0, len(pictures), _BATCH):
-        yield np.stack([preprocessor(picture) for picture in pictures[start : start + _BATCH]])
+def _layers(
+    reference: Contestant, candidate: Contestant, pictures: Sequence[PictureSource]
+) -> tuple[LayerError, ...]:
+    """At every layer of every graph; each graph gets the reference's tensors."""
+    require("onnx", "Comparing layer by layer")
+    from sacvit_deploy.exporters.precision.bundle_layers import bundle_probes
+    from sacvit_deploy.exporters.precision.layers import layer_errors
+
+    if candidate.bundle is None:
+        raise ConfigError("Layers are named by a bundle.", "Make one of its graphs the candidate.")
+    known = reference_tensors(reference.network, _pixels(candidate, pictures, _LAYER_BATCH))
+    found: list[LayerError] = []
+    with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
+        sources = [contestant.layers(Path(scratch)) for contestant in (reference, candidate)]
+        networks = (reference.network, candidate.network)
+        for role, probes in bundle_probes(candidate.bundle).items():
+            wanted, measured = (
+                source.values(role, probes, known.feeds(network, role))
+                for source, network in zip(sources, networks, strict=True)
+            )
+            found += layer_errors(role, probes, wanted, measured)
+    return tuple(found)
 
 
-def _torch_decisions(model: TwoStageViT | VisionTransformer, images: NDArray[Any]) -> Decisions:
-    import torch
-
-    with torch.no_grad():
-        out = model(torch.from_numpy(images))
-    return Decisions(
-        out.early_exit.logits.numpy(), out.refined_logits.numpy(), out.selection.target.numpy()
-    )
+def _agreement(reference: Contestant, candidate: Contestant, request: VerifyRequest) -> Agreement:
+    """At the threshold the candidate is deployed with, or the one asked for."""
+    eta, temperature = 0.5, 1.0
+    if candidate.bundle is not None:
+        usual = candidate.bundle.manifest.usual_exit(candidate.precision, candidate.backend)
+        eta, temperature = usual
+    eta = eta if request.eta is None else request.eta
+    wanted, found = (c.network.decisions(request.pictures) for c in (reference, candidate))
+    return compare_decisions(wanted, found, candidate.network.config, eta, temperature)

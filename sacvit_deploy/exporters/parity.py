@@ -1,4 +1,7 @@
-"""Does the graph compute what the torch model computes? Measured at every export."""
+"""Do two ways of running a network compute the same? Measured at every export.
+
+Needs torch only where one of them is torch.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.errors import ParityError
-from sacvit_deploy.model.two_stage import TwoStageViT
-from sacvit_deploy.spec import IMAGE, LOGITS, SURVIVOR_ROWS, TARGET_INDEX
+from sacvit_deploy.runtime.exit_rule import softmax
+from sacvit_deploy.runtime.mapping import fine_index
+from sacvit_deploy.runtime.network import Network
+from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.runtime.selection import select_tokens
+from sacvit_deploy.spec import (
+    FINE_INDEX,
+    IMAGE,
+    LOGITS,
+    NON_TARGET_INDEX,
+    SCORE,
+    SURVIVOR_ROWS,
+    TARGET_INDEX,
+    graph_specs,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.model.two_stage import TwoStageViT
     from sacvit_deploy.model.vit import VisionTransformer
-    from sacvit_deploy.spec import GraphSpec, InputKind, Preprocessing
+    from sacvit_deploy.spec import GraphSpec, InputKind, Preprocessing, Role
 
     Arrays = dict[str, NDArray[Any]]
 
@@ -37,7 +53,7 @@ RELATIVE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class TensorParity:
-    """How far one output of one graph is from torch, at one batch size.
+    """How far one output of one graph is from the reference, at one batch size.
 
     Attributes:
         role: Of the graph.
@@ -80,16 +96,11 @@ class ParityInputs:
     input_kind: InputKind = "float"
     seed: int = 0
 
-    def make(self, batch: int) -> tuple[torch.Tensor, NDArray[Any]]:
-        """Random pixels: normalised for torch, and as the graphs take them."""
+    def pixels(self, batch: int) -> NDArray[np.uint8]:
+        """Random ones, (batch, 3, H, W)."""
         height, width = self.preprocessing.crop
         generator = np.random.default_rng(self.seed + batch)
-        pixels = generator.integers(0, 256, (batch, 3, height, width), dtype=np.uint8)
-        mean = np.array(self.preprocessing.mean, dtype=np.float32).reshape(3, 1, 1)
-        std = np.array(self.preprocessing.std, dtype=np.float32).reshape(3, 1, 1)
-        normalised = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-        fed = pixels if self.input_kind == "uint8" else normalised
-        return torch.from_numpy(normalised), fed
+        return generator.integers(0, 256, (batch, 3, height, width), dtype=np.uint8)
 
 
 def measure_parity(
@@ -100,26 +111,87 @@ def measure_parity(
 ) -> list[TensorParity]:
     """Run every graph in ONNX Runtime on what torch gives it.
 
-    The refine graph gets torch's own early-exit tensors, so that a difference is that graph's.
-
     Args:
         model: The reference.
         graphs: Contract and file of each.
         inputs: Pictures to use.
         batches: Batch sizes.
     """
-    model.eval()
-    records = []
-    sessions = [(spec, OnnxRuntimeSession(path)) for spec, path in graphs]
-    for batch in batches:
-        image, fed = inputs.make(batch)
-        known = _reference(model, image)
-        known["fed"][IMAGE] = fed
-        for spec, session in sessions:
-            feeds = {tensor.name: known["fed"][tensor.name] for tensor in spec.inputs}
-            found = session.run(feeds)
-            records += _compare(spec.role, batch, known[spec.role], found)
+    from sacvit_deploy.exporters.torch_session import torch_network
+
+    by_host = any(tensor.name == TARGET_INDEX for spec, _ in graphs for tensor in spec.inputs)
+    candidate = Network(
+        "ONNX",
+        model.config,
+        Preprocessor(inputs.preprocessing, inputs.input_kind),
+        {spec.role: OnnxRuntimeSession(path) for spec, path in graphs},
+        "host" if by_host else "graph",
+    )
+    reference = torch_network(model, inputs.preprocessing)
+    return compare_tensors(reference, candidate, map(inputs.pixels, batches))
+
+
+def compare_tensors(
+    reference: Network, candidate: Network, batches: Iterable[NDArray[np.uint8]]
+) -> list[TensorParity]:
+    """How far every output of every graph is from the reference, at each batch.
+
+    A later graph gets the reference's own tensors, so that a difference is that graph's.
+
+    Args:
+        reference: The one to trust.
+        candidate: The one in question.
+        batches: Pixels, (B, 3, H, W).
+    """
+    records: list[TensorParity] = []
+    for pixels in batches:
+        known = reference_tensors(reference, pixels)
+        for role, session in candidate.sessions.items():
+            found = session.run(known.feeds(candidate, role))
+            records += _compare(role, len(pixels), known.outputs[role], found)
     return records
+
+
+@dataclass(frozen=True)
+class ReferenceTensors:
+    """Everything a network gives for one batch.
+
+    Attributes:
+        pixels: The batch, (B, 3, H, W).
+        outputs: Of each graph.
+        between: What is handed from the first graph to the second, whoever chooses the tokens.
+    """
+
+    pixels: NDArray[np.uint8]
+    outputs: dict[Role, Arrays]
+    between: Arrays
+
+    def feeds(self, network: Network, role: Role) -> Arrays:
+        """What a graph of any network of this configuration is to be fed."""
+        everything = {**self.between, IMAGE: _as_input(network, self.pixels)}
+        return {name: everything[name] for name in _inputs(network, role)}
+
+
+def reference_tensors(network: Network, pixels: NDArray[np.uint8]) -> ReferenceTensors:
+    """Run a network, the second stage for all pictures.
+
+    Args:
+        network: Any.
+        pixels: (B, 3, H, W), already cropped to the size it takes.
+    """
+    first: Role = "single" if "single" in network.sessions else "early_exit"
+    found = network.sessions[first].run({IMAGE: _as_input(network, pixels)})
+    known = ReferenceTensors(pixels, {first: found}, {})
+    if SCORE in found:
+        target, non_target = select_tokens(found[SCORE], network.config.num_targets)
+        known.between.update(found)
+        known.between[TARGET_INDEX] = target
+        known.between[NON_TARGET_INDEX] = non_target
+        known.between[FINE_INDEX] = fine_index(target, network.config.coarse_grid[1])
+        known.between[SURVIVOR_ROWS] = np.arange(len(pixels), dtype=np.int64)
+        refined = network.sessions["refine"].run(known.feeds(network, "refine"))
+        known.outputs["refine"] = {TARGET_INDEX: target, **refined}
+    return known
 
 
 def check_parity(records: Sequence[TensorParity]) -> None:
@@ -144,56 +216,27 @@ def check_parity(records: Sequence[TensorParity]) -> None:
         )
 
 
-@torch.no_grad()
-def _reference(model: TwoStageViT | VisionTransformer, image: torch.Tensor) -> dict[str, Arrays]:
-    """What torch gives, by role; and under `fed` everything a graph may take besides the image."""
-    if isinstance(model, TwoStageViT):
-        return _two_stage_reference(model, image)
-    return {"fed": {}, "single": {LOGITS: model(image).numpy()}}
+def _inputs(network: Network, role: Role) -> list[str]:
+    specs = graph_specs(network.config, selection=network.selection)
+    return [tensor.name for spec in specs if spec.role == role for tensor in spec.inputs]
 
 
-def _two_stage_reference(model: TwoStageViT, image: torch.Tensor) -> dict[str, Arrays]:
-    out = model(image)
-    coarse, selection = out.early_exit, out.selection
-    handed = {
-        "score": coarse.score,
-        "coarse_embeddings": coarse.embeddings,
-        "coarse_features": coarse.features,
-    }
-    indices = {
-        TARGET_INDEX: selection.target,
-        "non_target_index": selection.non_target,
-        "fine_index": selection.fine,
-        SURVIVOR_ROWS: torch.arange(len(image)),
-    }
-    early = {LOGITS: coarse.logits, **handed}
-    refined = {LOGITS: out.refined_logits, TARGET_INDEX: selection.target}
-    return {
-        "fed": _arrays({**handed, **indices}),
-        "early_exit": _arrays(early),
-        "refine": _arrays(refined),
-    }
-
-
-def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+def _as_input(network: Network, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    preprocess = network.preprocess
+    return preprocess.normalize(pixels) if preprocess.input_kind == "float" else pixels
 
 
 def _compare(role: str, batch: int, wanted: Arrays, found: Arrays) -> list[TensorParity]:
     pairs = {name: (wanted[name], found[name]) for name in found}
-    pairs[PROBABILITIES] = (_softmax(wanted[LOGITS]), _softmax(found[LOGITS]))
+    with np.errstate(invalid="ignore"):
+        pairs[PROBABILITIES] = (softmax(wanted[LOGITS]), softmax(found[LOGITS]))
     return [TensorParity(role, name, batch, *_error(*pair)) for name, pair in pairs.items()]
 
 
 def _error(wanted: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
-    difference = np.abs(found.astype(np.float64) - wanted)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(found.astype(np.float64) - wanted)
     if not np.isfinite(difference).all():
         return math.inf, math.inf
     worst = float(difference.max())
     return worst, worst / max(float(np.abs(wanted).max()), 1e-30)
-
-
-def _softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    result: NDArray[Any] = shifted / shifted.sum(axis=-1, keepdims=True)
-    return result

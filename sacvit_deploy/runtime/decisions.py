@@ -7,7 +7,7 @@ comes out.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sacvit_deploy.manifest import Precision
     from sacvit_deploy.runtime.scheduler import Scheduler
     from sacvit_deploy.spec import ModelConfig
 
@@ -40,10 +41,10 @@ class Decisions:
     @classmethod
     def join(cls, parts: Sequence[Decisions]) -> Decisions:
         """The pictures of several batches, in order."""
-        fields = zip(
+        columns = zip(
             *((p.early_logits, p.refined_logits, p.target_index) for p in parts), strict=True
         )
-        return cls(*(np.concatenate(arrays) for arrays in fields))
+        return cls(*(np.concatenate(arrays) for arrays in columns))
 
 
 @dataclass(frozen=True)
@@ -77,39 +78,109 @@ class AgreementLimits:
         max_exit_flip_rate: In [0, 1].
         min_target_overlap: In [0, 1].
         min_label_agreement: In [0, 1].
+        max_probability_error: In [0, 1]; 1 allows any.
     """
 
     max_exit_flip_rate: float = 0.005
     min_target_overlap: float = 0.99
     min_label_agreement: float = 0.995
+    max_probability_error: float = 1e-3
 
     def hold(self, agreement: Agreement) -> bool:
         """Whether an agreement is within all limits."""
-        return (
-            agreement.exit_flip_rate <= self.max_exit_flip_rate
-            and agreement.target_overlap >= self.min_target_overlap
-            and agreement.label_agreement >= self.min_label_agreement
-        )
+        return not self.missed(agreement)
+
+    def missed(self, agreement: Agreement) -> tuple[MissedLimit, ...]:
+        """The limits an agreement is beyond, in the order of the fields."""
+        found = agreement.to_dict()
+        missed = []
+        for limit, allowed in asdict(self).items():
+            value = found[limit] if limit in found else found[limit.partition("_")[2]]
+            over = value - allowed if limit.startswith("max_") else allowed - value
+            if not over <= 0:  # NaN is beyond every limit
+                missed.append(MissedLimit(limit, value, allowed))
+        return tuple(missed)
+
+
+@dataclass(frozen=True)
+class MissedLimit:
+    """A limit, and what was found beyond it.
+
+    Attributes:
+        limit: Its name; begins with `max_` or `min_`.
+        found: What was measured; may be NaN or infinite.
+        allowed: The limit.
+        where: Which tensor of which graph; empty for a decision.
+    """
+
+    limit: str
+    found: float
+    allowed: float
+    where: str = ""
+
+
+# Low precisions may change a probability as long as the decision stays.
+LIMITS: dict[Precision, AgreementLimits] = {
+    "fp32": AgreementLimits(),
+    "fp16": AgreementLimits(0.01, 0.98, 0.995, 1.0),
+    "int8": AgreementLimits(0.03, 0.90, 0.98, 1.0),
+}
+"""Beyond these, decisions are not those of the FP32 network any more."""
+
+_RANDOM_LABELS = 0.5
+
+
+def agreement_limits(precision: Precision, images: int, *, random: bool) -> AgreementLimits:
+    """The limits of a precision; for FP16 and INT8 no finer than one picture.
+
+    On fewer than some hundred pictures a single one would be beyond the limit of a rate. Classes of
+    a network that was never trained lie closer together than the rounding of a lower precision, so
+    that its labels have to agree by more than chance only.
+
+    Args:
+        precision: The lower one of the two that are compared.
+        images: Pictures compared, at least one.
+        random: Whether the weights were never trained.
+    """
+    limits = LIMITS[precision]
+    if precision == "fp32":
+        return limits
+    labels = _RANDOM_LABELS if random else limits.min_label_agreement
+    return replace(
+        limits,
+        max_exit_flip_rate=max(limits.max_exit_flip_rate, 1 / images),
+        min_label_agreement=min(labels, 1 - 1 / images),
+    )
 
 
 def scheduler_decisions(scheduler: Scheduler, batches: Iterable[NDArray[Any]]) -> Decisions:
     """Run both stages for every picture.
 
     Args:
-        scheduler: Of a two-stage bundle.
+        scheduler: Of any bundle.
         batches: Images (B, 3, H, W) as the graphs take them; at least one batch.
+
+    Returns:
+        For a network of one stage its logits in both places, and no targets, (n, 0).
     """
     parts = []
     for images in batches:
         first = scheduler.first_pass(images, eta=1.0)
         early = np.stack([outcome.logits for outcome in first.outcomes])
-        refined, targets = scheduler.second_pass(first.hand_off, first.survivors)
+        if first.survivors.size:  # at eta 1 all, or none where there is one stage
+            refined, targets = scheduler.second_pass(first.hand_off, first.survivors)
+        else:
+            refined, targets = early, np.empty((len(early), 0), np.int64)
         parts.append(Decisions(early, refined, targets))
     return Decisions.join(parts)
 
 
 def compare_decisions(
-    reference: Decisions, candidate: Decisions, config: ModelConfig, eta: float
+    reference: Decisions,
+    candidate: Decisions,
+    config: ModelConfig,
+    eta: float,
+    temperature: float = 1.0,
 ) -> Agreement:
     """How far two ways of running one network agree at a threshold.
 
@@ -118,9 +189,15 @@ def compare_decisions(
         candidate: The one in question, on the same pictures.
         config: Of the network; its exit comparison counts.
         eta: Exit threshold in [0, 1].
+        temperature: Of the exit's confidence in both, above 0.
     """
+    if config.two_stage is None:
+        return compare_logits(reference.early_logits, candidate.early_logits)
     comparison = config.stages.exit_comparison
-    leaves = [exits(confidence(d.early_logits), eta, comparison) for d in (reference, candidate)]
+    leaves = [
+        exits(confidence(d.early_logits, temperature), eta, comparison)
+        for d in (reference, candidate)
+    ]
     labels = [
         np.where(left, d.early_logits.argmax(1), d.refined_logits.argmax(1))
         for left, d in zip(leaves, (reference, candidate), strict=True)

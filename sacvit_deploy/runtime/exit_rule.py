@@ -21,9 +21,16 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     return shares
 
 
-def confidence(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """The largest softmax probability of each row, (B, C) to (B,)."""
-    largest: NDArray[np.float64] = 1.0 / np.exp(_below_maximum(logits)).sum(axis=-1)
+def confidence(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
+    """The largest softmax probability of each row, (B, C) to (B,).
+
+    Args:
+        logits: (B, C).
+        temperature: The logits are divided by it first, above 0; more than 1 makes the network
+            less sure, less than 1 surer (Guo et al. 2017, eq. 9).
+    """
+    scaled = _below_maximum(logits) / temperature
+    largest: NDArray[np.float64] = 1.0 / np.exp(scaled).sum(axis=-1)
     return largest
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 import struct
 from typing import IO, TYPE_CHECKING, Union
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +100,7 @@ def _read_stream(name: str, opener: Callable[[], IO[bytes]]) -> Image.Image:
             return _to_rgb(_open(stream, name), name)
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist.", "Check the path.") from error
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(
             f"{name} cannot be opened: {reason}.", "Check the path and the file's permissions."

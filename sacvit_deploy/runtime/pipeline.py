@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
@@ -12,20 +13,26 @@ import numpy as np
 from sacvit_deploy.bundle import Bundle, check_eta
 from sacvit_deploy.engines.registry import AUTO, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
-from sacvit_deploy.errors import ConfigError, ImageError
+from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.runtime.budget import BudgetGoal
+from sacvit_deploy.runtime.observation import Observation
 from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.runtime.reader import PictureReader, name_of
 from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import Scheduler
-from sacvit_deploy.samples import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sacvit_deploy.bundle import Manifest, Precision
     from sacvit_deploy.engines.registry import OpenedSessions
+    from sacvit_deploy.errors import ImageError
+    from sacvit_deploy.runtime.budgeted_pipeline import BudgetedPipeline
+    from sacvit_deploy.runtime.drift import DriftReport
     from sacvit_deploy.runtime.pictures import PictureSource
-    from sacvit_deploy.runtime.scheduler import Array, Outcome
+    from sacvit_deploy.runtime.scheduler import Outcome
+    from sacvit_deploy.runtime.stats import Stats
 
     # Not Sequence, which a str is too.
     Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
@@ -44,23 +51,38 @@ class Pipeline:
     """
 
     def __init__(
-        self, manifest: Manifest, opened: OpenedSessions, *, eta: float | None = None
+        self,
+        manifest: Manifest,
+        opened: OpenedSessions,
+        *,
+        eta: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Join the sessions of a bundle.
 
         Args:
             manifest: What the bundle says.
             opened: Its graphs, ready to run.
-            eta: Exit threshold, in [0, 1]; None takes the bundle's.
+            eta: Exit threshold, in [0, 1]; None takes the one calibrated for this precision and
+                runtime, or else the bundle's.
+            clock: Seconds since whenever; everything is timed with it.
 
         Raises:
             ConfigError: `eta` is out of range.
         """
+        usual, temperature = manifest.usual_exit(opened.precision, opened.backend)
         self.manifest = manifest
         self.opened = opened
         self.preprocess = Preprocessor(manifest.preprocessing, manifest.input_kind)
-        self.scheduler = Scheduler(manifest.config, opened.sessions, manifest.selection)
-        self._eta = check_eta(manifest.eta if eta is None else eta)
+        self.scheduler = Scheduler(
+            manifest.config, opened.sessions, manifest.selection, temperature, clock
+        )
+        # What calls and streams run; a budget puts its own here.
+        self._stages = self.scheduler
+        self.calibration = manifest.exit_calibration(opened.precision, opened.backend)
+        self._observation = Observation(manifest.config, self.calibration)
+        self._reader = PictureReader(self.preprocess, clock, self._observation.prepared)
+        self._eta = check_eta(usual if eta is None else eta)
 
     @property
     def eta(self) -> float:
@@ -74,6 +96,19 @@ class Pipeline:
     @eta.setter
     def eta(self, value: float) -> None:
         self._eta = check_eta(value)
+
+    @property
+    def stats(self) -> Stats:
+        """Counts what this pipeline does; `stats.snapshot()` reads, `stats.reset()` forgets."""
+        return self._observation.stats
+
+    @property
+    def temperature(self) -> float:
+        """Of the first stage's confidence when it is compared with `eta`; above 0.
+
+        From the calibration for this precision and runtime, whatever `eta` is; 1 without one.
+        """
+        return self.scheduler.temperature
 
     @overload
     def __call__(
@@ -108,19 +143,21 @@ class Pipeline:
             ConfigError: `eta` or `batch_size` is out of range.
             EngineError: The runtime failed.
         """
-        eta = self._eta if eta is None else check_eta(eta)
+        eta = self._threshold(eta)
         batch_size = self._batch_size(batch_size, CALL_BATCH)
         if not isinstance(images, (list, tuple)):
-            outcome = self.scheduler.run(self.preprocess(images)[None], eta)[0]
-            return self._result(outcome, _name(images))
+            outcomes = self._observation.counted(
+                self._stages.run(self._reader.read(images)[None], eta)
+            )
+            return self._result(outcomes[0], name_of(images))
         results: list[Result] = []
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
-            arrays, failure = self._read(chunk, start)
+            arrays, failure = self._reader.read_all(chunk, start)
             if failure is not None:
                 raise failure
-            outcomes = self.scheduler.run(np.stack(arrays), eta)
-            results += map(self._result, outcomes, map(_name, chunk))
+            outcomes = self._observation.counted(self._stages.run(np.stack(arrays), eta))
+            results += map(self._result, outcomes, map(name_of, chunk))
         return results
 
     def stream(
@@ -158,8 +195,8 @@ class Pipeline:
         max_waiting = _BATCHES_HELD * batch_size if max_waiting is None else max_waiting
         _check_count("max_waiting", max_waiting)
         rebatcher = Rebatcher(
-            self.scheduler,
-            self._eta if eta is None else check_eta(eta),
+            self._stages,
+            self._threshold(eta),
             refine_batch=batch_size,
             max_waiting=max_waiting,
         )
@@ -172,16 +209,59 @@ class Pipeline:
         failure: ImageError | None = None
         read = 0
         while failure is None and (chunk := list(islice(frames, batch_size))):
-            arrays, failure = self._read(chunk, read)
-            names.extend(map(_name, chunk))
+            arrays, failure = self._reader.read_all(chunk, read)
+            names.extend(map(name_of, chunk))
             read += len(arrays)
             if arrays:
-                for outcome in rebatcher.push(np.stack(arrays)):
+                for outcome in self._observation.counted(rebatcher.push(np.stack(arrays))):
                     yield self._result(outcome, names.popleft())
-        for outcome in rebatcher.finish():
+        for outcome in self._observation.counted(rebatcher.finish()):
             yield self._result(outcome, names.popleft())
         if failure is not None:
             raise failure
+
+    def with_budget(  # noqa: PLR0913  one of the first two; the others have a good default
+        self,
+        *,
+        ms: float | None = None,
+        fps: float | None = None,
+        min_eta: float = 0.0,
+        max_eta: float = 1.0,
+        min_top1: float | None = None,
+        max_accuracy_drop: float | None = None,
+        hysteresis: float = 0.03,
+    ) -> BudgetedPipeline:
+        """A pipeline with the same sessions that moves `eta` to hold a goal.
+
+        Args:
+            ms: Mean time of a picture in both stages; or
+            fps: pictures a second, reading and preparing them counted.
+            min_eta: `eta` never goes below, in [0, 1].
+            max_eta: Nor above, in [0, 1].
+            min_top1: Accuracy to keep, as calibrated for the precision and runtime in use.
+            max_accuracy_drop: The same, counted down from the second stage alone.
+            hysteresis: `eta` stays while the expected cost is this share of the goal from it.
+
+        Raises:
+            ConfigError: A value is out of range, the network has one stage, or the accuracy asked
+                for is not in the calibration, or there is none.
+        """
+        # That module builds on this one.
+        from sacvit_deploy.runtime.budgeted_pipeline import BudgetedPipeline
+
+        goal = BudgetGoal(ms, fps, min_eta, max_eta, min_top1, max_accuracy_drop, hysteresis)
+        return BudgetedPipeline(self, goal)
+
+    def check_drift(self) -> DriftReport:
+        """Compare the pictures of late with those the exit was calibrated with.
+
+        The same is done by itself every 250 pictures, with a `DriftWarning` the first time that a
+        shift has lasted.
+
+        Raises:
+            ConfigError: The exit was not calibrated for this precision and runtime.
+        """
+        return self._observation.drift_report()
 
     def _batch_size(self, asked: int | None, usual: int) -> int:
         if asked is None:
@@ -189,19 +269,8 @@ class Pipeline:
         _check_count("batch_size", asked)
         return asked
 
-    def _read(
-        self, sources: Sequence[PictureSource], start: int
-    ) -> tuple[list[Array], ImageError | None]:
-        """Input tensors (3, H, W) up to the first picture that cannot be read, and its error."""
-        arrays: list[Array] = []
-        for index, source in enumerate(sources, start):
-            try:
-                arrays.append(self.preprocess(source))
-            except ImageError as error:  # noqa: PERF203  the loop ends here
-                failure = ImageError(f"At index {index}: {error.problem}", error.fix)
-                failure.__cause__ = error
-                return arrays, failure
-        return arrays, None
+    def _threshold(self, asked: float | None) -> float:
+        return self._eta if asked is None else check_eta(asked)
 
     def _result(self, outcome: Outcome, name: str | None) -> Result:
         return result_from_outcome(outcome, self.manifest.labels, name)
@@ -220,7 +289,8 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
 
     Args:
         path: The bundle's folder.
-        eta: Exit threshold, in [0, 1]; None takes the bundle's.
+        eta: Exit threshold, in [0, 1]; None takes the one `sacvit-deploy calibrate` found for the
+            precision and runtime that are opened, or else the bundle's.
         backend: `auto` for the fastest runtime that can run this bundle, or `onnxruntime`,
             `tensorrt`, `tensorrt-rtx`.
         precision: Which graphs of the bundle: `fp32`, `fp16` or `int8`; None takes FP32 in ONNX
@@ -245,9 +315,3 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
 def _check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} is {value!r}.", "Make it a whole number, 1 or more.")
-
-
-def _name(source: PictureSource) -> str | None:
-    if isinstance(source, Sample):
-        return source.name
-    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,10 +72,12 @@ class Rebatcher:
         pool = join_rows(self._parts)
         rest = {name: array[count:] for name, array in pool.items()}
         taken = {name: array[:count] for name, array in pool.items()}
-        logits, targets = self._scheduler.second_pass(taken, np.arange(count, dtype=np.int64))
-        for index in range(count):
-            slot = self._waiting.popleft() - self._first_held
-            self._held[slot] = self._held[slot].refined(logits[index], targets[index])
+        slots = [slot - self._first_held for slot in islice(self._waiting, count)]
+        waiting = [self._held[slot] for slot in slots]
+        refined = self._scheduler.refine(waiting, taken, np.arange(count, dtype=np.int64))
+        for slot, outcome in zip(slots, refined, strict=True):
+            self._held[slot] = outcome
+            self._waiting.popleft()
         self._parts = [rest] if self._waiting else []
 
     def _release(self) -> list[Outcome]:

@@ -25,10 +25,12 @@ class Result:
         image: Path as it was given; None for a picture that has none.
         class_index: The class with the largest logit; of equal ones the lowest index.
         label: Its name.
-        probability: Its softmax probability, in (0, 1].
+        probability: Its softmax probability at temperature 1, in (0, 1].
         stage: Where the picture left: `early_exit` or `refine`, or `single` for a network of one
             stage.
-        early_exit_probability: Largest probability after the first stage; None for `single`.
+        early_exit_probability: Largest probability after the first stage, as it is compared with
+            `eta`: at the temperature of the exit, if the bundle was calibrated with one. None for
+            `single`.
         top5: The five best (class index, label, probability), best first; fewer if there are
             fewer classes.
         target_tokens: Coarse tokens that were looked at again, best first; None unless `refine`.
@@ -66,14 +68,15 @@ def result_from_outcome(outcome: Outcome, labels: Sequence[str], image: str | No
         class_index=top5[0][0],
         label=top5[0][1],
         probability=top5[0][2],
-        stage=_stage(outcome),
+        stage=stage_of(outcome),
         early_exit_probability=outcome.early_exit_confidence,
         top5=top5,
         target_tokens=None if targets is None else tuple(targets.tolist()),
     )
 
 
-def _stage(outcome: Outcome) -> Stage:
+def stage_of(outcome: Outcome) -> Stage:
+    """Where a picture left."""
     if outcome.early_exit_confidence is None:
         return "single"
     return "early_exit" if outcome.target_index is None else "refine"

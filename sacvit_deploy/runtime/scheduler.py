@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from sacvit_deploy.engines.session import sharing_memory
 from sacvit_deploy.errors import EngineError
+from sacvit_deploy.exit_calibration import check_temperature
 from sacvit_deploy.runtime.exit_rule import confidence, exits
 from sacvit_deploy.runtime.mapping import fine_index
 from sacvit_deploy.runtime.selection import select_tokens
@@ -24,7 +26,7 @@ from sacvit_deploy.spec import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -41,19 +43,27 @@ class Outcome:
 
     Attributes:
         logits: Of the stage it left from, (C,).
-        early_exit_confidence: Largest probability after the first stage; None where there is one
-            stage only.
+        early_exit_confidence: Largest probability after the first stage, at the temperature of the
+            exit; None where there is one stage only.
         target_index: Coarse indices that were looked at again, best first, (M,); None for a picture
             that left early.
+        early_ms: This picture's share of the time its batch took in the first stage, or the only
+            one.
+        refine_ms: The same of the second stage, selection of tokens counted; 0 for a picture that
+            left early.
     """
 
     logits: Array
     early_exit_confidence: float | None = None
     target_index: NDArray[np.int64] | None = None
+    early_ms: float = 0.0
+    refine_ms: float = 0.0
 
-    def refined(self, logits: Array, target_index: NDArray[np.int64]) -> Outcome:
+    def refined(
+        self, logits: Array, target_index: NDArray[np.int64], refine_ms: float = 0.0
+    ) -> Outcome:
         """The same picture after the second stage."""
-        return replace(self, logits=logits, target_index=target_index)
+        return replace(self, logits=logits, target_index=target_index, refine_ms=refine_ms)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,12 @@ class Scheduler:
     """
 
     def __init__(
-        self, config: ModelConfig, sessions: Mapping[Role, Session], selection: Selection = "host"
+        self,
+        config: ModelConfig,
+        sessions: Mapping[Role, Session],
+        selection: Selection = "host",
+        temperature: float = 1.0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Take the sessions of one network.
 
@@ -89,7 +104,14 @@ class Scheduler:
             sessions: `early_exit` and `refine`, or `single`.
             selection: What the refine graph was exported for: target tokens chosen by the `host`,
                 or in the `graph`.
+            temperature: Of the confidence that decides who leaves, above 0; no logits change.
+            clock: Seconds since whenever; both stages are timed with it.
+
+        Raises:
+            ConfigError: `temperature` is out of range.
         """
+        self.temperature = check_temperature(temperature)
+        self.clock = clock
         self._config = config
         self._sessions = sessions
         self._selection = selection
@@ -116,8 +138,9 @@ class Scheduler:
             return self._run_on_device(images, eta, *self._device_pair)
         first = self.first_pass(images, eta)
         if first.survivors.size:
-            refined = self.second_pass(first.hand_off, first.survivors)
-            _put_back(first.outcomes, first.survivors, *refined)
+            waiting = [first.outcomes[row] for row in first.survivors]
+            refined = self.refine(waiting, first.hand_off, first.survivors)
+            _put_back(first.outcomes, first.survivors, refined)
         return first.outcomes
 
     def _run_on_device(
@@ -125,30 +148,69 @@ class Scheduler:
     ) -> list[Outcome]:
         """As `run`; only images, logits, survivors and their target indices cross."""
         keep = self._handed_on | {IMAGE}
+        start = self.clock()
         arrays, kept = early_exit.run_on_device({IMAGE: images}, keep)
-        outcomes, survivors = self._decide(arrays[LOGITS], eta)
+        outcomes, survivors = self._decide(arrays[LOGITS], eta, start)
         if survivors.size:
+            start = self.clock()
             arrays, _ = refine.run_on_device({**kept, SURVIVOR_ROWS: survivors}, ())
-            logits = _finite(arrays[LOGITS], "refine")
-            _put_back(outcomes, survivors, logits, arrays[TARGET_INDEX])
+            answers = _finite(arrays[LOGITS], "refine"), arrays[TARGET_INDEX]
+            refined = self._refined([outcomes[row] for row in survivors], answers, start)
+            _put_back(outcomes, survivors, refined)
         return outcomes
 
     def first_pass(self, images: Array, eta: float) -> FirstPass:
         """The first stage, or the only one; arguments and errors as in `run`."""
+        start = self.clock()
         if "single" in self._sessions:
             logits = _finite(self._sessions["single"].run({IMAGE: images})[LOGITS], "single")
-            return FirstPass([Outcome(row) for row in logits], {}, np.empty(0, np.int64))
+            ms = self._ms_each(start, len(logits))
+            outcomes = [Outcome(row, early_ms=ms) for row in logits]
+            return FirstPass(outcomes, {}, np.empty(0, np.int64))
         outputs = self._sessions["early_exit"].run({IMAGE: images})
-        outcomes, survivors = self._decide(outputs[LOGITS], eta)
+        outcomes, survivors = self._decide(outputs[LOGITS], eta, start)
         hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
         return FirstPass(outcomes, hand_off, survivors)
 
-    def _decide(self, logits: Array, eta: float) -> tuple[list[Outcome], NDArray[np.int64]]:
-        """What the first stage says of each picture, and the rows that go on."""
-        sure = confidence(_finite(logits, "early_exit"))
+    def _decide(
+        self, logits: Array, eta: float, start: float
+    ) -> tuple[list[Outcome], NDArray[np.int64]]:
+        """What the first stage, begun at `start`, says of each picture, and the rows that go on."""
+        sure = confidence(_finite(logits, "early_exit"), self.temperature)
         leaving = exits(sure, eta, self._config.stages.exit_comparison)
-        outcomes = [Outcome(row, value) for row, value in zip(logits, sure.tolist(), strict=True)]
+        ms = self._ms_each(start, len(logits))
+        outcomes = [
+            Outcome(row, value, early_ms=ms)
+            for row, value in zip(logits, sure.tolist(), strict=True)
+        ]
         return outcomes, np.flatnonzero(~leaving)
+
+    def refine(
+        self, waiting: Sequence[Outcome], hand_off: Tensors, rows: NDArray[np.int64]
+    ) -> list[Outcome]:
+        """As `second_pass`, timed: the outcomes of these rows after the second stage.
+
+        Args:
+            waiting: The outcomes of the rows after the first stage, K.
+            hand_off: As the first pass left it.
+            rows: Which rows of it, ascending, at least one, (K,).
+        """
+        start = self.clock()
+        return self._refined(waiting, self.second_pass(hand_off, rows), start)
+
+    def _refined(
+        self, waiting: Sequence[Outcome], answers: tuple[Array, NDArray[np.int64]], start: float
+    ) -> list[Outcome]:
+        """The outcomes with what the second stage, begun at `start`, says: logits and targets."""
+        ms = self._ms_each(start, len(waiting))
+        return [
+            outcome.refined(logits, targets, ms)
+            for outcome, logits, targets in zip(waiting, *answers, strict=True)
+        ]
+
+    def _ms_each(self, start: float, pictures: int) -> float:
+        """Milliseconds since `start` for each of so many pictures."""
+        return (self.clock() - start) * 1e3 / pictures
 
     def second_pass(
         self, hand_off: Tensors, rows: NDArray[np.int64]
@@ -176,12 +238,10 @@ class Scheduler:
         return _finite(session.run(feeds)[LOGITS], "refine"), target
 
 
-def _put_back(
-    outcomes: list[Outcome], rows: NDArray[np.int64], logits: Array, targets: NDArray[np.int64]
-) -> None:
+def _put_back(outcomes: list[Outcome], rows: NDArray[np.int64], refined: Sequence[Outcome]) -> None:
     """Replace the outcomes of the pictures that went on."""
-    for index, row in enumerate(rows):
-        outcomes[row] = outcomes[row].refined(logits[index], targets[index])
+    for row, outcome in zip(rows, refined, strict=True):
+        outcomes[row] = outcome
 
 
 def take_rows(tensors: Tensors, rows: NDArray[np.int64]) -> Tensors:

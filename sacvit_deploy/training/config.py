@@ -130,6 +130,9 @@ class OptimizerConfig:
         clip_norm: Largest norm of the gradient; 0 does not clip.
         ema_decay: Of the moving average of the weights that is validated and kept; 0 keeps none.
         drop_path: Probability of dropping a residual branch in the last block.
+        layer_decay: The learning rate falls by this factor from each block to the one before it
+            (Clark et al. 2020; Bao et al. 2022), for networks that start from trained weights; 1
+            gives all layers the same.
         precision: Of the forward pass; weights and optimiser stay float32. `bfloat16` is for GPUs
             and for CPUs with instructions for it; on others it is many times as slow.
     """
@@ -141,6 +144,7 @@ class OptimizerConfig:
     clip_norm: float = 0.0
     ema_decay: float = 0.99996
     drop_path: float = 0.1
+    layer_decay: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -153,6 +157,8 @@ class OptimizerConfig:
         for name in ("ema_decay", "drop_path"):
             value = getattr(self, name)
             check_field(0 <= value < 1, f"optimizer.{name}", value, "in [0, 1)")
+        decay = self.layer_decay
+        check_field(0 < decay <= 1, "optimizer.layer_decay", decay, "in (0, 1]")
 
 
 @dataclass(frozen=True)

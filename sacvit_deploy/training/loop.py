@@ -142,7 +142,7 @@ class _Loop:
         seed_torch(self.config.seed, "step", state.step, self.processes.rank)
         rate = learning_rate(state.step, self.plan.steps_per_epoch, self.config)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         state.optimizer.zero_grad(set_to_none=True)
         summed = torch.zeros(len(Losses._fields), device=self.processes.device)
         for number, (image, label) in enumerate(parts):
@@ -198,7 +198,7 @@ class _Loop:
         left = (self.total_steps - step) * schedule.batch_size / speed
         if self.log:
             if step % schedule.log_every == 0:
-                rate = self.state.optimizer.param_groups[0]["lr"]
+                rate = learning_rate(step - 1, self.plan.steps_per_epoch, self.config)
                 values = {name: value.item() for name, value in losses._asdict().items()}
                 self.log.write(step, {**values, "learning_rate": rate, "images_per_s": speed})
             self.report(Progress(step, self.total_steps, losses.total.item(), speed, left))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,20 +16,40 @@ if TYPE_CHECKING:
 
 _REFERENCE_BATCH = 512
 _TABLES = ("cls_token", "pos_embed")
+_EMBEDDING = ("patch_embed", *_TABLES)
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; vectors, position tables and the class token are not decayed."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    """AdamW; vectors, position tables and the class token are not decayed.
+
+    Each group has a `scale`: its share of the learning rate, which `layer_decay` makes smaller the
+    nearer a layer is to the picture.
+    """
+    layers = {name: _layer(name) for name, _ in model.named_parameters()}
+    behind = 1 + max(layer for layer in layers.values() if layer is not None)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or name.startswith(_TABLES)
-        (kept if plain else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+        kept = parameter.ndim < 2 or name.startswith(_TABLES)
+        layer = layers[name]
+        scale = 1.0 if layer is None else config.layer_decay ** (behind - layer)
+        groups.setdefault((0.0 if kept else config.weight_decay, scale), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "scale": scale}
+            for (decay, scale), parameters in groups.items()
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+    )
+
+
+def _layer(name: str) -> int | None:
+    """How far a parameter is from the picture: 0 the embedding, then the blocks; None is behind."""
+    if name.startswith(_EMBEDDING):
+        return 0
+    block = _BLOCK.match(name)
+    return int(block[1]) + 1 if block else None
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:

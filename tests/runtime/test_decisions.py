@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.runtime.decisions import (
+    LIMITS,
     Agreement,
     AgreementLimits,
     Decisions,
+    agreement_limits,
     compare_decisions,
     scheduler_decisions,
 )
 from sacvit_deploy.runtime.scheduler import Scheduler
-from tests.fakes import CF, SAC, fake_sessions, random_images
+from tests.fakes import CF, DENSE, SAC, fake_sessions, random_images
 
 CLASSES = SAC.num_classes
 ETA = 0.5
@@ -93,7 +95,9 @@ def test_the_comparison_of_the_family_decides(config, flips):
         ({"target_overlap": 0.98}, False),
         ({"label_agreement": 0.995}, True),
         ({"label_agreement": 0.99}, False),
-        ({"max_probability_error": 1.0}, True),
+        ({"max_probability_error": 1e-3}, True),
+        ({"max_probability_error": 1.1e-3}, False),
+        ({"max_probability_error": float("nan")}, False),
     ],
 )
 def test_limits(changed, holds):
@@ -112,3 +116,38 @@ def test_a_scheduler_runs_both_stages_for_every_picture(selection):
         outcomes = scheduler.run(images, eta)
         np.testing.assert_array_equal(rows, [outcome.logits for outcome in outcomes])
     np.testing.assert_array_equal(found.target_index, [o.target_index for o in outcomes])
+
+
+def test_what_is_missed_is_named_with_what_was_allowed():
+    missed = AgreementLimits().missed(Agreement(4, 0.25, 1.0, 0.5, 0.0))
+    assert [(m.limit, m.found, m.allowed) for m in missed] == [
+        ("max_exit_flip_rate", 0.25, 0.005),
+        ("min_label_agreement", 0.5, 0.995),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "images", "random", "flips", "labels"),
+    [
+        ("fp32", 4, False, 0.005, 0.995),
+        ("fp32", 4, True, 0.005, 0.995),
+        ("fp16", 1000, False, 0.01, 0.995),
+        ("fp16", 4, False, 0.25, 0.75),
+        ("int8", 1000, False, 0.03, 0.98),
+        ("int8", 1000, True, 0.03, 0.5),
+        ("int8", 1, False, 1.0, 0.0),
+    ],
+)
+def test_limits_are_no_finer_than_a_picture(precision, images, random, flips, labels):
+    limits = agreement_limits(precision, images, random=random)
+    assert limits.max_exit_flip_rate == flips
+    assert limits.min_label_agreement == labels
+    assert limits.min_target_overlap == LIMITS[precision].min_target_overlap
+
+
+def test_a_network_of_one_stage_decides_by_its_only_logits():
+    images = random_images(5, DENSE)
+    found = scheduler_decisions(Scheduler(DENSE, fake_sessions(DENSE)), [images[:2], images[2:]])
+    np.testing.assert_array_equal(found.early_logits, found.refined_logits)
+    assert found.target_index.shape == (5, 0)
+    assert compare_decisions(found, found, DENSE, ETA) == Agreement(5, 0.0, 1.0, 1.0, 0.0)

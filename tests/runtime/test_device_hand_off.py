@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,14 @@ def test_only_images_logits_and_rows_cross() -> None:
         (LOGITS, "out", refined),
         (TARGET_INDEX, "out", refined),
     ]
+
+
+def test_both_stages_are_timed() -> None:
+    ticks = count()
+    scheduler = Scheduler(SAC, pair(), "graph", clock=lambda: float(next(ticks)))
+    outcomes = scheduler.run(random_images(4), 1.0)
+    assert {(outcome.early_ms, outcome.refine_ms) for outcome in outcomes} == {(250.0, 250.0)}
+    assert {outcome.refine_ms for outcome in scheduler.run(random_images(4), 0.0)} == {0.0}
 
 
 def test_where_all_leave_the_second_stage_is_not_touched() -> None:

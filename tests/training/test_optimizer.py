@@ -12,7 +12,8 @@ from sacvit_deploy.training.optimizer import AveragedWeights, learning_rate, mak
 
 def test_vectors_and_tables_are_not_decayed(run):
     model = build_model(run.model)
-    decayed, kept = make_optimizer(model, run.optimizer).param_groups
+    groups = make_optimizer(model, run.optimizer).param_groups
+    kept, decayed = sorted(groups, key=lambda group: group["weight_decay"])
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     without = {names[id(parameter)] for parameter in kept["params"]}
@@ -70,3 +71,19 @@ def test_the_first_block_drops_nothing(run):
     first = model.encoder()[0].mlp.fc2.train()
     x = torch.ones(8, 3, 64)
     assert torch.equal(first(x), first(x))
+
+
+def test_layers_nearer_the_picture_learn_more_slowly(run):
+    model = build_model(run.model)
+    config = dataclasses.replace(run.optimizer, layer_decay=0.5)
+    scales = {
+        id(parameter): group["scale"]
+        for group in make_optimizer(model, config).param_groups
+        for parameter in group["params"]
+    }
+    found = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
+    depth = run.model.depth
+    assert found["head.weight"] == found["norm.bias"] == found["fusion.mlp.fc1.weight"] == 1
+    assert found[f"blocks.{depth - 1}.attn.qkv.weight"] == 0.5
+    assert found["blocks.0.norm1.weight"] == 0.5**depth
+    assert found["patch_embed.proj.weight"] == found["cls_token"] == 0.5 ** (depth + 1)

@@ -14,7 +14,6 @@ from sacvit_deploy.exporters.precision.collapse import check_decisions
 from sacvit_deploy.exporters.precision.conversion import prepare
 from sacvit_deploy.exporters.precision.places import resolve_keep
 from sacvit_deploy.exporters.precision.shares import linear_weight_shares, weight_shares
-from sacvit_deploy.exporters.precision.smooth import STRENGTH
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.spec import GraphSpec
 
@@ -100,7 +99,7 @@ def _record(
     }
     if request.precision == "fp16":
         return record
-    return {"method": request.method, "smoothing": STRENGTH, **record}
+    return {"method": request.method, "smoothing": conversion.smoothing, **record}
 
 
 def _manifest(

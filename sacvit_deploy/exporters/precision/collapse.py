@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sacvit_deploy.errors import PrecisionError
-from sacvit_deploy.exporters.precision.places import linear_nodes, places
-from sacvit_deploy.exporters.precision.request import LIMITS
-from sacvit_deploy.exporters.precision.sessions import tensor_values
+from sacvit_deploy.exporters.precision.layers import (
+    GraphLayers,
+    layer_errors,
+    probes,
+    tensor_names,
+    worst_step,
+)
+from sacvit_deploy.runtime.decisions import agreement_limits
 
 if TYPE_CHECKING:
-    import onnx
-
     from sacvit_deploy.exporters.precision.conversion import Conversion, Kept
+    from sacvit_deploy.exporters.precision.layers import LayerError
     from sacvit_deploy.runtime.decisions import Agreement, AgreementLimits
     from sacvit_deploy.spec import Role
 
-_RANDOM_LABELS = 0.5
-
 
 def limits_for(conversion: Conversion) -> AgreementLimits:
-    """The limits of the precision, no finer than one picture.
-
-    On fewer than some hundred pictures a single one would be beyond the limit of a rate. Classes of
-    a network that was never trained lie closer together than any rounding, so that its labels have
-    to agree by more than chance only.
-    """
-    limits = LIMITS[conversion.request.precision]
-    if conversion.bundle.is_random:
-        limits = dataclasses.replace(limits, min_label_agreement=_RANDOM_LABELS)
-    one = 1 / len(conversion.pictures.sources)
-    return dataclasses.replace(
-        limits,
-        max_exit_flip_rate=max(limits.max_exit_flip_rate, one),
-        min_label_agreement=min(limits.min_label_agreement, 1 - one),
-    )
+    """The limits of the precision for as many pictures as there are."""
+    images = len(conversion.pictures.sources)
+    precision = conversion.request.precision
+    return agreement_limits(precision, images, random=conversion.bundle.is_random)
 
 
 def holds(conversion: Conversion, agreement: Agreement | None) -> bool:
@@ -74,48 +64,28 @@ def first_wrong_place(conversion: Conversion, kept: Kept) -> str:
     Returns:
         Such as `blocks.3.mlp.fc2 of the refine graph (the result of node x is 81.2% off)`.
     """
-    jumps = []
-    for role in conversion.models:
-        errors = _errors(conversion, role, kept[role])
-        largest = 0.0
-        for node, error in errors:
-            if not np.isfinite(error):
-                return _place(conversion, role, node, error)
-            jumps.append((error - largest, role, node, error))
-            largest = max(largest, error)
-    return _place(conversion, *max(jumps)[1:])
+    by_graph = (_errors(conversion, role, kept[role]) for role in conversion.models)
+    worst = worst_step(layer for layers in by_graph for layer in layers)
+    return _named(worst) if worst else "no layer that could be compared"
 
 
-def _place(conversion: Conversion, role: Role, node: str, error: float) -> str:
-    place = places(conversion.models[role], role)[node]
-    size = f"{error:.1%} off" if np.isfinite(error) else "not finite"
-    return f"{place} of the {role} graph (the result of node {node} is {size})"
+def _named(layer: LayerError) -> str:
+    size = f"{layer.error:.1%} off" if np.isfinite(layer.error) else "not finite"
+    return f"{layer.place} of the {layer.role} graph (the result of node {layer.node} is {size})"
 
 
-def _errors(conversion: Conversion, role: Role, kept: frozenset[str]) -> list[tuple[str, float]]:
-    """Relative error at the end of every linear layer and half block: (node, error), in order."""
-    reference = conversion.models[role]
-    probes = _probes(reference)
-    feeds = conversion.feeds[role]
-    file = conversion.scratch / f"{role}.probes.onnx"
-    wanted = tensor_values(reference, probes, feeds, file)
-    found = tensor_values(conversion.literal(role, kept), probes, feeds, file)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return [(node, _relative(wanted[t], found[t])) for t, node in probes.items()]
-
-
-def _probes(model: onnx.ModelProto) -> dict[str, str]:
-    """Tensor to the node that makes it: results of linear layers, and sums on the residual path."""
-    producers = {name: node for node in model.graph.node for name in node.output}
-    tensors = {node.output[0] for node in linear_nodes(model)}
-    tensors |= {n.input[0] for n in model.graph.node if n.op_type == "LayerNormalization"}
-    return {t: producers[t].name for t in producers if t in tensors}
-
-
-def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
-    exact = wanted.astype(np.float64)
-    size = float(np.linalg.norm(exact))
-    return float(np.linalg.norm(found.astype(np.float64) - exact)) / max(size, 1e-30)
+def _errors(conversion: Conversion, role: Role, kept: frozenset[str]) -> list[LayerError]:
+    """At the end of every linear layer and half block, in order."""
+    found = probes(conversion.models[role], role)
+    names = {role: tensor_names(found)}
+    graphs = (conversion.models[role], conversion.literal(role, kept))
+    values = [
+        GraphLayers({role: graph}, names, conversion.scratch).values(
+            role, found, conversion.feeds[role]
+        )
+        for graph in graphs
+    ]
+    return layer_errors(role, found, *values)
 
 
 def _found(agreement: Agreement | None) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.exporters.precision.calibrate import CalibratingSession
+from sacvit_deploy.exporters.precision.channels import ChannelSession
 from sacvit_deploy.exporters.precision.half_precision import half_model, rounding_model
+from sacvit_deploy.exporters.precision.layers import read_graph
 from sacvit_deploy.exporters.precision.pictures import BATCH, chosen_pictures
 from sacvit_deploy.exporters.precision.places import resolve_keep
 from sacvit_deploy.exporters.precision.progress import with_bar
@@ -21,21 +21,19 @@ from sacvit_deploy.exporters.precision.quantize import int8_model
 from sacvit_deploy.exporters.precision.sessions import (
     LiteralSession,
     RecordingSession,
-    tensor_values,
 )
-from sacvit_deploy.exporters.precision.smooth import pairs, smooth
+from sacvit_deploy.exporters.precision.smooth import smooth, smoothable
 from sacvit_deploy.runtime.decisions import (
     Agreement,
     Decisions,
     compare_decisions,
-    compare_logits,
     scheduler_decisions,
 )
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -66,6 +64,7 @@ class Conversion:
         feeds: A batch of what each FP32 graph was given.
         sources: The same graphs with smoothed channels, which INT8 starts from; empty for FP16.
         ranges: Of the inputs of their linear layers; empty for FP16.
+        smoothing: Strength for each place that was smoothed; empty for FP16.
     """
 
     bundle: Bundle
@@ -77,6 +76,7 @@ class Conversion:
     feeds: dict[Role, Feeds] = field(default_factory=dict)
     sources: dict[Role, onnx.ModelProto] = field(default_factory=dict)
     ranges: dict[Role, TensorsData] = field(default_factory=dict)
+    smoothing: dict[str, float] = field(default_factory=dict)
     _opened: dict[Role, tuple[frozenset[str], Session]] = field(default_factory=dict)
 
     def graph(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
@@ -98,8 +98,6 @@ class Conversion:
         except EngineError:
             return None
         manifest = self.bundle.manifest
-        if manifest.config.two_stage is None:
-            return compare_logits(self.reference.early_logits, found.early_logits)
         return compare_decisions(self.reference, found, manifest.config, manifest.eta)
 
     def _session(self, role: Role, kept: frozenset[str]) -> Session:
@@ -125,7 +123,7 @@ def prepare(
         ImageError: A picture cannot be read.
     """
     entries = [graph for graph in bundle.manifest.graphs if graph.precision == "fp32"]
-    models = {entry.role: onnx.load(bundle.graph_path(entry)) for entry in entries}
+    models = {entry.role: read_graph(bundle.graph_path(entry)) for entry in entries}
     resolve_keep(request.keep, models)
     pictures = chosen_pictures(request)
     report(f"Running FP32 on {len(pictures.sources)} pictures ({pictures.name})")
@@ -143,15 +141,18 @@ def _calibrate(
     made: Conversion, sessions: dict[Role, RecordingSession], report: Callable[[str], None]
 ) -> None:
     """Fill in `sources`, `reference` and `ranges`."""
-    first = dataclasses.replace(made.pictures, sources=made.pictures.sources[:BATCH])
-    _decide(made.bundle, sessions, first, "Looking at channels")
+    observing = {
+        role: ChannelSession(
+            model,
+            [layer.linear.input[0] for layer in smoothable(model, role)],
+            made.scratch / f"{role}.channels.onnx",
+        )
+        for role, model in made.models.items()
+    }
+    _decide(made.bundle, observing, made.pictures, "Looking at channels")
     made.sources = {role: _copy(model) for role, model in made.models.items()}
-    values = {}
-    for role, model in made.models.items():
-        norms = [pair.norm.output[0] for pair in pairs(model, role)]
-        file = made.scratch / f"{role}.norms.onnx"
-        values[role] = tensor_values(model, norms, sessions[role].first_feeds, file)
-    smooth(made.sources, values)
+    channels = {role: session.channels for role, session in observing.items()}
+    made.smoothing = smooth(made.sources, channels)
     calibrating: dict[Role, CalibratingSession] = {}
     for role, session in sessions.items():
         folder = made.scratch / role
@@ -177,12 +178,4 @@ def _decide(
     count = math.ceil(len(pictures.sources) / BATCH)
     batches = with_bar(pictures.batches(preprocessor), count, label)
     scheduler = Scheduler(manifest.config, sessions, manifest.selection)
-    if manifest.config.two_stage is None:
-        return _one_stage(scheduler, batches)
     return scheduler_decisions(scheduler, batches)
-
-
-def _one_stage(scheduler: Scheduler, batches: Iterable[NDArray[Any]]) -> Decisions:
-    rows = [o.logits for images in batches for o in scheduler.first_pass(images, 0.0).outcomes]
-    logits = np.stack(rows)
-    return Decisions(logits, logits, np.empty((len(rows), 0), np.int64))

@@ -7,19 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.runtime.decisions import AgreementLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LowPrecision = Literal["fp16", "int8"]
 Method = Literal["minmax", "percentile", "entropy"]
-
-LIMITS: dict[LowPrecision, AgreementLimits] = {
-    "fp16": AgreementLimits(0.01, 0.98, 0.995),
-    "int8": AgreementLimits(0.03, 0.90, 0.98),
-}
-"""Beyond these, decisions are not those of the FP32 network any more."""
 
 
 @dataclass(frozen=True)

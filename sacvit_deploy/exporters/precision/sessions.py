@@ -55,10 +55,25 @@ class LiteralSession:
                 "Export with --precision fp32, and please report this.",
             ) from error
 
+    @classmethod
+    def of(cls, model: onnx.ModelProto, file: Path) -> LiteralSession:
+        """Of a graph in memory, by way of a file."""
+        onnx.save(model, file)
+        return cls(file)
+
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
         names = [node.name for node in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """The same graph with some tensors in the middle of it as outputs."""
+    typed = onnx.shape_inference.infer_shapes(model)
+    infos = {info.name: info for info in typed.graph.value_info}
+    outputs = {info.name for info in typed.graph.output}
+    typed.graph.output.extend(infos[name] for name in tensors if name not in outputs)
+    return typed
 
 
 def tensor_values(
@@ -72,9 +87,4 @@ def tensor_values(
         feeds: Inputs of the graph.
         file: Where to put a copy of the graph.
     """
-    typed = onnx.shape_inference.infer_shapes(model)
-    infos = {info.name: info for info in typed.graph.value_info}
-    outputs = {info.name for info in typed.graph.output}
-    typed.graph.output.extend(infos[name] for name in tensors if name not in outputs)
-    onnx.save(typed, file)
-    return LiteralSession(file).run(feeds)
+    return LiteralSession.of(with_outputs(model, tensors), file).run(feeds)

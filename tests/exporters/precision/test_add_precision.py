@@ -13,8 +13,9 @@ from sacvit_deploy.errors import BundleError, ConfigError, DataError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision import pictures as chosen
 from sacvit_deploy.exporters.precision.progress import with_bar
-from sacvit_deploy.exporters.precision.request import LIMITS, read_keep
+from sacvit_deploy.exporters.precision.request import read_keep
 from sacvit_deploy.runtime.decisions import (
+    LIMITS,
     AgreementLimits,
     compare_decisions,
     compare_logits,

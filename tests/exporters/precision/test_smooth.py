@@ -5,27 +5,42 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from sacvit_deploy.exporters.precision.channels import ChannelSession
 from sacvit_deploy.exporters.precision.sessions import tensor_values
-from sacvit_deploy.exporters.precision.smooth import pairs, smooth
-from tests.exporters.graphs import normalised, read_graph, run_model
+from sacvit_deploy.exporters.precision.smooth import smooth, smoothable
+from tests.exporters.graphs import normalised, op_counts, read_graph, run_model
 
 
-@pytest.fixture
-def smoothed(sac_host, tmp_path):
-    """The early exit before and after, with one channel of a norm a hundred times too large."""
-    model = read_graph(sac_host, "early_exit")
-    pair = pairs(model, "early_exit")[1]
+def enlarge(model: onnx.ModelProto, layer, channel: int = 3) -> None:
+    """Make one input channel of a layer a hundred times too large, by the constants before it."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    scale = numpy_helper.to_array(stored[pair.norm.input[1]]).copy()
-    scale[3] *= 100
-    stored[pair.norm.input[1]].CopyFrom(numpy_helper.from_array(scale, pair.norm.input[1]))
+    before = {name: node for node in model.graph.node for name in node.output}
+    node = before[layer.linear.input[0]]
+    while layer.norm is None and not (node.op_type == "Add" and set(node.input) & set(stored)):
+        node = before[node.input[0]]
+    name = next(name for name in reversed(node.input) if name in stored)
+    values = numpy_helper.to_array(stored[name]).copy()
+    values[..., values.shape[-1] - 5 if "proj" in layer.place else channel] += 100
+    stored[name].CopyFrom(numpy_helper.from_array(values, name))
+
+
+@pytest.fixture(params=["blocks.0.mlp.fc1", "blocks.1.attn.proj", "blocks.1.mlp.fc2"])
+def smoothed(request, sac_host, tmp_path):
+    """The early exit before and after, with an outlier in what one layer takes in."""
+    model = read_graph(sac_host, "early_exit")
+    layers = smoothable(model, "early_exit")
+    layer = next(layer for layer in layers if layer.place == request.param)
+    enlarge(model, layer)
     image = normalised(sac_host, 3)[1]
-    norms = [p.norm.output[0] for p in pairs(model, "early_exit")]
-    values = tensor_values(model, norms, {"image": image}, tmp_path / "norms.onnx")
+    taken = [each.linear.input[0] for each in layers]
+    observed = ChannelSession(model, taken, tmp_path / "taken.onnx")
+    observed.run({"image": image[:1]})
+    observed.run({"image": image[1:]})
     after = onnx.ModelProto()
     after.CopyFrom(model)
-    smooth({"early_exit": after}, {"early_exit": values})
-    return model, after, image, norms[1]
+    strengths = smooth({"early_exit": after}, {"early_exit": observed.channels})
+    assert layer.place in strengths
+    return model, after, image, layer
 
 
 def test_it_computes_the_same(smoothed):
@@ -38,18 +53,37 @@ def test_it_computes_the_same(smoothed):
 
 
 def test_an_outlier_shrinks(smoothed, tmp_path):
-    before, after, image, norm = smoothed
+    before, after, image, layer = smoothed
 
     def spread(model) -> float:
-        values = np.abs(tensor_values(model, [norm], {"image": image}, tmp_path / "x.onnx")[norm])
+        linear = next(node for node in model.graph.node if node.name == layer.linear.name)
+        name = linear.input[0]
+        values = np.abs(tensor_values(model, [name], {"image": image}, tmp_path / "x.onnx")[name])
         largest = values.reshape(-1, values.shape[-1]).max(axis=0)
         return float(largest.max() / np.median(largest))
 
     assert spread(after) < spread(before) / 4
 
 
-def test_every_norm_before_a_linear_layer_is_smoothed(sac_host):
+def test_every_linear_layer_of_the_blocks_can_be_smoothed(sac_host):
     depth = sac_host.manifest.config.depth
-    found = pairs(read_graph(sac_host, "refine"), "refine")
-    blocks = [f"blocks.{i}.{part}" for i in range(depth) for part in ("attn.qkv", "mlp.fc1")]
-    assert [pair.place for pair in found] == ["fusion.mlp.fc1", *blocks]
+    parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    found = smoothable(read_graph(sac_host, "refine"), "refine")
+    blocks = [f"blocks.{i}.{part}" for i in range(depth) for part in parts]
+    assert [layer.place for layer in found] == ["fusion.mlp.fc1", "fusion.mlp.fc2", *blocks]
+
+
+@pytest.mark.parametrize(("gain", "products"), [(0.0, True), (np.inf, False)])
+def test_a_product_of_its_own_has_to_be_worth_it(sac_host, tmp_path, monkeypatch, gain, products):
+    monkeypatch.setattr("sacvit_deploy.exporters.precision.smooth._WORTH_A_PRODUCT", gain)
+    model = read_graph(sac_host, "early_exit")
+    taken = [layer.linear.input[0] for layer in smoothable(model, "early_exit")]
+    image = normalised(sac_host, 3)[1]
+    observed = ChannelSession(model, taken, tmp_path / "taken.onnx")
+    observed.run({"image": image})
+    before = op_counts(model)["Mul"]
+    strengths = smooth({"early_exit": model}, {"early_exit": observed.channels})
+    added = sum(place.endswith("mlp.fc2") for place in strengths)
+    assert any(place.endswith("attn.qkv") for place in strengths)
+    assert added == (sac_host.manifest.config.depth if products else 0)
+    assert op_counts(model)["Mul"] == before + added

@@ -1,0 +1,56 @@
+"""sacvit-deploy visualize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sacvit_deploy.commands import options
+from sacvit_deploy.commands.run import echo_results
+from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.visualize.token_map import check_sheet_file, token_map
+
+
+@click.command("visualize")
+@options.bundle_argument
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Where to write the sheet: .png for pixels, .svg for vectors.",
+)
+@options.eta_option
+@click.option("--scores/--no-scores", default=True, help="Draw the score of every token.")
+@click.option("--columns", type=click.IntRange(min=1), help="Pictures in a row of the sheet.")
+@options.json_option
+def command(  # noqa: PLR0913  one parameter an option
+    bundle: Path,
+    images: tuple[Path, ...],
+    output: Path,
+    eta: float | None,
+    scores: bool,
+    columns: int | None,
+    as_json: bool,
+) -> None:
+    """Show which tokens of each IMAGE the network of BUNDLE looked at again.
+
+    \b
+    Example:
+      sacvit-deploy visualize bundle cat.jpg dog.jpg -o tokens.png
+    """
+    check_sheet_file(output)
+    pipeline = load(bundle, eta=eta)
+    drawn = token_map(pipeline, images, scores=scores, columns=columns)
+    drawn.save(output)
+    if as_json:
+        found = [{**s.result.to_dict(), "scores": s.score.tolist()} for s in drawn.looks]
+        options.echo_json({"sheet": str(output), "results": found})
+        return
+    echo_results([seen.result for seen in drawn.looks])
+    click.echo(f"What the network looked at: {output}")

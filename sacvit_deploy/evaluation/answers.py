@@ -1,0 +1,217 @@
+"""One pass over labelled pictures that keeps what both stages say.
+
+Whatever is asked afterwards, at however many thresholds, costs no more inference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sacvit_deploy.engines.session import sharing_memory
+from sacvit_deploy.errors import DataError, ImageError
+from sacvit_deploy.evaluation.class_names import match_classes
+from sacvit_deploy.runtime.decisions import Decisions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from sacvit_deploy.runtime.pipeline import Pipeline
+    from sacvit_deploy.runtime.scheduler import Array
+    from sacvit_deploy.samples import Sample, SampleSet
+
+OnCorrupt = Literal["skip", "stop"]
+
+# Runs before the clock counts: runtimes allocate, and some compile, in the first ones.
+_WARM_UPS = 3
+_MS = 1e3
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that could not be read.
+
+    Attributes:
+        name: As its data set names it.
+        reason: One line.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageAnswers:
+    """What both stages say about n labelled pictures, whatever the threshold.
+
+    Attributes:
+        decisions: Logits of both stages and the target tokens. A network of one stage has its
+            logits in both places, and no tokens, (n, 0).
+        class_index: The true class of each picture as an index of the bundle's labels, (n,).
+        names: Of the pictures, in order.
+        skipped: Pictures that could not be read.
+        data_sha256: Of class, file name and bytes of the n pictures: the same for a folder, a zip
+            of it and a table, whatever their order.
+        early_ms: Time of the first stage, or of the only one, for each picture by itself, without
+            preprocessing, (n,).
+        refine_ms: Time of the second stage with the selection of tokens, (n,); zeros for a network
+            of one stage. A picture that does not leave early costs `early_ms + refine_ms`.
+    """
+
+    decisions: Decisions
+    class_index: NDArray[np.int64]
+    names: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    data_sha256: str
+    early_ms: NDArray[np.float64]
+    refine_ms: NDArray[np.float64]
+
+
+def collect_answers(
+    pipeline: Pipeline,
+    samples: SampleSet,
+    class_names: Mapping[str, str] | None = None,
+    *,
+    report: Callable[[float, str], None] = lambda share, what: None,
+    on_corrupt: OnCorrupt = "skip",
+) -> StageAnswers:
+    """Run both stages for every picture, one at a time, as a live stream would.
+
+    The threshold of the pipeline has no effect.
+
+    Args:
+        pipeline: Of one or two stages.
+        samples: The data; its classes are found among the labels by `match_classes`.
+        class_names: What the data's classes are called, where they are ids.
+        report: Called after each picture with the share of the work done, in (0, 1], and with
+            what is done in words.
+        on_corrupt: `skip` a picture that cannot be read and say so, or `stop`.
+
+    Raises:
+        DataError: The classes are not those of the network, or no picture can be read.
+        ImageError: A picture cannot be read, with `on_corrupt="stop"`.
+        EngineError: The runtime failed.
+    """
+    indices = match_classes(samples.classes, pipeline.manifest.labels, class_names)
+    answer = _answerer(pipeline)
+    taken: list[_Taken] = []
+    skipped: list[Skipped] = []
+    for number, sample in enumerate(samples.samples, start=1):
+        try:
+            image = pipeline.preprocess(sample)[None]
+            digest = _digest(sample)
+        except ImageError as error:
+            if on_corrupt == "stop":
+                raise
+            skipped.append(Skipped(sample.name, error.problem))
+        else:
+            for _ in range(0 if taken else _WARM_UPS):
+                answer(image)
+            taken.append(_Taken(sample, digest, *answer(image)))
+        report(number / len(samples.samples), f"{number} of {len(samples.samples)} pictures")
+    if not taken:
+        found = f"; the first: {skipped[0].reason}" if skipped else ""
+        raise DataError(
+            f"None of the {len(samples.samples)} pictures of the data can be read{found}",
+            "Check the data set.",
+        )
+    return _joined(taken, skipped, indices)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """One picture that was read, and what came out."""
+
+    sample: Sample
+    digest: bytes
+    decisions: Decisions
+    early_ms: float
+    refine_ms: float
+
+
+_Answer = tuple[Decisions, float, float]
+
+
+def _answerer(pipeline: Pipeline) -> Callable[[Array], _Answer]:
+    """How one image (1, 3, H, W) is answered, and both stages timed, on the path `run` takes."""
+    sessions = pipeline.opened.sessions
+    if pipeline.manifest.config.two_stage is None:
+        return lambda image: _one_stage(pipeline, image)
+    on_device = sharing_memory(sessions["early_exit"], sessions["refine"])
+    if on_device and pipeline.manifest.selection == "graph":
+        return lambda image: _on_device(pipeline, image)
+    return lambda image: _two_stages(pipeline, image)
+
+
+def _one_stage(pipeline: Pipeline, image: Array) -> _Answer:
+    start = time.perf_counter()
+    logits = pipeline.scheduler.first_pass(image, 1.0).outcomes[0].logits[None]
+    elapsed = (time.perf_counter() - start) * _MS
+    return Decisions(logits, logits, np.empty((1, 0), np.int64)), elapsed, 0.0
+
+
+def _two_stages(pipeline: Pipeline, image: Array) -> _Answer:
+    start = time.perf_counter()
+    first = pipeline.scheduler.first_pass(image, 1.0)
+    middle = time.perf_counter()
+    refined, targets = pipeline.scheduler.second_pass(first.hand_off, first.survivors)
+    end = time.perf_counter()
+    decisions = Decisions(first.outcomes[0].logits[None], refined, targets)
+    return decisions, (middle - start) * _MS, (end - middle) * _MS
+
+
+def _on_device(pipeline: Pipeline, image: Array) -> _Answer:
+    """With the hand-over left on the device, where only whole runs can be timed."""
+    start = time.perf_counter()
+    (early,) = pipeline.scheduler.run(image, 0.0)
+    middle = time.perf_counter()
+    (late,) = pipeline.scheduler.run(image, 1.0)
+    early_s, late_s = middle - start, time.perf_counter() - middle
+    targets: Any = late.target_index
+    decisions = Decisions(early.logits[None], late.logits[None], targets[None])
+    return decisions, early_s * _MS, max(0.0, late_s - early_s) * _MS
+
+
+def _digest(sample: Sample) -> bytes:
+    """Of the encoded picture.
+
+    Raises:
+        ImageError: It cannot be read any more.
+    """
+    try:
+        with sample.open() as stream:
+            return hashlib.sha256(stream.read()).digest()
+    except OSError as error:
+        raise ImageError(
+            f"The picture {sample.name!r} cannot be read: {error}.", "Check the data set."
+        ) from error
+
+
+def _joined(
+    taken: Sequence[_Taken], skipped: Sequence[Skipped], indices: Mapping[str, int]
+) -> StageAnswers:
+    return StageAnswers(
+        decisions=Decisions.join([entry.decisions for entry in taken]),
+        class_index=np.array([indices[entry.sample.label] for entry in taken], dtype=np.int64),
+        names=tuple(entry.sample.name for entry in taken),
+        skipped=tuple(skipped),
+        data_sha256=_data_sha256(taken),
+        early_ms=np.array([entry.early_ms for entry in taken]),
+        refine_ms=np.array([entry.refine_ms for entry in taken]),
+    )
+
+
+def _data_sha256(taken: Sequence[_Taken]) -> str:
+    """Of what the pictures are, not of where they lie or in which order."""
+    lines = sorted(
+        f"{entry.sample.label}\0{PurePath(entry.sample.name).name}\0{entry.digest.hex()}\n"
+        for entry in taken
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,158 @@
+"""Which class of the network a class of the data is: by name, never by position."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sacvit_deploy.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+_SHOWN = 3
+_ID_KEYS = ("id", "wnid")
+_FORMS = (
+    'Give a JSON object {"id": "name", ...}, a JSON list of {"wnid": ..., "name": ...}, or a text '
+    "file with an id, a space and a name on each line."
+)
+
+
+def read_class_names(file: Path) -> dict[str, str]:
+    """Read what the ids of a data set mean.
+
+    Args:
+        file: JSON, an object of id to name or a list of objects with `name` and `id` or `wnid`; or
+            text, one id and one name a line.
+
+    Raises:
+        DataError: The file cannot be read, is none of these, or gives one id two names.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The class names {file} cannot be read: {error}.", _FORMS) from error
+    try:
+        pairs = _json_pairs(text) if text.lstrip()[:1] in ("{", "[") else _text_pairs(text)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DataError(f"{file} does not give names of classes: {error}.", _FORMS) from error
+    if not pairs:
+        raise DataError(f"{file} names no class.", _FORMS)
+    names = dict(pairs)
+    twice = sorted({key for key, name in pairs if names[key] != name})
+    if twice:
+        raise DataError(f"{file} gives {_some(twice)} more than one name.", "Keep one of them.")
+    return names
+
+
+def match_classes(
+    classes: Sequence[str], labels: Sequence[str], class_names: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Find the label of each class of a data set.
+
+    By name if every class is a label; else by `class_names`, if every class is an id in it whose
+    name is a label. Case, underscores and spaces do not count.
+
+    Args:
+        classes: Of the data; there may be labels without pictures.
+        labels: Of the network, in class order.
+        class_names: What ids of the data mean.
+
+    Returns:
+        Class of the data to index of the label.
+
+    Raises:
+        DataError: A class is no label, or could be more than one, or two classes are one label.
+    """
+    places: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        places.setdefault(_plain(label), []).append(index)
+    named = {name: name for name in classes}
+    if class_names is not None and not _all_in(named.values(), places):
+        named = {name: class_names.get(name, name) for name in classes}
+    if not _all_in(named.values(), places):
+        raise _mismatch(named, labels, places, class_names)
+    found = {name: places[_plain(label)] for name, label in named.items()}
+    _check_unique(found, labels)
+    return {name: indices[0] for name, indices in found.items()}
+
+
+def _json_pairs(text: str) -> list[tuple[str, str]]:
+    document = json.loads(text)
+    if isinstance(document, dict):
+        pairs = list(document.items())
+    else:
+        pairs = [(_id(entry), entry["name"]) for entry in document]
+    for key, name in pairs:
+        if not (isinstance(key, str) and isinstance(name, str)):
+            raise TypeError(f"{name!r} is not the name of a class")
+    return pairs
+
+
+def _id(entry: Mapping[str, Any]) -> Any:
+    for key in _ID_KEYS:
+        if key in entry:
+            return entry[key]
+    raise LookupError(f"an entry has neither {' nor '.join(_ID_KEYS)}")
+
+
+def _text_pairs(text: str) -> list[tuple[str, str]]:
+    pairs = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split(maxsplit=1)
+        if len(words) == 1:
+            raise ValueError(f"line {number} is one word, {words[0]!r}")
+        if words:
+            pairs.append((words[0], words[1].strip()))
+    return pairs
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def _all_in(names: Iterable[str], places: Mapping[str, object]) -> bool:
+    return all(_plain(name) in places for name in names)
+
+
+def _mismatch(
+    named: Mapping[str, str],
+    labels: Sequence[str],
+    places: Mapping[str, object],
+    class_names: Mapping[str, str] | None,
+) -> DataError:
+    unknown = [name for name, label in named.items() if _plain(label) not in places]
+    fix = "Give data of these classes, or --class-names FILE if the data's are ids of them."
+    if class_names is not None:
+        fix = f"The ids in the class names are {_some(class_names)}; check that they fit the data."
+    return DataError(
+        f"{len(unknown)} of the {len(named)} classes of the data are not labels of the bundle: "
+        f"{_some(unknown)}. Its {len(labels)} labels are {_some(labels)}.",
+        fix,
+    )
+
+
+def _check_unique(found: Mapping[str, Sequence[int]], labels: Sequence[str]) -> None:
+    takers: dict[int, str] = {}
+    for name, indices in found.items():
+        if len(indices) > 1:
+            raise DataError(
+                f"The class {name!r} could be each of the labels {indices}, which are all "
+                f"{labels[indices[0]]!r}.",
+                "Export the bundle with --labels that tell its classes apart.",
+            )
+        if indices[0] in takers:
+            raise DataError(
+                f"The classes {takers[indices[0]]!r} and {name!r} of the data are both the label "
+                f"{labels[indices[0]]!r}.",
+                "Join their folders, or correct the class names.",
+            )
+        takers[indices[0]] = name
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few, for a person."""
+    every = list(names)
+    shown = ", ".join(map(repr, every[:_SHOWN]))
+    return f"{shown} and {len(every) - _SHOWN} more" if len(every) > _SHOWN else shown

@@ -1,0 +1,198 @@
+"""Two networks layer by layer: every linear layer, and every sum on the residual path.
+
+Tensors of one exporter's graphs keep their names in every precision. Graphs of different exports,
+and torch, have in common where in the network a tensor stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import onnx
+
+from sacvit_deploy.exporters.passes.store_half import single_again
+from sacvit_deploy.exporters.precision.places import linear_nodes, places
+from sacvit_deploy.exporters.precision.sessions import tensor_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from sacvit_deploy.spec import Role
+
+    Feeds = Mapping[str, NDArray[Any]]
+    Values = Mapping["Spot", NDArray[Any]]
+
+
+class Spot(NamedTuple):
+    """Where in any network of one configuration a tensor stands.
+
+    Attributes:
+        place: Of a linear layer, or of a LayerNormalization.
+        enters: Whether it is what enters there, and not the result.
+        biased: Whether the layer's bias is in the result.
+    """
+
+    place: str
+    enters: bool
+    biased: bool = True
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One tensor of an FP32 graph that is compared.
+
+    Attributes:
+        tensor: Its name.
+        node: Name of the node that makes it.
+        place: Of that node in the network.
+        spot: Where it stands.
+    """
+
+    tensor: str
+    node: str
+    place: str
+    spot: Spot
+
+
+class LayerSource(Protocol):
+    """Whatever can be looked into."""
+
+    def values(self, role: Role, probes: list[Probe], feeds: Feeds) -> Values:
+        """The tensors of one graph at some spots, those it has."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one tensor is from the reference.
+
+    Attributes:
+        role: Of the graph.
+        place: Layer of the network, for example `blocks.3.mlp.fc1`.
+        kind: The `product` of a linear layer, or the residual `sum` behind it.
+        tensor: Of the ONNX graph.
+        node: That makes it.
+        error: Norm of the difference over the norm of the reference; infinite if a value is not
+            finite.
+    """
+
+    role: Role
+    place: str
+    kind: Literal["product", "sum"]
+    tensor: str
+    node: str
+    error: float
+
+
+@dataclass(frozen=True)
+class GraphLayers:
+    """ONNX graphs of one bundle, computed exactly as they say.
+
+    Attributes:
+        models: By role, in any precision.
+        tensors: What the tensor at a spot is called in them, by role.
+        scratch: A folder for files nobody keeps.
+    """
+
+    models: Mapping[Role, onnx.ModelProto]
+    tensors: Mapping[Role, Mapping[Spot, str]]
+    scratch: Path
+
+    def values(self, role: Role, probes: list[Probe], feeds: Feeds) -> Values:
+        """See `LayerSource.values`."""
+        known = self.tensors[role]
+        wanted = {probe.spot: known[probe.spot] for probe in probes if probe.spot in known}
+        file = self.scratch / f"{role}.probes.onnx"
+        found = tensor_values(self.models[role], wanted.values(), feeds, file)
+        return {spot: found[name] for spot, name in wanted.items()}
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """A graph with its weights, those stored in half precision as the constants they stand for."""
+    return single_again(onnx.load(path))
+
+
+def probes(model: onnx.ModelProto, role: Role) -> list[Probe]:
+    """The tensors of an FP32 graph to compare, in the order of the graph."""
+    place_of = places(model, role)
+    spots: dict[str, Spot] = {}
+    for node in model.graph.node:
+        if node.op_type == "LayerNormalization":
+            spots[node.input[0]] = Spot(place_of[node.name], enters=True)
+    for node in linear_nodes(model):
+        biased = node.op_type != "MatMul"
+        spots[node.output[0]] = Spot(place_of[node.name], enters=False, biased=biased)
+    return [
+        Probe(tensor, node.name, place_of[node.name], spots[tensor])
+        for node in model.graph.node
+        for tensor in node.output
+        if tensor in spots
+    ]
+
+
+def tensor_names(found: list[Probe]) -> dict[Spot, str]:
+    """What the tensor at each spot is called."""
+    return {probe.spot: probe.tensor for probe in found}
+
+
+def layer_errors(
+    role: Role, found: list[Probe], wanted: Values, measured: Values
+) -> list[LayerError]:
+    """The error at every spot that both have, in the order of the graph.
+
+    Args:
+        role: Of the graph.
+        found: Its probes.
+        wanted: Of the reference.
+        measured: Of the candidate, fed with the same tensors.
+    """
+    return [
+        LayerError(
+            role=role,
+            place=probe.place,
+            kind="sum" if probe.spot.enters else "product",
+            tensor=probe.tensor,
+            node=probe.node,
+            error=_relative(
+                _comparable(probe, wanted[probe.spot]), _comparable(probe, measured[probe.spot])
+            ),
+        )
+        for probe in found
+        if probe.spot in wanted and probe.spot in measured
+    ]
+
+
+def worst_step(layers: Iterable[LayerError]) -> LayerError | None:
+    """The first layer with a value that is not finite, or else the largest jump of the error.
+
+    Args:
+        layers: In the order of the network; each graph begins anew. None if there are none.
+    """
+    largest: dict[Role, float] = {}
+    jumps = []
+    for layer in layers:
+        if not np.isfinite(layer.error):
+            return layer
+        before = largest.setdefault(layer.role, 0.0)
+        jumps.append((layer.error - before, layer))
+        largest[layer.role] = max(before, layer.error)
+    return max(jumps, key=lambda jump: jump[0])[1] if jumps else None
+
+
+def _comparable(probe: Probe, values: NDArray[Any]) -> NDArray[Any]:
+    """Query and key of `attn.qkv`: INT8 may have scaled the value, and undone it in `attn.proj`."""
+    if probe.place.endswith("attn.qkv") and not probe.spot.enters:
+        return values[..., : values.shape[-1] // 3 * 2]
+    return values
+
+
+def _relative(wanted: NDArray[Any], found: NDArray[Any]) -> float:
+    exact = wanted.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = found.astype(np.float64).reshape(exact.shape) - exact
+        error = float(np.linalg.norm(difference)) / max(float(np.linalg.norm(exact)), 1e-30)
+    return error if np.isfinite(error) else float("inf")

@@ -1,0 +1,140 @@
+"""From a pipeline and pictures to a sheet that a notebook shows and a file keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sacvit_deploy.bundle import check_eta
+from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.visualize.canvas import PixelCanvas, VectorCanvas
+from sacvit_deploy.visualize.report_file import check_writable, write_whole
+from sacvit_deploy.visualize.token_look import look
+from sacvit_deploy.visualize.token_sheet import PAPER, SheetText, TokenSheet
+
+if TYPE_CHECKING:
+    import os
+
+    from PIL import Image
+
+    from sacvit_deploy.runtime.pictures import PictureSource
+    from sacvit_deploy.runtime.pipeline import Pipeline
+    from sacvit_deploy.visualize.token_look import TokenLook
+
+TITLE = "Which tokens the network looked at again"
+
+_FAMILIES = {"sac_vit": "SAC-ViT", "cf_vit": "CF-ViT"}
+_SUFFIXES = (".png", ".svg")
+_FILE_SCALE = 2
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """A sheet of pictures with their tokens; a notebook shows it.
+
+    Attributes:
+        sheet: The drawing, and in `sheet.looks` what it shows.
+    """
+
+    sheet: TokenSheet
+
+    @property
+    def looks(self) -> tuple[TokenLook, ...]:
+        """For each picture the results of both stages and the scores."""
+        return self.sheet.looks
+
+    def image(self, scale: int = _FILE_SCALE) -> Image.Image:
+        """The sheet in RGB pixels; a panel is 200 times `scale` pixels wide."""
+        return self._pixels(scale).image
+
+    def svg(self) -> str:
+        """The sheet as a document of vectors and text, the pictures embedded."""
+        canvas = VectorCanvas(self.sheet.size, PAPER, self.sheet.text.title)
+        self.sheet.draw(canvas)
+        return canvas.svg()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.png` or `.svg` file, whole or not at all.
+
+        Raises:
+            ConfigError: The name ends otherwise, or the file cannot be written.
+        """
+        file = check_sheet_file(path)
+        is_vector = file.suffix.lower() == ".svg"
+        write_whole(file, self.svg() if is_vector else self._pixels(_FILE_SCALE).png())
+
+    def _repr_png_(self) -> bytes:
+        return self._pixels(1).png()
+
+    def _repr_svg_(self) -> str:
+        return self.svg()
+
+    def _pixels(self, scale: int) -> PixelCanvas:
+        canvas = PixelCanvas(self.sheet.size, PAPER, scale)
+        self.sheet.draw(canvas)
+        return canvas
+
+
+def token_map(  # noqa: PLR0913  all but the first two have a good default
+    pipeline: Pipeline,
+    images: PictureSource | list[Any] | tuple[Any, ...],
+    *,
+    eta: float | None = None,
+    scores: bool = True,
+    columns: int | None = None,
+    note: str = "",
+) -> TokenMap:
+    """Show which tokens of pictures a two-stage network looks at again, as Fig. 5 of SAC-ViT does.
+
+    Args:
+        pipeline: From `sacvit_deploy.load`.
+        images: One picture as a pipeline takes it, or a list or tuple of them.
+        eta: Exit threshold in [0, 1]; None takes the pipeline's. With 1 no picture leaves early.
+        scores: Whether to draw the class attention of every token.
+        columns: Pictures in a row of the sheet; None takes two, or three without scores.
+        note: A line under the title; by default the network and the threshold.
+
+    Raises:
+        ConfigError: The network has one stage, or a value is out of range.
+        ImageError: A picture cannot be read.
+        EngineError: The runtime failed.
+    """
+    if columns is not None and columns < 1:
+        raise ConfigError(f"{columns} columns were asked for.", "Ask for 1 or more.")
+    sources = images if isinstance(images, (list, tuple)) else (images,)
+    threshold = pipeline.eta if eta is None else check_eta(eta)
+    looks = look(pipeline, sources, threshold)
+    config = pipeline.manifest.config
+    height, width = config.image_size
+    usual = (
+        f"{_FAMILIES.get(config.family, config.family)}, {width} x {height} pixels, "
+        f"{config.num_coarse_tokens} tokens of which {config.num_targets} can be looked at again; "
+        f"{pipeline.opened.precision} in {pipeline.opened.backend}"
+    )
+    return TokenMap(
+        TokenSheet(
+            looks=tuple(looks),
+            grid=config.coarse_grid,
+            shape=height / width,
+            eta=threshold,
+            text=SheetText(TITLE, note or usual),
+            scores=scores,
+            columns=columns or (2 if scores else 3),
+        )
+    )
+
+
+def check_sheet_file(path: str | os.PathLike[str]) -> Path:
+    """The file a sheet can be written to, before the work.
+
+    Raises:
+        ConfigError: The name does not end in .png or .svg, or the file cannot be written.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in _SUFFIXES:
+        raise ConfigError(
+            f"{file} does not say which format to write.", "Let its name end in .png or .svg."
+        )
+    check_writable(file)
+    return file

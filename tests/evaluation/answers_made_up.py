@@ -1,0 +1,47 @@
+"""Answers of a network nobody ran, whose right threshold is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sacvit_deploy.evaluation.answers import StageAnswers
+from sacvit_deploy.runtime.decisions import Decisions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EARLY_MS, REFINE_MS = 2.0, 6.0
+
+
+def made_up_answers(
+    confidence: Sequence[float], early_right: Sequence[bool], late_right: Sequence[bool]
+) -> StageAnswers:
+    """One picture for each confidence in (0.5, 1), of two classes; the true one is always 0."""
+    sure = np.asarray(confidence, dtype=np.float64)
+    count = len(sure)
+    margin = np.log(sure / (1 - sure))
+    early = np.where(early_right, margin, -margin)
+    late = np.where(late_right, 1.0, -1.0)
+    return StageAnswers(
+        decisions=Decisions(
+            np.stack([early, np.zeros(count)], axis=1),
+            np.stack([late, np.zeros(count)], axis=1),
+            np.zeros((count, 1), np.int64),
+        ),
+        class_index=np.zeros(count, np.int64),
+        names=tuple(f"{index}.png" for index in range(count)),
+        skipped=(),
+        data_sha256="0" * 64,
+        early_ms=np.full(count, EARLY_MS),
+        refine_ms=np.full(count, REFINE_MS),
+    )
+
+
+def population(count: int, seed: int) -> StageAnswers:
+    """Pictures whose first stage is right as often as it says, and whose second nearly always."""
+    generator = np.random.default_rng(seed)
+    sure = generator.uniform(0.5, 1, count)
+    right = generator.random(count) < sure
+    return made_up_answers(sure.tolist(), right.tolist(), (generator.random(count) < 0.9).tolist())

@@ -1,0 +1,47 @@
+"""Multiply-accumulates of an ONNX graph, from nothing but its operators and their shapes."""
+
+from __future__ import annotations
+
+import math
+
+import onnx
+from onnx import shape_inference
+
+# A new operator that multiplies has to be counted, or the test that uses this says nothing.
+_UNCOUNTED = {"Einsum", "ConvTranspose", "QLinearMatMul", "MatMulInteger", "Attention"}
+
+
+def counted_macs(model: onnx.ModelProto) -> int:
+    """Of one picture: MatMul, Gemm and Conv."""
+    shapes = _shapes(_for_one_picture(model))
+    total = 0
+    for node in model.graph.node:
+        assert node.op_type not in _UNCOUNTED
+        if node.op_type in ("MatMul", "Gemm"):
+            flipped = any(a.name == "transA" and a.i for a in node.attribute)
+            inner = shapes[node.input[0]][-2 if flipped else -1]
+        elif node.op_type == "Conv":
+            inner = math.prod(shapes[node.input[1]][1:])
+        else:
+            continue
+        total += math.prod(shapes[node.output[0]]) * inner
+    return total
+
+
+def _for_one_picture(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    for value in (*copy.graph.input, *copy.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_value = 1
+    return shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    graph = model.graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+    return shapes

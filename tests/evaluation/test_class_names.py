@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sacvit_deploy.errors import DataError
+from sacvit_deploy.evaluation.class_names import match_classes, read_class_names
+
+LABELS = ("tabby", "African elephant", "crane", "crane")
+
+
+def test_by_name_whatever_the_case_the_underscores_and_the_order():
+    assert match_classes(["african_Elephant", "Tabby"], LABELS) == {
+        "african_Elephant": 1,
+        "Tabby": 0,
+    }
+
+
+def test_by_class_names_where_the_data_has_ids():
+    names = {"n01": "African elephant", "n02": "tabby", "n03": "not used"}
+    assert match_classes(["n01", "n02"], LABELS, names) == {"n01": 1, "n02": 0}
+    assert match_classes(["tabby"], LABELS, names) == {"tabby": 0}
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "said"),
+    [
+        (["0", "1"], None, r"2 of the 2 classes .* '0', '1'\..*'tabby'.*\n.*--class-names"),
+        (["tabby", "dog"], None, r"1 of the 2 classes .* 'dog'\."),
+        (["n09"], {"n01": "tabby"}, r"'n09'.*\n.*'n01'"),
+        (["crane"], None, r"'crane' could be each of the labels \[2, 3\]"),
+        (["tabby", "Tabby"], None, "both the label 'tabby'"),
+    ],
+)
+def test_what_does_not_match_is_one_error(classes, names, said):
+    with pytest.raises(DataError, match=said):
+        match_classes(classes, LABELS, names)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"n01": "bow tie", "n02": "tabby"}),
+        json.dumps([{"wnid": "n01", "name": "bow tie"}, {"id": "n02", "name": "tabby"}]),
+        "n01 bow tie\n\nn02\ttabby\n",
+    ],
+    ids=["object", "list", "text"],
+)
+def test_the_forms_of_class_names(text, tmp_path):
+    (tmp_path / "names").write_text(text)
+    assert read_class_names(tmp_path / "names") == {"n01": "bow tie", "n02": "tabby"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no class"),
+        ("{", "does not give names"),
+        ('{"n01": 3}', "3 is not the name"),
+        ('[{"name": "tabby"}]', "neither id nor wnid"),
+        ('["tabby"]', "does not give names"),
+        ("n01\n", "line 1 is one word, 'n01'"),
+        ("n01 tabby\nn01 lion\n", "'n01' more than one name"),
+    ],
+)
+def test_other_files_are_refused(text, said, tmp_path):
+    (tmp_path / "names").write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_class_names(tmp_path / "names")
+
+
+def test_no_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_class_names(tmp_path / "none")

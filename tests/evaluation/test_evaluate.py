@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from sacvit_deploy.errors import ConfigError, DataError
+from sacvit_deploy.evaluation.compared import read_compared
+from sacvit_deploy.evaluation.evaluate import (
+    SWEEP,
+    EvaluationRequest,
+    evaluate_answers,
+    run_evaluation,
+)
+from sacvit_deploy.evaluation.evaluation_text import evaluation_lines
+from sacvit_deploy.evaluation.operating_point import Exit
+from sacvit_deploy.evaluation.reliability import reliability
+from sacvit_deploy.exit_calibration import ExitCalibration
+from sacvit_deploy.runtime.exit_rule import confidence
+from tests.evaluation.evaluations import SETTING, fake_answers, fake_evaluation, fake_pipeline
+from tests.fakes import DENSE, SAC
+from tests.labelled_pictures import write_pictures
+
+CONTRACT = {
+    "top1",
+    "early_exit_fraction",
+    "refine_fraction",
+    "top1_early_exit_only",
+    "top1_refine_only",
+    "macs_mean_g",
+    "images",
+    "eta",
+}
+
+
+def exits(rows) -> list[Exit]:
+    """Of a network of two stages."""
+    found = [row.exit for row in rows]
+    assert None not in found
+    return found
+
+
+def test_each_threshold_is_the_mixture_it_says():
+    answers = fake_answers()
+    found = fake_evaluation(etas=(0.0, 0.3, 0.6, 1.0))
+    early = answers.decisions.early_logits.argmax(1)
+    late = answers.decisions.refined_logits.argmax(1)
+    sure = confidence(answers.decisions.early_logits)
+    for row, exit_ in zip(found.rows, exits(found.rows), strict=True):
+        leaves = (sure > exit_.eta) & (exit_.eta < 1)
+        right = np.where(leaves, early, late) == answers.class_index
+        assert row.top1 == right.mean()
+        assert row.early_exit_fraction == leaves.mean()
+        assert row.early_right_fraction == (leaves & right).mean()
+        wanted = found.macs_g["early_exit"] + (1 - leaves.mean()) * found.macs_g["refine"]
+        assert row.macs_mean_g == pytest.approx(wanted)
+        ms = answers.early_ms + np.where(leaves, 0, answers.refine_ms)
+        assert row.latency.mean == pytest.approx(ms.mean())
+        assert row.latency.p95 == pytest.approx(np.percentile(ms, 95))
+    assert found.rows[0].top1 == found.top1_early_exit_only
+    assert found.rows[-1].top1 == found.top1_refine_only
+    assert found.rows[-1].latency == found.late_path
+
+
+def test_the_curve_goes_from_one_stage_to_the_other():
+    found = fake_evaluation()
+    assert [exit_.eta for exit_ in exits(found.curve)] == list(SWEEP)
+    assert found.curve[0].early_exit_fraction == 1
+    assert found.curve[-1].early_exit_fraction == 0
+    macs = [point.macs_mean_g for point in found.curve]
+    assert macs == sorted(macs)
+
+
+def test_classes_and_confusions_add_up():
+    found = fake_evaluation()
+    assert sum(row.images for row in found.classes) == found.images == 40
+    right = sum(row.images * row.top1 for row in found.classes)
+    assert right / 40 == pytest.approx(found.rows[0].top1)
+    same = sum(entry.images for entry in found.confusions if entry.true == entry.predicted)
+    assert same == pytest.approx(right)
+    assert sum(entry.images for entry in found.confusions) == 40
+
+
+def test_the_document_of_one_threshold_is_that_of_the_contract():
+    values = json.loads(json.dumps(fake_evaluation(etas=(0.4,)).to_dict(), allow_nan=False))
+    assert set(values) >= CONTRACT
+    assert "rows" not in values
+    assert (values["eta"], values["eta_source"], values["images"]) == (0.4, "given", 40)
+    assert values["refine_fraction"] == 1 - values["early_exit_fraction"]
+    assert values["skipped"] == [{"name": "bad.png", "reason": "It is <empty>."}]
+    assert values["ece"] > 0
+    assert {"data_sha256", "precision", "runtime", "device", "versions"} <= set(values)
+
+
+def test_several_thresholds_are_rows():
+    values = fake_evaluation(etas=(0.4, 0.6)).to_dict()
+    assert [row["eta"] for row in values["rows"]] == [0.4, 0.6]
+    assert all(set(row) >= CONTRACT for row in values["rows"])
+    assert not (CONTRACT - {"images"}) & set(values)
+
+
+def test_one_stage_has_no_threshold():
+    found = fake_evaluation(DENSE, etas=(0.4, 0.6))
+    (row,) = found.rows
+    assert row.exit is None
+    assert len(found.curve) == 1
+    assert set(found.macs_g) == {"single", "dense"}
+    values = json.loads(json.dumps(found.to_dict()))
+    assert set(values) >= CONTRACT
+    assert values["eta"] is values["early_exit_fraction"] is values["late_path"] is None
+    assert values["top1"] == row.top1
+    assert any("-" in line for line in evaluation_lines(found))
+
+
+def calibration(precision, eta, temperature) -> ExitCalibration:
+    bins = (1.0,) + (0.0,) * 19
+    return ExitCalibration(
+        precision=precision,
+        runtime="onnxruntime",
+        eta=eta,
+        temperature=temperature,
+        goal="any",
+        images=10,
+        data_sha256="0",
+        top1=0.5,
+        top1_interval=(0.4, 0.6),
+        macs_mean_g=1.0,
+        early_exit_fraction=0.5,
+        confidence_histogram=bins,
+        curve=(),
+    )
+
+
+@pytest.mark.parametrize("full", [None, calibration("fp32", 0.7, 1.5)], ids=["bundle", "own"])
+def test_int8_shows_the_threshold_of_fp32_beside_its_own(full):
+    records = [calibration("int8", 0.3, 2.0), *([full] if full else [])]
+    pipeline = fake_pipeline(SAC, 0.6, records, "int8")
+    found = evaluate_answers(pipeline, fake_answers(), SETTING)
+    seen = [(e.source, e.eta, e.temperature) for e in exits(found.rows)]
+    assert seen == [("calibrated", 0.3, 2.0), ("fp32", *((0.7, 1.5) if full else (0.6, 1.0)))]
+    values = found.to_dict()
+    assert (values["eta"], values["eta_source"]) == (0.3, "calibrated")
+    assert [row["eta_source"] for row in values["rows"]] == ["calibrated", "fp32"]
+    given = evaluate_answers(pipeline, fake_answers(), SETTING, [0.9])
+    assert [exit_.source for exit_ in exits(given.rows)] == ["given"]
+
+
+def test_fp32_has_one_row_of_its_own():
+    for records, source, eta in (
+        ([], "bundle", 0.6),
+        ([calibration("fp32", 0.7, 1.5)], "calibrated", 0.7),
+    ):
+        pipeline = fake_pipeline(SAC, 0.6, records)
+        (found,) = exits(evaluate_answers(pipeline, fake_answers(), SETTING).rows)
+        assert (found.source, found.eta) == (source, eta)
+
+
+def test_reliability_by_hand():
+    sure = np.array([0.05, 0.1, 0.95, 1.0])
+    found = reliability(sure, np.array([False, True, True, True]), bins=10)
+    first, *_, last = found.bins
+    assert (first.images, first.accuracy, last.images, last.accuracy) == (2, 0.5, 2, 1.0)
+    assert first.confidence == pytest.approx(0.075)
+    assert last.confidence == pytest.approx(0.975)
+    assert found.ece == pytest.approx(0.5 * 0.425 + 0.5 * 0.025)
+
+
+def test_a_bundle_on_a_folder(sac_host, tmp_path):
+    labels = list(sac_host.manifest.labels[:3])
+    data = write_pictures(tmp_path / "data", labels, 2 * len(labels))
+    found = run_evaluation(EvaluationRequest(sac_host.path, data, (0.0, 1.0)))
+    assert found.images == 6
+    assert found.rows[0].top1 == found.top1_early_exit_only
+    assert found.setting.runtime == "onnxruntime"
+    assert "onnxruntime" in found.setting.versions
+    lines = list(evaluation_lines(found))
+    assert "6 pictures of data" in lines[0]
+    assert sum("%" in line for line in lines[2:4]) == 2
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
+def test_a_threshold_out_of_range_is_refused_before_any_work(eta, tmp_path):
+    with pytest.raises(ConfigError, match="eta"):
+        EvaluationRequest(tmp_path, tmp_path, (0.5, eta))
+
+
+def test_other_evaluations_are_read_back(tmp_path):
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(fake_evaluation(etas=(0.4, 0.6)).to_dict()))
+    first, second = read_compared(file)
+    assert (first.name, second.name) == ("bundle fp32, eta 0.4", "bundle fp32, eta 0.6")
+    file.write_text(json.dumps(fake_evaluation(DENSE).to_dict()))
+    (only,) = read_compared(file)
+    assert only.name == "bundle fp32"
+    assert only.top1 == fake_evaluation(DENSE).rows[0].top1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"top1": float("nan")},
+        {"top1": 97.1},
+        {"macs_mean_g": -1},
+        {"latency_ms_mean": float("inf")},
+    ],
+)
+def test_numbers_that_no_chart_can_show_are_refused(wrong, tmp_path):
+    document = fake_evaluation().to_dict() | wrong
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="out of range"):
+        read_compared(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{}]}', '{"rows": 3}'])
+def test_what_is_no_evaluation_is_refused(text, tmp_path):
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(DataError, match="is not an evaluation"):
+        read_compared(tmp_path / "other.json")

@@ -1,0 +1,35 @@
+"""Calibrations of the exit that nobody measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sacvit_deploy.exit_calibration import CalibrationPoint, ExitCalibration
+
+if TYPE_CHECKING:
+    from sacvit_deploy.manifest import Precision
+    from sacvit_deploy.manifest_values import Runtime
+
+
+def exit_record(
+    precision: Precision = "fp32", runtime: Runtime = "onnxruntime", **fields: Any
+) -> ExitCalibration:
+    """A record that fits a two-stage bundle."""
+    values: dict[str, Any] = {
+        "eta": 0.625,
+        "temperature": 1.0,
+        "goal": "max_accuracy_drop=0.005",
+        "images": 1000,
+        "data_sha256": "ab" * 32,
+        "top1": 0.8,
+        "top1_interval": (0.77, 0.82),
+        "macs_mean_g": 1.5,
+        "early_exit_fraction": 0.75,
+        "confidence_histogram": (0.0,) * 16 + (0.25,) * 4,
+        "curve": (
+            CalibrationPoint(0.0, 0.7, 1.0, 1.0, 2.0, 3.0),
+            CalibrationPoint(0.625, 0.8, 0.75, 1.5, 2.5, 5.0),
+            CalibrationPoint(1.0, 0.81, 0.0, 3.0, 5.0, 6.0),
+        ),
+    }
+    return ExitCalibration(precision, runtime, **(values | fields))
