@@ -200,8 +200,8 @@ def test_a_graph_that_is_not_finite_fails_with_its_layer(sac_host, tmp_path):
     assert found.worst_step == first
     text = json.dumps(found.to_dict(), allow_nan=False)
     assert json.loads(text)["first_diverging"]["error"] is None
-    names = ("exit_flip_rate", "target_overlap", "label_agreement")
-    assert [json.loads(text)[name] for name in names] == [None] * 3
+    shares = ("exit_flip_rate", "target_overlap", "label_agreement")
+    assert [json.loads(text)[share] for share in shares] == [None] * 3
 
 
 def test_a_graph_within_tolerance_that_decides_differently_does_not_pass(
