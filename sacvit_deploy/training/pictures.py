@@ -89,7 +89,7 @@ def read_rgb(sample: Sample) -> Image.Image:
                 layer = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer)
             return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise DataError(
             f"The picture {sample.name!r} cannot be read: {error}.",
             'Replace or remove it, or set on_corrupt = "skip" in [data].',
