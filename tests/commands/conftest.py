@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from sacvit_deploy.cli import main
+from sacvit_deploy.exporters import bundle_from_model
+from tests.exporters.graphs import read_graph
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,13 @@ def copied(sac_host, tmp_path) -> Path:
     path: Path = tmp_path / "bundle"
     shutil.copytree(sac_host.path, path)
     return path
+
+
+@pytest.fixture
+def translated(sac_host, monkeypatch) -> None:
+    """No translation: the graphs of `sac_host`."""
+    monkeypatch.setattr(
+        bundle_from_model,
+        "onnx_from_torch",
+        lambda _model, spec, *, opset: read_graph(sac_host, spec.role),
+    )

@@ -9,20 +9,9 @@ from safetensors.torch import load_file, save_file
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.exporters import bundle_from_model
 from sacvit_deploy.model.checkpoints import save_checkpoint
-from tests.exporters.graphs import read_graph
 from tests.tiny_models import DENSE, SAC, strong_model
 
 TINY = ["--set", "depth=1", "--set", "embed_dim=24", "--set", "num_classes=3"]
-
-
-@pytest.fixture
-def translated(sac_host, monkeypatch) -> None:
-    """No translation: the graphs of `sac_host`."""
-    monkeypatch.setattr(
-        bundle_from_model,
-        "onnx_from_torch",
-        lambda _model, spec, *, opset: read_graph(sac_host, spec.role),
-    )
 
 
 @pytest.fixture

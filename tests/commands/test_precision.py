@@ -8,20 +8,8 @@ import shutil
 import pytest
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.exporters import bundle_from_model
 from sacvit_deploy.exporters.precision.request import read_keep
 from sacvit_deploy.runtime.assets import sample_pictures
-from tests.exporters.graphs import read_graph
-
-
-@pytest.fixture
-def translated(sac_host, monkeypatch) -> None:
-    """No translation: the graphs of `sac_host`."""
-    monkeypatch.setattr(
-        bundle_from_model,
-        "onnx_from_torch",
-        lambda _model, spec, *, opset: read_graph(sac_host, spec.role),
-    )
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import onnx
 from onnx import numpy_helper
 
 from sacvit_deploy.exporters.precision.calibrate import quantised_nodes
-from sacvit_deploy.exporters.precision.places import places
+from sacvit_deploy.exporters.precision.places import constants, places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,28 +47,31 @@ class Smoothable:
         place: Where it stands, the same in every graph that shares its weights.
         norm: The LayerNormalization that makes its input, with constant scale and bias; None where
             something else does.
+        qkv: For `attn.proj`, the MatMul whose value part its input mixes; None for the others.
     """
 
     linear: onnx.NodeProto
     place: str
     norm: onnx.NodeProto | None
+    qkv: onnx.NodeProto | None
 
     @property
-    def block(self) -> str:
-        """What its place begins with, such as `blocks.0.attn`."""
-        return self.place.rpartition(".")[0]
+    def least_gain(self) -> float:
+        """How many times less the error has to get: a product of its own must be worth it."""
+        return _WORTH_A_PRODUCT if self.norm is None and self.qkv is None else 1.0
 
 
 def smoothable(model: onnx.ModelProto, role: Role) -> list[Smoothable]:
     """The linear layers of a graph that can be smoothed: all but the patch embedding."""
     where = places(model, role)
     makers = {name: node for node in model.graph.node for name in node.output}
+    linears = {where[n.name]: n for n in quantised_nodes(model) if n.op_type == "MatMul"}
     found = []
-    for node in quantised_nodes(model):
-        if node.op_type == "MatMul":
-            maker = makers[node.input[0]]
-            norm = maker if maker.op_type == "LayerNormalization" else None
-            found.append(Smoothable(node, where[node.name], norm))
+    for place, node in linears.items():
+        maker = makers[node.input[0]]
+        norm = maker if maker.op_type == "LayerNormalization" else None
+        qkv = linears[place[: -len("proj")] + "qkv"] if place.endswith("attn.proj") else None
+        found.append(Smoothable(node, place, norm, qkv))
     return found
 
 
@@ -96,13 +99,12 @@ def smooth(
     for place, users in layers.items():
         model, layer = users[0]
         weight = _constant(model, layer.linear.input[1])
-        free = layer.norm is not None or place.endswith("attn.proj")
-        strength = _best_strength(taken[place], weight, 1.0 if free else _WORTH_A_PRODUCT)
+        strength = _best_strength(taken[place], weight, layer.least_gain)
         if strength is not None:
             strengths[place] = strength
             factor = _factor(taken[place], weight, strength)
             for model, layer in users:
-                _apply(model, layer, factor, layers)
+                _apply(model, layer, factor)
     for model in models.values():
         _drop_unused(model)
     return strengths
@@ -145,24 +147,17 @@ def _rounded(values: Array, largest: Array) -> Array:
     return rounded
 
 
-def _apply(
-    model: onnx.ModelProto,
-    layer: Smoothable,
-    factor: Array,
-    layers: Mapping[str, list[tuple[onnx.ModelProto, Smoothable]]],
-) -> None:
+def _apply(model: onnx.ModelProto, layer: Smoothable, factor: Array) -> None:
     """Multiply the rows of the weight, and divide where the channels are made."""
     if layer.norm is not None:
         _scale(model, layer.norm, 1, 1 / factor)
         _scale(model, layer.norm, 2, 1 / factor)
-    elif layer.place.endswith("attn.proj"):
-        made_by = next(each for m, each in layers[f"{layer.block}.qkv"] if m is model)
+    elif layer.qkv is not None:
         ones = np.ones(len(factor))
         of_value = np.concatenate([ones, ones, 1 / factor])
-        _scale(model, made_by.linear, 1, of_value)
-        bias = next(n for n in model.graph.node if made_by.linear.output[0] in n.input)
-        known = {tensor.name for tensor in model.graph.initializer}
-        _scale(model, bias, 0 if bias.input[0] in known else 1, of_value)
+        _scale(model, layer.qkv, 1, of_value)
+        bias = next(n for n in model.graph.node if layer.qkv.output[0] in n.input)
+        _scale(model, bias, 0 if bias.input[0] in constants(model) else 1, of_value)
     else:
         _divide_input(model, layer.linear, factor)
     _scale(model, layer.linear, 1, factor[:, None])
