@@ -12,6 +12,7 @@ import numpy as np
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.session import SessionOptions, check_feeds, sharing_memory
+from sacvit_deploy.errors import EngineError
 from sacvit_deploy.spec import graph_specs
 
 if TYPE_CHECKING:
@@ -228,23 +229,47 @@ def onnxruntime_contenders(
     bundles: Bundles, provider: str, precisions: tuple[Precision, ...]
 ) -> Iterator[Contender]:
     """ONNX Runtime with one execution provider."""
-    from sacvit_deploy.engines.onnxruntime_providers import available_providers, onnxruntime
     from sacvit_deploy.engines.registry import open_sessions
 
-    offered = available_providers(onnxruntime())
-    if f"{provider}ExecutionProvider" not in offered:
-        raise Skipped(f"this onnxruntime offers {', '.join(offered)}")
+    check_offered(provider)
     options = SessionOptions(providers=(provider,))
     for precision in precisions:
         opened = [
             open_sessions(bundle, backend="onnxruntime", precision=precision, options=options)
             for bundle in bundles.get(precision)
         ]
-        if provider not in opened[0].provider:
-            raise Skipped(f"{opened[0].provider} was obtained instead")
+        for each in opened:
+            if provider not in each.provider:
+                raise EngineError(
+                    f"{provider} is offered, and {each.provider} was obtained instead.",
+                    "Install the libraries it needs; what it said stands on stderr.",
+                )
         yield Contender(
             f"onnxruntime {provider}", precision, opened[0].sessions, opened[1].sessions["single"]
         )
+
+
+def check_offered(provider: str) -> None:
+    """Whether one can expect an execution provider to work here.
+
+    Raises:
+        Skipped: One cannot; the reason is said.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    from sacvit_deploy.engines.onnxruntime_providers import (
+        SUFFIX,
+        available_providers,
+        onnxruntime,
+        unavailable_providers,
+    )
+
+    ort, name = onnxruntime(), f"{provider}{SUFFIX}"
+    offered = available_providers(ort)
+    if name not in offered:
+        offers = f"this onnxruntime offers {', '.join(offered)}"
+        raise Skipped(unavailable_providers(ort).get(name, offers))
+    if provider != "CPU" and not this_machine().gpus:
+        raise Skipped("there is no GPU")
 
 
 def engine_contenders(
@@ -254,11 +279,8 @@ def engine_contenders(
     from sacvit_deploy.engines.build import EngineRequest, build_engines
     from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
     from sacvit_deploy.engines.registry import open_sessions
-    from sacvit_deploy.engines.tensorrt_flavour import load_flavour
 
-    load_flavour(runtime)
-    if not this_machine().gpus:
-        raise Skipped("there is no GPU to run an engine on")
+    check_target(runtime)
     largest = max(settings.batches)
     options = BuildOptions(batch=BatchRange(1, min(8, largest), largest))
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
@@ -285,6 +307,26 @@ def engine_contenders(
                 opened[1].sessions["single"],
                 cuda_graphs,
             )
+
+
+def check_target(runtime: EngineRuntime) -> None:
+    """Whether there is a GPU, and one that the library builds for.
+
+    Raises:
+        Skipped: There is not.
+        EngineError: The library is installed and of no use.
+        MissingDependencyError: It is not installed.
+    """
+    from sacvit_deploy.engines.build import EngineRequest, check_request
+    from sacvit_deploy.engines.tensorrt_flavour import load_flavour
+
+    load_flavour(runtime)
+    if not this_machine().gpus:
+        raise Skipped("there is no GPU to run an engine on")
+    try:
+        check_request(EngineRequest("fp32", runtime))
+    except EngineError as error:
+        raise Skipped(error.problem) from error
 
 
 def say(line: str) -> None:

@@ -5,9 +5,10 @@
 Each runtime that is installed classifies the same random pictures with the same random weights:
 two stages with a given share of hard pictures, and the dense network, in turn. Its decisions are
 compared with those of torch in FP32 on the CPU, and handing over on the device with handing over
-through the host. What is not installed is said, and is no failure; the file is written again after
-every section. From the root of the repository; nothing has to be installed but what is to be
-measured. On a machine without a GPU:
+through the host. What is not installed is skipped, with the reason; what is installed and does not
+work has failed, and the rest runs nevertheless. The file is written first of all and after every
+step. From the root of the repository; nothing has to be installed but what is to be measured. On a
+machine without a GPU:
 
     python -m benchmarks.gpu_check result.json --device cpu --preset tiny --seconds 0
 
@@ -23,6 +24,7 @@ import functools
 import gc
 import json
 import platform
+import re
 import tempfile
 import traceback
 from importlib import metadata
@@ -49,7 +51,7 @@ from benchmarks.measure import (
 )
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.machine import this_machine
-from sacvit_deploy.errors import MissingDependencyError, SacvitDeployError
+from sacvit_deploy.errors import MissingDependencyError
 from sacvit_deploy.model.presets import preset
 from sacvit_deploy.spec import ModelConfig, TwoStageConfig
 
@@ -67,10 +69,16 @@ DISTRIBUTIONS = (
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu12",
     "onnxruntime-ep-nv-tensorrt-rtx-cu13",
     "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
     "tensorrt-rtx",
     "cuda-bindings",
+    "cuda-python",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
 )
 
 
@@ -100,22 +108,27 @@ def run_section(settings: Settings, start: Section, reference: Reference) -> dic
                 section["rows"].append(row)
                 say(row_text(row))
             gc.collect()
-    except (Skipped, ImportError, MissingDependencyError) as error:
-        section |= {"status": "skipped", "reason": str(error)}
     except Exception as error:  # unattended: the next section has to run, and this is on record
-        section |= {"status": "failed", "reason": str(error), "trace": traceback.format_exc()}
+        section |= ending(error)
     say(f"  {section['status']}: {section.get('reason', 'complete')}")
     return section
 
 
 def memory_section() -> dict[str, Any]:
     """What `cuda_memory_check` found, or why it could not."""
+    if not this_machine().gpus:
+        return ending(Skipped("there is no GPU"))
     try:
         return {"status": "ran", **cuda_memory_check()}
-    except MissingDependencyError as error:
+    except Exception as error:  # as in `run_section`
+        return ending(error)
+
+
+def ending(error: Exception) -> dict[str, Any]:
+    """Why something ended early: for want of a thing that may be absent, or by failing."""
+    if isinstance(error, (Skipped, ModuleNotFoundError, MissingDependencyError)):
         return {"status": "skipped", "reason": str(error)}
-    except SacvitDeployError as error:
-        return {"status": "failed", "reason": str(error)}
+    return {"status": "failed", "reason": str(error), "trace": traceback.format_exc()}
 
 
 def row_text(row: dict[str, Any]) -> str:
@@ -144,40 +157,58 @@ def device_record(settings: Settings) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of everything that has a part in the result, where it is installed."""
-    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    # A wheel may call itself tensorrt_rtx where it is installed as tensorrt-rtx.
+    installed = {
+        re.sub(r"[-_.]+", "-", d.metadata["Name"] or "").lower(): d.version
+        for d in metadata.distributions()
+    }
     found = {name: installed[name] for name in DISTRIBUTIONS if name in installed}
     return {"python": platform.python_version(), **found}
 
 
-def torch_reference(settings: Settings) -> Reference:
-    """Torch on the CPU, or nothing yet where its weights are not those of the bundles."""
-    reference = Reference()
+def take_torch(settings: Settings, reference: Reference) -> dict[str, Any]:
+    """Make torch on the CPU the reference, or say why it is not.
+
+    Its weights may not be those of the bundles.
+    """
     try:
         contender = torch_sessions(settings, "cpu", "fp32")
-    except (ImportError, Skipped) as error:
-        say(f"the first contender is what the others are compared with: {error}")
-    else:
         reference.set(contender, decisions(settings, contender.sessions))
-    return reference
+    except Exception as error:  # as in `run_section`
+        say(f"the first contender is what the others are compared with: {error}")
+        return ending(error)
+    return {"status": "ran"}
 
 
 def run(settings: Settings, output: Path) -> dict[str, Any]:
-    """The whole document, written after every step."""
+    """The whole document, written first of all and after every step."""
+    reference = Reference()
     document: dict[str, Any] = {
         "device": device_record(settings),
         "versions": versions(),
         "networks": {"two_stage": settings.two_stage.to_dict(), "dense": settings.dense.to_dict()},
         "sac_fraction_asked": settings.fraction,
-        "cuda_memory": memory_section(),
-        "sections": {},
     }
-    reference = torch_reference(settings)
+    steps: dict[str, Callable[[], dict[str, Any]]] = {
+        "cuda_memory": memory_section,
+        "torch_reference": functools.partial(take_torch, settings, reference),
+    }
+    write(document, output)
+    for name, step in steps.items():
+        document[name] = step()
+        write(document, output)
+    document["sections"] = {}
     for name, start in sections(settings).items():
         say(name)
         document["sections"][name] = run_section(settings, start, reference)
         document["reference"] = reference.name
-        output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write(document, output)
     return document
+
+
+def write(document: dict[str, Any], output: Path) -> None:
+    """What is known so far."""
+    output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def tiny() -> tuple[ModelConfig, ModelConfig]:
@@ -234,6 +265,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run all and say what was found."""
     options = parsed(arguments)
     two_stage, dense = networks(options)
+    try:
+        options.output.touch()
+    except OSError as error:
+        raise SystemExit(f"{options.output} cannot be written: {error}.") from error
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         settings = Settings(
             device=found_device() if options.device == "auto" else options.device,

@@ -1,7 +1,8 @@
 """A bundle on disk: one folder with the graphs, their weights and `bundle.json`.
 
 The folder is where the offline half (export) and the online half (runtime) meet. It appears whole
-or not at all, and every file in it is covered by a hash.
+or not at all, and every file in it is covered by a hash. An engine that is damaged does not spoil
+the rest: it is checked when it is loaded, and can be built again.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ from sacvit_deploy.manifest import (
     Precision,
     check_eta,
 )
+from sacvit_deploy.staging import folder_lock, own_folder, terminated_like_ctrl_c
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
     from sacvit_deploy.spec import Role
 
 __all__ = [
+    "ENGINE_FOLDER",
     "FORMAT_VERSION",
     "MANIFEST",
     "Bundle",
@@ -47,12 +51,17 @@ __all__ = [
     "Precision",
     "check_eta",
     "check_replaceable",
+    "locked",
     "new_bundle",
     "publish",
     "staging_folder",
     "update_manifest",
     "write_manifest",
 ]
+
+# Engines, and beside each what was said while it was built.
+ENGINE_FOLDER = "engines"
+_CAN_BE_BUILT_AGAIN = (".engine", ".log")
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
-        """Read a bundle and check that it is whole.
+        """Read a bundle and check that it is whole, but for what stands in its engine folder.
 
         Args:
             path: The folder.
@@ -117,6 +126,10 @@ class Bundle:
         """Where the file of a graph is."""
         return self.path / entry.file
 
+    def engine_graph_path(self, entry: GraphEntry) -> Path:
+        """Where the file is that engines of a graph are built from."""
+        return self.path / (entry.engine_file or entry.file)
+
     def engines(
         self,
         role: Role | None = None,
@@ -140,12 +153,26 @@ class Bundle:
         """Where the plan file of an engine is."""
         return self.path / entry.file
 
+    def damaged_engine_files(self) -> dict[str, str]:
+        """Engines and their logs that are not as they were written, and how each differs."""
+        found = {}
+        for name, record in self.manifest.files.items():
+            if _can_be_built_again(name):
+                try:
+                    damage = _damage(self.path / name, record)
+                except OSError as error:
+                    damage = f"cannot be read: {error}"
+                if damage:
+                    found[name] = damage
+        return found
+
 
 @contextlib.contextmanager
 def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
     """A hidden folder to fill, which becomes the bundle when the block ends without an error.
 
-    On any exception, Ctrl-C included, the hidden folder goes and an old bundle stays as it was.
+    On any exception, Ctrl-C and SIGTERM included, the hidden folder goes and an old bundle stays as
+    it was.
 
     Args:
         path: Where the bundle is to appear.
@@ -163,7 +190,8 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
     try:
-        yield staging
+        with terminated_like_ctrl_c():
+            yield staging
         if not (staging / MANIFEST).is_file():
             raise BundleError(
                 f"No {MANIFEST} was written for {target}.", "Call write_manifest at the end."
@@ -198,6 +226,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     """Replace `bundle.json` in one step; nothing is hashed again.
 
+    For a description that was made from the one on disk, hold the bundle `locked` from reading
+    to here.
+
     Raises:
         BundleError: The folder cannot be written.
     """
@@ -214,19 +245,29 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
 
 
 @contextlib.contextmanager
+def locked(path: Path) -> Iterator[Bundle]:
+    """A bundle as it is now, which nobody else changes while the block lasts; a second one waits.
+
+    Raises:
+        BundleError: It cannot be read.
+    """
+    with contextlib.ExitStack() as held:
+        with _told_as_bundle_error(path):
+            held.enter_context(folder_lock(path))
+        yield Bundle.open(path, check_hashes=False)
+
+
+@contextlib.contextmanager
 def staging_folder(bundle: Bundle) -> Iterator[Path]:
     """A hidden folder inside a bundle to write new files to; gone when the block ends.
+
+    SIGTERM ends the block as Ctrl-C does. What a killed process left goes here, too.
 
     Raises:
         BundleError: The folder cannot be written to, or the disk is full.
     """
-    staging = bundle.path / f".{secrets.token_hex(4)}.tmp"
-    with _told_as_bundle_error(bundle.path):
-        staging.mkdir()
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging)
+    with _told_as_bundle_error(bundle.path), own_folder(bundle.path) as staging:
+        yield staging
 
 
 def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
@@ -236,7 +277,7 @@ def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
     the description first, and what a calibration found with replaced files leaves for good.
 
     Args:
-        bundle: As it was read.
+        bundle: As it is now; hold it `locked`.
         staging: Holds the new files at the relative names they are to have.
         manifest: The new description; its `files` is extended here.
 
@@ -264,25 +305,25 @@ def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
     return update_manifest(bundle, complete)
 
 
-def _without(manifest: Manifest, names: Collection[str]) -> Manifest:
+def _without(manifest: Manifest, names: AbstractSet[str]) -> Manifest:
     """The description without some files, and without what needs them."""
     return dataclasses.replace(
         manifest,
         files={name: record for name, record in manifest.files.items() if name not in names},
-        graphs=tuple(graph for graph in manifest.graphs if graph.file not in names),
+        graphs=tuple(graph for graph in manifest.graphs if not names & set(graph.files)),
         engines=tuple(engine for engine in manifest.engines if engine.file not in names),
         exit_calibrations=_calibrations_without(manifest, names),
     )
 
 
 def _calibrations_without(
-    manifest: Manifest, names: Collection[str]
+    manifest: Manifest, names: AbstractSet[str]
 ) -> tuple[ExitCalibration, ...]:
     """The calibrations that were not measured with any of some files.
 
     A graph counts for every runtime: engines are built from it.
     """
-    graphs = {graph.precision for graph in manifest.graphs if graph.file in names}
+    graphs = {graph.precision for graph in manifest.graphs if names & set(graph.files)}
     engines = {(e.precision, e.runtime) for e in manifest.engines if e.file in names}
     return tuple(
         record
@@ -333,31 +374,39 @@ def _what_to_give(file: Path) -> str:
 def _check_files(folder: Path, manifest: Manifest, *, check_hashes: bool) -> None:
     _check_covered(manifest)
     for name, record in manifest.files.items():
-        file = folder / name
-        if not file.is_file():
+        if _can_be_built_again(name):
+            continue
+        damage = _damage(folder / name, record, check_hashes=check_hashes)
+        if damage:
             raise BundleIntegrityError(
-                f"The file {name} is missing.", "Copy the whole folder again."
+                f"The file {name} {damage}.", "Copy the whole folder again, or export again."
             )
-        size = file.stat().st_size
-        if size != record.bytes:
-            raise BundleIntegrityError(
-                f"The file {name} has {size} bytes; {record.bytes} were written.",
-                "Copy the whole folder again.",
-            )
-        if check_hashes and FileRecord.of(file) != record:
-            raise BundleIntegrityError(
-                f"The file {name} is not the one that was written (its SHA-256 differs).",
-                "Copy the whole folder again, or export again.",
-            )
+
+
+def _can_be_built_again(name: str) -> bool:
+    return name.startswith(f"{ENGINE_FOLDER}/") and name.endswith(_CAN_BE_BUILT_AGAIN)
+
+
+def _damage(file: Path, record: FileRecord, *, check_hashes: bool = True) -> str | None:
+    """How a file differs from what was written, to follow its name in a sentence; None if not."""
+    if not file.is_file():
+        return "is missing"
+    size = file.stat().st_size
+    if size != record.bytes:
+        return f"has {size} bytes; {record.bytes} were written"
+    if check_hashes and FileRecord.of(file) != record:
+        return "is not the one that was written (its SHA-256 differs)"
+    return None
 
 
 def _check_covered(manifest: Manifest) -> None:
     for graph in manifest.graphs:
-        if graph.file not in manifest.files:
-            raise BundleIntegrityError(
-                f"The {graph.role} graph {graph.file} is not among the bundle's files.",
-                "Export the bundle again.",
-            )
+        for name in graph.files:
+            if name not in manifest.files:
+                raise BundleIntegrityError(
+                    f"The {graph.role} graph {name} is not among the bundle's files.",
+                    "Export the bundle again.",
+                )
     for engine in manifest.engines:
         if engine.file not in manifest.files:
             raise BundleIntegrityError(

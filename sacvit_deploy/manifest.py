@@ -66,6 +66,10 @@ MANIFEST = "bundle.json"
 _CHUNK_BYTES = 1 << 20
 
 
+def _file_or_none(values: Mapping[str, Any], key: str) -> str | None:
+    return None if values.get(key) is None else typed(values, key, str)
+
+
 @dataclass(frozen=True)
 class GraphEntry:
     """One ONNX graph of a bundle.
@@ -76,6 +80,8 @@ class GraphEntry:
         file: Name relative to the bundle folder, with forward slashes.
         inputs: What it takes.
         outputs: What it gives.
+        engine_file: What engines are built from, where that is another file. In INT8 the rest of
+            it is half, which is fast on a GPU and slow on a CPU.
     """
 
     role: Role
@@ -83,6 +89,12 @@ class GraphEntry:
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    engine_file: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all its files."""
+        return (self.file,) if self.engine_file is None else (self.file, self.engine_file)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GraphEntry:
@@ -97,6 +109,7 @@ class GraphEntry:
             file=typed(values, "file", str),
             inputs=tuple(map(_tensor_spec, typed(values, "inputs", list))),
             outputs=tuple(map(_tensor_spec, typed(values, "outputs", list))),
+            engine_file=_file_or_none(values, "engine_file"),
         )
 
 
@@ -241,7 +254,7 @@ class Manifest:
                 f"that takes {self.config.image_size}.",
                 "Make the crop the image size of the network.",
             )
-        graphs = (graph.file for graph in self.graphs)
+        graphs = (name for graph in self.graphs for name in graph.files)
         engines = (engine.file for engine in self.engines)
         for name in (*self.files, *graphs, *engines):
             _check_inside(name)

@@ -1,6 +1,7 @@
-"""Labelled pictures on disk: a folder of class folders, a zip of one, or a table.
+"""Pictures on disk, with their labels: a folder of class folders, a zip of one, or a table.
 
-One reader for everything that takes DATA: verification, evaluation, calibration and training.
+One reader for everything that takes DATA: verification, evaluation, calibration and training. What
+looks at no labels takes a folder of pictures, too.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Sample:
 
     Attributes:
         name: Path of the picture as a person would look for it.
-        label: Name of its class.
+        label: Name of its class; empty where it has none.
         archive: The zip it lies in; None for a file of its own.
     """
 
@@ -98,10 +99,29 @@ def read_samples(path: Path) -> SampleSet:
         raise DataError(f"The data set {path} cannot be read: {error}.", _WANTED) from error
 
 
+def read_pictures(path: Path) -> tuple[Sample, ...]:
+    """List pictures for a purpose that looks at no labels.
+
+    Args:
+        path: As `read_samples` takes it, or a folder of pictures without any folder in it.
+
+    Raises:
+        DataError: As in `read_samples`.
+    """
+    if not path.is_dir() or _class_folders(path):
+        return read_samples(path).samples
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f"{path} holds no pictures.", "Give a folder of pictures.")
+    return tuple(Sample(str(file), "") for file in files)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."]
+
+
 def _from_folder(folder: Path) -> SampleSet:
-    found: dict[str, list[Sample]] = {
-        entry.name: [] for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
-    }
+    found: dict[str, list[Sample]] = {entry.name: [] for entry in _class_folders(folder)}
     for label, samples in found.items():
         for file in sorted((folder / label).rglob("*")):
             if file.suffix.lower() in SUFFIXES:

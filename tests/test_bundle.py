@@ -327,3 +327,25 @@ def test_roles_must_fit_the_family() -> None:
     for graphs in (manifest.graphs[:1], manifest.graphs * 2, fake_manifest(DENSE).graphs):
         with pytest.raises(BundleIntegrityError, match="needs early_exit and refine"):
             dataclasses.replace(manifest, graphs=graphs)
+
+
+def test_what_engines_are_built_from_belongs_to_a_graph(tmp_path) -> None:
+    manifest = fake_manifest()
+    first, *others = manifest.graphs
+    first = dataclasses.replace(first, engine_file="ee.half.onnx")
+    manifest = dataclasses.replace(manifest, graphs=(first, *others))
+    with new_bundle(tmp_path / "bundle") as staging:
+        for name in (name for graph in manifest.graphs for name in graph.files):
+            (staging / name).write_text(name)
+        write_manifest(staging, manifest)
+    bundle = Bundle.open(tmp_path / "bundle")
+    paths = [bundle.engine_graph_path(graph).name for graph in bundle.manifest.graphs]
+    assert paths == ["ee.half.onnx", others[0].file]
+    assert bundle.graph_path(bundle.manifest.graphs[0]).name == first.file
+    (bundle.path / "ee.half.onnx").write_text("changed")
+    with pytest.raises(BundleIntegrityError, match=r"ee\.half\.onnx"):
+        Bundle.open(bundle.path)
+    described = json.loads((bundle.path / MANIFEST).read_text())
+    edit(bundle.path, files={k: v for k, v in described["files"].items() if "half" not in k})
+    with pytest.raises(BundleIntegrityError, match=r"ee\.half\.onnx is not among"):
+        Bundle.open(bundle.path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
+import time
 
 import pytest
 
@@ -12,6 +14,7 @@ from sacvit_deploy.bundle import (
     MANIFEST,
     Bundle,
     EngineEntry,
+    locked,
     new_bundle,
     publish,
     staging_folder,
@@ -116,11 +119,76 @@ def test_there_is_one_engine_of_a_kind(bundle):
         add(bundle, ENTRY, twin)
 
 
-def test_a_changed_engine_is_found(bundle):
-    add(bundle, ENTRY)
-    (bundle.path / ENTRY.file).write_bytes(b"evil")
-    with pytest.raises(BundleIntegrityError, match=ENTRY.file):
-        Bundle.open(bundle.path)
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"evil", "is not the one that was written"),
+        (b"pl", "has 2 bytes; 4 were written"),
+        (None, "is missing"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".engine", ".log"])
+def test_a_damaged_engine_does_not_spoil_the_bundle(bundle, content, says, suffix):
+    log = dataclasses.replace(ENTRY, role="refine", file="engines/ee.fp16.tensorrt.log")
+    add(bundle, ENTRY, log)
+    file = (bundle.path / ENTRY.file).with_suffix(suffix)
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    reopened = Bundle.open(bundle.path)
+    [(name, damage)] = reopened.damaged_engine_files().items()
+    assert name == f"engines/{file.name}"
+    assert damage.startswith(says)
+    repaired = add(reopened, ENTRY, log)
+    assert Bundle.open(bundle.path).damaged_engine_files() == {}
+    assert repaired.engines() == (ENTRY, log)
+
+
+def test_an_engine_that_cannot_be_read_is_named(bundle, monkeypatch):
+    bundle = add(bundle, ENTRY)
+
+    def refuse(path):
+        raise PermissionError(f"no access to {path.name}")
+
+    monkeypatch.setattr("sacvit_deploy.bundle.FileRecord.of", refuse)
+    assert "cannot be read: no access" in bundle.damaged_engine_files()[ENTRY.file]
+
+
+def test_who_publishes_at_the_same_time_loses_nothing(bundle, monkeypatch):
+    """Each reads the description that the other is about to replace, unless they take turns."""
+    entries = [
+        dataclasses.replace(ENTRY, precision=precision, file=f"engines/{precision}.engine")
+        for precision in ("fp32", "fp16", "int8")
+    ]
+    replace = os.replace
+
+    def slowly(source, target):
+        time.sleep(0.05)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", slowly)
+
+    def build(entry: EngineEntry) -> None:
+        with staging_folder(bundle) as staging:
+            (staging / entry.file).parent.mkdir()
+            (staging / entry.file).write_bytes(entry.precision.encode())
+            with locked(bundle.path) as current:
+                engines = (*current.engines(), entry)
+                publish(current, staging, dataclasses.replace(current.manifest, engines=engines))
+
+    threads = [threading.Thread(target=build, args=(entry,)) for entry in entries]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    reopened = Bundle.open(bundle.path)
+    assert {engine.precision for engine in reopened.engines()} == {"fp32", "fp16", "int8"}
+    assert reopened.damaged_engine_files() == {}
+
+
+def test_a_bundle_that_is_not_there_cannot_be_locked(tmp_path):
+    with pytest.raises(BundleError), locked(tmp_path / "none"):
+        pass
 
 
 def test_nothing_stays_of_a_block_that_failed(bundle):

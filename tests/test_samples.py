@@ -11,7 +11,7 @@ from PIL import Image
 
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.runtime.pictures import read_picture
-from sacvit_deploy.samples import read_samples
+from sacvit_deploy.samples import read_pictures, read_samples
 
 FILES = {"cat/b.jpg": 10, "cat/a.PNG": 20, "dog/deep/c.webp": 30}
 
@@ -140,6 +140,29 @@ def test_folders_without_pictures_are_refused(tmp_path):
     (tmp_path / "cat.jpg").write_bytes(encoded(1, "cat.jpg"))
     with pytest.raises(DataError, match="no pictures in class folders"):
         read_samples(tmp_path)
+
+
+def test_where_labels_do_not_matter_a_folder_of_pictures_will_do(tmp_path, folder):
+    assert read_pictures(folder) == read_samples(folder).samples
+    assert read_pictures(zipped(tmp_path / "data.zip", ""))[0].label == "cat"
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    with pytest.raises(DataError, match="frames holds no pictures"):
+        read_pictures(frames)
+    (frames / "notes.txt").write_text("not a picture")
+    (frames / ".thumbnails").mkdir()
+    for level, name in enumerate(("b.PNG", "a.jpg")):
+        (frames / name).write_bytes(encoded(10 * level, name))
+    found = read_pictures(frames)
+    assert [(Path(sample.name).name, sample.label) for sample in found] == [
+        ("a.jpg", ""),
+        ("b.PNG", ""),
+    ]
+    assert [np.asarray(read_picture(sample)).max() for sample in found] == [10, 0]
+    with pytest.raises(DataError, match="no pictures in class folders"):
+        read_samples(frames)
+    with pytest.raises(DataError, match="does not exist"):
+        read_pictures(tmp_path / "none")
 
 
 def test_a_zip_without_pictures_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import click
 from sacvit_deploy._optional import require
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options, precision_options
+from sacvit_deploy.visualize.report_file import check_writable
 
 
 @click.command("bisect-precision")
@@ -38,9 +39,10 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
     require("onnx", "Converting graphs")
     from sacvit_deploy.exporters.precision.bisect import bisect_precision
 
+    check_writable(output)
     request = precision_options.request(chosen["precision"], data, chosen)
     found = bisect_precision(Bundle.open(bundle), request, options.progress)
-    options.write_text(output, found.text())
+    # Shown first: it took long, and the file may have become impossible meanwhile.
     if as_json:
         pairs = zip(found.keep, found.where, strict=True)
         options.echo_json(
@@ -51,7 +53,9 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
                 "trials": found.trials,
             }
         )
-        return
-    click.echo(f"{len(found.keep)} nodes have to stay in FP32, found in {found.trials} trials:")
-    click.echo(found.text() or "  none: the limits hold as it is\n", nl=False)
-    click.echo(f"Written to {output}; use it with: sacvit-deploy export --keep-float {output}")
+    else:
+        click.echo(f"{len(found.keep)} nodes have to stay in FP32, found in {found.trials} trials:")
+        click.echo(found.text() or "  none: the limits hold as it is\n", nl=False)
+    options.write_text(output, found.text())
+    if not as_json:
+        click.echo(f"Written to {output}; use it with: sacvit-deploy export --keep-float {output}")

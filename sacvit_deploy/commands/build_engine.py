@@ -11,7 +11,7 @@ import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
-from sacvit_deploy.engines.build import EngineRequest, build_engines, graphs_in
+from sacvit_deploy.engines.build import EngineRequest, build_engines, check_request, graphs_in
 from sacvit_deploy.engines.build_options import (
     BatchRange,
     BuildOptions,
@@ -50,7 +50,8 @@ def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
     }
     precision: Precision = chosen["precision"] or "fp32"
     request = EngineRequest(precision, chosen["runtime"] or default_runtime(), BuildOptions(**how))
-    opened = _with_precision(Bundle.open(bundle), precision, calibration_data)
+    opened, request = Bundle.open(bundle), check_request(request)  # before the graphs are made
+    opened = _with_precision(opened, precision, calibration_data)
     with options.progress_bar() as draw:
         _, engines = build_engines(opened, request, draw)
     if chosen["as_json"]:

@@ -9,6 +9,7 @@ import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.calibrate_options import calibrate_options, goal_of
+from sacvit_deploy.commands.computing import echo_computing
 from sacvit_deploy.evaluation.calibrate import CalibrationRequest, calibrate_bundle
 from sacvit_deploy.evaluation.class_names import read_class_names
 from sacvit_deploy.evaluation.description import describe_calibration
@@ -37,7 +38,13 @@ def command(bundle: Path, data: Path, **chosen: Any) -> None:
     if plot:
         check_plot_file(plot)
     with options.progress_bar() as draw:
-        found = calibrate_bundle(bundle, data, request, lambda s, what: draw("Measuring", s, what))
+        found = calibrate_bundle(
+            bundle,
+            data,
+            request,
+            lambda share, what: draw("Measuring", share, what),
+            lambda pipeline: echo_computing(pipeline, request.backend),
+        )
     if plot:
         write_exit_curve(found, plot)
     for warning in found.calibration.warnings:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.computing import echo_computing
 from sacvit_deploy.evaluation.compared import read_compared
 from sacvit_deploy.evaluation.evaluate import EvaluationRequest, run_evaluation
 from sacvit_deploy.evaluation.evaluation_text import evaluation_lines
@@ -63,7 +64,11 @@ def command(report: Path | None, compare: Iterable[Path], as_json: bool, **chose
     if report:
         check_writable(report)
     with options.progress_bar() as draw:
-        evaluation = run_evaluation(request, lambda share, what: draw("evaluate", share, what))
+        evaluation = run_evaluation(
+            request,
+            lambda share, what: draw("evaluate", share, what),
+            lambda pipeline: echo_computing(pipeline, request.backend),
+        )
     if report:
         write_whole(report, html_report(evaluation, compared))
     for skipped in evaluation.skipped:

@@ -28,6 +28,8 @@ def command(bundle: Path, as_json: bool) -> None:
     opened = Bundle.open(bundle)
     if as_json:
         options.echo_json(json.loads(opened.manifest.to_json()))
+        for name, damage in opened.damaged_engine_files().items():
+            click.echo(f"Warning: {name} {damage}", err=True)
         return
     for line in describe_bundle(opened):
         click.echo(line)

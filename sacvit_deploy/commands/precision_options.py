@@ -27,7 +27,8 @@ calibration_data_option = click.option(
     "--calibration-data",
     type=click.Path(path_type=Path),
     metavar="DATA",
-    help="Labelled pictures to calibrate INT8 on, and to compare the decisions of FP16 and INT8.",
+    help="Pictures to calibrate INT8 on, and to compare the decisions of FP16 and INT8 on: a "
+    "folder of them, a zip, or a table.",
 )
 _CALIBRATION = (
     click.option(

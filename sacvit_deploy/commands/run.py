@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from sacvit_deploy.bundle import Precision
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.computing import echo_computing
 from sacvit_deploy.runtime.pipeline import load
 
 if TYPE_CHECKING:
@@ -21,17 +23,17 @@ if TYPE_CHECKING:
 )
 @options.eta_option
 @options.backend_option
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="Of the graphs.")
 @options.json_option
-def command(
-    bundle: Path, images: tuple[Path, ...], eta: float | None, backend: str, as_json: bool
-) -> None:
+def command(bundle: Path, images: tuple[Path, ...], as_json: bool, **chosen: Any) -> None:
     """Classify pictures with BUNDLE.
 
     \b
     Example:
       sacvit-deploy run bundle cat.jpg dog.jpg --eta 0.6
     """
-    pipeline = load(bundle, eta=eta, backend=backend)
+    pipeline = load(bundle, **chosen)
+    echo_computing(pipeline, chosen["backend"])
     results = pipeline(list(images))
     if as_json:
         options.echo_json([result.to_dict() for result in results])

@@ -12,7 +12,7 @@ from sacvit_deploy.commands import options, verify_options
 from sacvit_deploy.evaluation.contestants import of_bundle, reference_for
 from sacvit_deploy.evaluation.verify import VerifyRequest, verify
 from sacvit_deploy.runtime.assets import sample_pictures
-from sacvit_deploy.samples import read_samples
+from sacvit_deploy.samples import read_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Labelled pictures to compare decisions on; without it, those of the package.",
+    help="Pictures to compare decisions on; without it, those of the package.",
 )
 @click.option("--layers", is_flag=True, help="Also layer by layer: where does it begin to differ?")
 @options.eta_option
@@ -66,4 +66,4 @@ def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -
 
 
 def _pictures(data: Path | None) -> Sequence[PictureSource]:
-    return read_samples(data).samples if data else sample_pictures()
+    return read_pictures(data) if data else sample_pictures()

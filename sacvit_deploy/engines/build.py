@@ -10,10 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.bundle import Bundle, EngineEntry, publish, staging_folder
+from sacvit_deploy.bundle import (
+    ENGINE_FOLDER,
+    EngineEntry,
+    locked,
+    publish,
+    staging_folder,
+)
 from sacvit_deploy.engines.build_options import BuildOptions
 from sacvit_deploy.engines.machine import this_machine
-from sacvit_deploy.engines.plan import build_plan, target_names
+from sacvit_deploy.engines.plan import build_plan, check_timing_cache, target_names
 from sacvit_deploy.engines.plan_inspection import check_plan
 from sacvit_deploy.engines.precision_share import PrecisionDemand
 from sacvit_deploy.engines.tensorrt_flavour import library_cuda, load_flavour
@@ -22,16 +28,18 @@ from sacvit_deploy.errors import BundleError, EngineError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sacvit_deploy.bundle import EngineRuntime, GraphEntry, Precision
+    from sacvit_deploy.bundle import Bundle, EngineRuntime, GraphEntry, Precision
     from sacvit_deploy.engines.machine import Machine
     from sacvit_deploy.engines.plan import Plan
     from sacvit_deploy.engines.tensorrt_flavour import Flavour
     from sacvit_deploy.spec import Role
 
-ENGINE_FOLDER = "engines"
-
 # What TensorRT-RTX builds for when nothing is said and there is no GPU: Ampere and later.
 PORTABLE_TARGETS = ("8.0", "8.6", "8.9", "12.0")
+
+# TensorRT-RTX names Turing among its targets, and refuses FP32 matrix products for it; the graphs
+# of every precision have some.
+_TURING = "7.5"
 
 # Role, share of its build that is done, and what is being done.
 OnBuildProgress = Callable[["Role", float, str], None]
@@ -72,30 +80,46 @@ def build_engines(
         KeyboardInterrupt: Ctrl-C.
     """
     graphs = graphs_in(bundle, request.precision)
+    request = check_request(request)
+    options = request.options
     flavour, machine = load_flavour(request.runtime), this_machine()
-    options = dataclasses.replace(
-        request.options, compute_capabilities=_targets(flavour, request.options, machine)
-    )
-    request = dataclasses.replace(request, options=options)
     with staging_folder(bundle) as staging:
         (staging / ENGINE_FOLDER).mkdir()
         entries = []
         for graph in graphs:
             plan = build_plan(
                 flavour,
-                bundle.graph_path(graph),
+                bundle.engine_graph_path(graph),
                 _demand(bundle, graph),
                 options,
                 functools.partial(on_progress, graph.role),
             )
             if set(options.compute_capabilities) & set(_here(machine)):
-                check_plan(flavour, plan.content, request.precision)
+                found = check_plan(flavour, plan.content, request.precision)
+                plan.log.lines.append(("INFO", found))
             entry = _entry(graph, request, plan, (flavour, machine))
             _write(staging, entry, plan, flavour)
             entries.append(entry)
-        # Read again: another build may have ended since.
-        current = Bundle.open(bundle.path, check_hashes=False)
-        return publish(current, staging, _with_engines(current, entries)), tuple(entries)
+            del plan  # as large as the engine: not beside the next one
+        # As it is by now: another build may have ended since.
+        with locked(bundle.path) as current:
+            return publish(current, staging, _with_engines(current, entries)), tuple(entries)
+
+
+def check_request(request: EngineRequest) -> EngineRequest:
+    """The request with the GPUs to build for, once all is checked that needs no graph.
+
+    Raises:
+        EngineError: The library, this machine or an option does not allow it.
+        MissingDependencyError: The library is not installed.
+    """
+    flavour, options = load_flavour(request.runtime), request.options
+    targets = _targets(flavour, options, this_machine())
+    if options.timing_cache is not None:
+        check_timing_cache(options.timing_cache)
+    return dataclasses.replace(
+        request, options=dataclasses.replace(options, compute_capabilities=targets)
+    )
 
 
 def graphs_in(bundle: Bundle, precision: Precision) -> tuple[GraphEntry, ...]:
@@ -154,7 +178,8 @@ def _targets(flavour: Flavour, options: BuildOptions, machine: Machine) -> tuple
 
 def _here(machine: Machine) -> tuple[str, ...]:
     """Compute capability of the GPU that libraries use unless told otherwise, if there is one."""
-    return tuple(gpu.compute_capability for gpu in machine.gpus[:1])
+    gpu = machine.current_gpu
+    return (gpu.compute_capability,) if gpu else ()
 
 
 def _rtx_targets(flavour: Flavour, options: BuildOptions, here: tuple[str, ...]) -> tuple[str, ...]:
@@ -165,14 +190,15 @@ def _rtx_targets(flavour: Flavour, options: BuildOptions, here: tuple[str, ...])
             "Leave the option out, or use --runtime tensorrt.",
         )
     targets = options.compute_capabilities or here or PORTABLE_TARGETS
-    known = target_names(flavour)
+    known = [name for name in target_names(flavour) if name != _TURING]
     unknown = [target for target in targets if target not in known]
     if unknown:
+        why = ", and has no FP32 matrix product for 7.5 (Turing)" if _TURING in unknown else ""
         raise EngineError(
             f"TensorRT-RTX {flavour.version} does not build for compute capability "
-            f"{', '.join(unknown)}; it knows {', '.join(known)}.",
-            "Use --runtime tensorrt on that GPU (Jetson and data-centre GPUs), or choose others "
-            "with --compute-capability.",
+            f"{', '.join(unknown)}; it knows {', '.join(known)}{why}.",
+            "Use --runtime tensorrt on that GPU (Turing, Jetson and data-centre GPUs), or choose "
+            "others with --compute-capability.",
         )
     return targets
 

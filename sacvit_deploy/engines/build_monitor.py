@@ -136,6 +136,8 @@ def progress_monitor(trt: ModuleType, progress: Progress, cancelled: threading.E
 def cancelled_by_ctrl_c() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets; `KeyboardInterrupt` is raised when the block ends.
 
+    SIGTERM sets it too, where it goes the way of Ctrl-C.
+
     An exception raised inside a callback would have to cross the library's C++ code, which ends the
     process. So the builder is asked to stop, and the exception comes after it has.
     """
@@ -143,10 +145,15 @@ def cancelled_by_ctrl_c() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield cancelled  # signals are the main thread's business
         return
-    before = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        before[signal.SIGTERM] = signal.default_int_handler
+    for number in before:
+        signal.signal(number, lambda *_: cancelled.set())
     try:
         yield cancelled
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if cancelled.is_set():
             raise KeyboardInterrupt

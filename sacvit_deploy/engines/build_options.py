@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
 
-_BATCH_FIX = "Write --batch MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, for example 1:8:32."
+# More memory than any GPU has, and a number of bytes that the libraries can hold.
+_MOST_WORKSPACE_MIB = 1 << 24
+_LARGEST_BATCH = (1 << 31) - 1
+
+_BATCH_FIX = "Write --batch MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX < 2^31, for example 1:8:32."
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class BatchRange:
     largest: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.smallest <= self.best <= self.largest:
+        if not 1 <= self.smallest <= self.best <= self.largest <= _LARGEST_BATCH:
             raise EngineError(
                 f"The batch range is {self.smallest}:{self.best}:{self.largest}.", _BATCH_FIX
             )
@@ -81,9 +85,10 @@ class BuildOptions:
     hardware_compatibility: HardwareCompatibility = "none"
 
     def __post_init__(self) -> None:
-        if self.workspace_mib is not None and self.workspace_mib < 1:
+        if self.workspace_mib is not None and not 1 <= self.workspace_mib <= _MOST_WORKSPACE_MIB:
             raise EngineError(
-                f"The workspace limit is {self.workspace_mib} MiB.", "Make it 1 or more."
+                f"The workspace limit is {self.workspace_mib} MiB.",
+                f"Make it 1 to {_MOST_WORKSPACE_MIB}.",
             )
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise EngineError(

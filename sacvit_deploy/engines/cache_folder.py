@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,5 +21,14 @@ def cache_folder(bundle: Bundle) -> Path:
     """
     files = bundle.manifest.files
     digest = hashlib.sha256("".join(files[name].sha256 for name in sorted(files)).encode())
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "sacvit-deploy" / digest.hexdigest()[:24]
+    return _user_caches() / "sacvit-deploy" / digest.hexdigest()[:24]
+
+
+def _user_caches() -> Path:
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # no HOME and no such user, as in a container with a user id of its own
+        return Path(tempfile.gettempdir())

@@ -63,7 +63,7 @@ def mismatches(
         entry: The engine.
         machine: Where it is to run.
         version: Of the installed library of its flavour.
-        cuda: What that library was compiled for; None takes the driver's.
+        cuda: Major version that library was compiled for; None if its wheel does not tell.
     """
     lines = (
         _version_mismatch(entry, version),
@@ -76,13 +76,13 @@ def mismatches(
 
 def _version_mismatch(entry: EngineEntry, version: str) -> str | None:
     built, here = version_numbers(entry.runtime_version), version_numbers(version)
-    if entry.runtime == "tensorrt-rtx":
-        fits, rule = built == here, "its engines belong to one release"
-    elif entry.flags.get("version_compatible"):
+    if entry.flags.get("version_compatible"):
         fits = built[:1] == here[:1] and built[:2] <= here[:2]
         rule = "a version compatible engine loads in the same or a later release of its major one"
     else:
-        fits, rule = built[:2] == here[:2], "an engine belongs to one minor release"
+        # Some packages of a library name its build number and some do not.
+        fits = built[: len(here)] == here[: len(built)]
+        rule = "an engine belongs to one release, to the last digit"
     if fits:
         return None
     return f"{entry.runtime}: built with {entry.runtime_version}, here is {version}; {rule}"
@@ -90,9 +90,9 @@ def _version_mismatch(entry: EngineEntry, version: str) -> str | None:
 
 def _gpu_mismatch(entry: EngineEntry, machine: Machine) -> str | None:
     built = ", ".join(entry.compute_capabilities)
-    if not machine.gpus:
+    gpu = machine.current_gpu
+    if gpu is None:
         return f"GPU: built for compute capability {built}, here is no GPU that CUDA can use"
-    gpu = machine.gpus[0]
     if gpu.compute_capability in entry.compute_capabilities:
         return None
     ampere_plus = entry.flags.get("hardware_compatibility") == "ampere-plus"
@@ -102,21 +102,18 @@ def _gpu_mismatch(entry: EngineEntry, machine: Machine) -> str | None:
 
 
 def _cuda_mismatch(entry: EngineEntry, machine: Machine, cuda: str | None) -> str | None:
-    built = version_numbers(entry.cuda_version)[:1]
-    driver = version_numbers(machine.driver_cuda or "")[:1]
-    library = version_numbers(cuda or "")[:1] or driver
-    if not built or not library:
+    # A wheel names the major version alone. "12.6" is what the driver had where the engine was
+    # built, which says nothing about the library, there or here.
+    if not entry.cuda_version.isdigit():
         return None
-    if driver < built:
+    built = version_numbers(entry.cuda_version)
+    if machine.driver_cuda and version_numbers(machine.driver_cuda)[:1] < built:
         return (
             f"CUDA: built with {entry.cuda_version}, the driver here goes up to "
-            f"{machine.driver_cuda or 'none'}"
+            f"{machine.driver_cuda}"
         )
-    if library != built:
-        return (
-            f"CUDA: built with {entry.cuda_version}, {entry.runtime} here uses "
-            f"{cuda or machine.driver_cuda}"
-        )
+    if cuda is not None and version_numbers(cuda) != built:
+        return f"CUDA: built with {entry.cuda_version}, {entry.runtime} here uses {cuda}"
     return None
 
 

@@ -18,7 +18,7 @@ from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -49,10 +49,13 @@ class CudaGraph:
 
 
 class CudaDevice:
-    """The process's current CUDA device, with one stream of its own.
+    """The CUDA device that is current where this is made, with one stream of its own.
 
-    Whoever puts work on the stream holds `lock` from the first copy in to the last copy out, so
-    that sessions of several threads can share buffers and scratch memory.
+    Whoever puts work on the stream does so within `turn`, from the first copy in to the last copy
+    out, so that sessions of several threads can share buffers and scratch memory.
+
+    Attributes:
+        ordinal: Its number.
     """
 
     def __init__(self) -> None:
@@ -63,17 +66,27 @@ class CudaDevice:
             EngineError: There is no usable GPU.
         """
         self._rt = _cuda_runtime()
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
+        self.ordinal = int(self._call(self._rt.cudaGetDevice))
         self._stream = self._call(
             self._rt.cudaStreamCreateWithFlags, self._rt.cudaStreamNonBlocking
         )
-        self.ordinal = int(self._call(self._rt.cudaGetDevice))
         weakref.finalize(self, self._rt.cudaStreamDestroy, self._stream).atexit = False
 
     @property
     def stream(self) -> int:
         """The handle other libraries take."""
         return int(self._stream)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other thread is at work, and make this the thread's current device.
+
+        CUDA keeps a current device for each thread, and a new thread begins with device 0.
+        """
+        with self._lock:
+            self._call(self._rt.cudaSetDevice, self.ordinal)
+            yield
 
     def allocate(self, size: int) -> DeviceBuffer:
         """Memory of `size` bytes, all zero.
@@ -120,7 +133,7 @@ class CudaDevice:
         """Record what `enqueue` puts on the stream, without running it.
 
         Raises:
-            EngineError: It cannot be recorded; the stream is usable again.
+            EngineError: It cannot be recorded, or nothing was; the stream is usable again.
         """
         rt = self._rt
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -133,6 +146,11 @@ class CudaDevice:
             raise
         graph = self._call(rt.cudaStreamEndCapture, self._stream)
         try:
+            if not self._call(rt.cudaGraphGetNodes, graph):
+                raise EngineError(
+                    "Nothing was put on the stream while it was recorded.",
+                    "See what this machine has with: sacvit-deploy doctor",
+                )
             executable = self._call(rt.cudaGraphInstantiate, graph, 0)
         finally:
             rt.cudaGraphDestroy(graph)
@@ -146,10 +164,10 @@ class CudaDevice:
         self._call(self._rt.cudaMemcpyAsync, target, source, size, kind, self._stream)
 
     def _call(self, function: Callable[..., Any], *arguments: Any, wanted: int = 0) -> Any:
-        """The one result of a runtime call, or None if it has none."""
+        """The last result of a runtime call, most often the only one; None if it has none."""
         code, *results = function(*arguments)
         if code == self._rt.cudaError_t.cudaSuccess:
-            return results[0] if results else None
+            return results[-1] if results else None
         if code == self._rt.cudaError_t.cudaErrorMemoryAllocation:
             raise EngineError(
                 f"The GPU has no {wanted / _MIB:.1f} MiB left{self._memory_left()}.",

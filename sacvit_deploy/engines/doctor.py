@@ -10,8 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.engines.machine import free_memory_bytes, jetson_release, this_machine
-from sacvit_deploy.engines.onnxruntime_providers import available_providers, onnxruntime
+from sacvit_deploy.engines.machine import (
+    free_memory_bytes,
+    gpu_free_bytes,
+    jetson_release,
+    this_machine,
+)
+from sacvit_deploy.engines.onnxruntime_providers import (
+    CUDA,
+    TENSORRT_RTX,
+    available_providers,
+    onnxruntime,
+    unavailable_providers,
+)
 from sacvit_deploy.engines.tensorrt_flavour import (
     RUNTIMES,
     library_cuda,
@@ -21,12 +32,17 @@ from sacvit_deploy.engines.tensorrt_flavour import (
 from sacvit_deploy.errors import SacvitDeployError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from sacvit_deploy.bundle import EngineRuntime
-    from sacvit_deploy.engines.machine import Machine
+    from sacvit_deploy.engines.machine import Gpu, Machine
 
 _GIB = 1 << 30
 _NEEDED_MEMORY = 2 * _GIB
 _NEEDED_DISK = 2 * _GIB
+
+# What TensorRT-RTX 1.7 builds these networks for. Not among them: Orin (8.7), H100 and H200 (9.0).
+_RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 
 # What a distribution is installed for, and the extra that brings it.
 _LIBRARIES = {
@@ -66,8 +82,8 @@ def examine() -> list[Finding]:
         _driver(machine),
         _gpus(machine),
         _jetson(),
-        *map(_flavour, RUNTIMES),
-        _onnxruntime(),
+        *(_flavour(name, machine) for name in RUNTIMES),
+        _onnxruntime(machine),
         *(_library(name, machine) for name in _LIBRARIES),
         _memory(),
         _disk(),
@@ -96,10 +112,10 @@ def _driver(machine: Machine) -> Finding:
 
 
 def _gpus(machine: Machine) -> Finding:
+    free = [gpu_free_bytes(index) for index in range(len(machine.gpus))]
     shown = [
-        f"{gpu.name}, compute capability {gpu.compute_capability}, "
-        f"{gpu.memory_bytes / _GIB:.1f} GiB"
-        for gpu in machine.gpus
+        f"{gpu.name}, compute capability {gpu.compute_capability}, {_gpu_memory(gpu, left)}"
+        for gpu, left in zip(machine.gpus, free, strict=True)
     ]
     facts = {
         "gpus": [
@@ -107,11 +123,17 @@ def _gpus(machine: Machine) -> Finding:
                 "name": gpu.name,
                 "compute_capability": gpu.compute_capability,
                 "memory_bytes": gpu.memory_bytes,
+                "free_bytes": left,
             }
-            for gpu in machine.gpus
+            for gpu, left in zip(machine.gpus, free, strict=True)
         ]
     }
     return Finding("gpu", "; ".join(shown) or "none that CUDA can use", facts=facts)
+
+
+def _gpu_memory(gpu: Gpu, free: int | None) -> str:
+    total = f"{gpu.memory_bytes / _GIB:.1f} GiB"
+    return total if free is None else f"{free / _GIB:.1f} of {total} free"
 
 
 def _jetson() -> Finding:
@@ -125,19 +147,23 @@ def _jetson() -> Finding:
     return Finding("jetpack", found.rstrip(", "), fix, facts)
 
 
-def _flavour(name: EngineRuntime) -> Finding:
+def _flavour(name: EngineRuntime, machine: Machine) -> Finding:
+    gpu = machine.current_gpu
+    here = gpu.compute_capability if gpu else None
+    useless = name == "tensorrt-rtx" and here is not None and here not in _RTX_CAPABILITIES
+    remark = f" (has no engines for this GPU, compute capability {here})" if useless else ""
     try:
         flavour = load_flavour(name)
     except SacvitDeployError as error:
-        return Finding(name, error.problem, error.fix, {"version": None})
+        fix = None if useless else error.fix
+        return Finding(name, error.problem + remark, fix, {"version": None})
     cuda = library_cuda(name)
     made_for = f", for CUDA {cuda}" if cuda else ""
-    return Finding(
-        name, f"{flavour.version}{made_for}", facts={"version": flavour.version, "cuda": cuda}
-    )
+    facts = {"version": flavour.version, "cuda": cuda}
+    return Finding(name, f"{flavour.version}{made_for}{remark}", facts=facts)
 
 
-def _onnxruntime() -> Finding:
+def _onnxruntime(machine: Machine) -> Finding:
     try:
         ort = onnxruntime()
     except SacvitDeployError as error:
@@ -146,8 +172,23 @@ def _onnxruntime() -> Finding:
     return Finding(
         "onnxruntime",
         f"{ort.__version__} with {', '.join(providers)}",
-        facts={"version": str(ort.__version__), "providers": providers},
+        _provider_fix(ort, machine),
+        {"version": str(ort.__version__), "providers": providers},
     )
+
+
+def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:
+    """How ONNX Runtime gets to the GPU that is there; None if it does, or on a Jetson (engines)."""
+    gpu, missing = machine.current_gpu, unavailable_providers(ort)
+    if gpu is None or jetson_release() or not {CUDA, TENSORRT_RTX} <= missing.keys():
+        return None
+    fix = (
+        "It does not use the GPU: pip uninstall onnxruntime, then pip install "
+        "'onnxruntime-gpu[cuda,cudnn]'"
+    )
+    if gpu.compute_capability in _RTX_CAPABILITIES:
+        fix += f". Or keep it, and add TensorRT-RTX. {missing[TENSORRT_RTX]}"
+    return fix
 
 
 def _library(name: str, machine: Machine) -> Finding:
@@ -178,6 +219,10 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    free = shutil.disk_usage(Path.cwd()).free
+    try:
+        free = shutil.disk_usage(Path.cwd()).free
+    except OSError as error:
+        where = "Go to a folder that exists and can be read"
+        return Finding("disk", f"not known: {error}", where, {"free_bytes": None})
     fix = "Engines may need more: free some space" if free < _NEEDED_DISK else None
     return Finding("disk", f"{free / _GIB:.1f} GiB free here", fix, {"free_bytes": free})

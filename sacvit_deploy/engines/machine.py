@@ -20,7 +20,8 @@ _MEMORY = Path("/proc/meminfo")
 
 # Jetson Linux release to the JetPack that contains it; the first that is not newer applies.
 _JETPACKS: tuple[tuple[tuple[int, ...], str | None], ...] = (
-    ((39, 0), None),  # newer than this list
+    ((39, 3), None),  # newer than this list
+    ((39, 0), "7.2"),
     ((38, 4), "7.1"),
     ((38, 2), "7.0"),
     ((36, 4, 3), "6.2"),
@@ -72,11 +73,18 @@ class Machine:
         os: For example `linux-x86_64`.
         driver_cuda: Newest CUDA the driver supports, for example `12.6`; None without a driver.
         gpus: Those the driver shows.
+        current: Index of the one that this thread uses; 0 unless the program chose another.
     """
 
     os: str
     driver_cuda: str | None
     gpus: tuple[Gpu, ...]
+    current: int = 0
+
+    @property
+    def current_gpu(self) -> Gpu | None:
+        """The GPU that libraries use unless told otherwise, if there is one."""
+        return self.gpus[self.current] if self.gpus else None
 
 
 def this_machine() -> Machine:
@@ -85,7 +93,7 @@ def this_machine() -> Machine:
     driver = _driver()
     if driver is None:
         return Machine(name, None, ())
-    return Machine(name, _driver_cuda(driver), _gpus(driver))
+    return Machine(name, _driver_cuda(driver), _gpus(driver), _current(driver))
 
 
 def jetson_release() -> Jetson | None:
@@ -108,6 +116,31 @@ def free_memory_bytes() -> int | None:
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
+
+
+def gpu_free_bytes(index: int) -> int | None:
+    """Memory of a GPU that is free now; None where the driver does not tell.
+
+    Asking starts CUDA on that GPU for a moment, which takes some hundred MiB of it and is not free.
+
+    Args:
+        index: Of `Machine.gpus`.
+    """
+    driver = _driver()
+    if driver is None:
+        return None
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) != 0:
+        return None
+    try:
+        driver.cuCtxPushCurrent_v2(context)
+        status = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+    return free.value if status == 0 else None
 
 
 def _board_name() -> str:
@@ -139,6 +172,12 @@ def _gpus(driver: Any) -> tuple[Gpu, ...]:
     if driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()
     return tuple(_gpu(driver, index) for index in range(count.value))
+
+
+def _current(driver: Any) -> int:
+    """Where the CUDA context of this thread lies; without one, libraries begin with the first."""
+    device = ctypes.c_int()
+    return device.value if driver.cuCtxGetDevice(ctypes.byref(device)) == 0 else 0
 
 
 def _gpu(driver: Any, index: int) -> Gpu:

@@ -76,6 +76,9 @@ def asked_providers(ort: ModuleType, names: tuple[str, ...] | None) -> list[str]
                 f"Here it offers: {', '.join(available)}.",
             )
         asked.append(known[short])
+    if TENSORRT in asked and CUDA not in asked:
+        # What TensorRT does not take stays on the GPU.
+        asked.insert(asked.index(TENSORRT) + 1, CUDA)
     return asked
 
 
@@ -96,10 +99,16 @@ def add_providers(
         folder = {"nv_runtime_cache_path": str(cache / "rtx")} if cache else {}
         settings.add_provider_for_devices(list(_rtx_devices(ort)[0]), folder)
         return None
+    if CUDA in available and hasattr(ort, "preload_dlls"):  # since 1.21
+        ort.preload_dlls()  # pip puts CUDA and cuDNN where nothing else looks for them
     return [(name, _options(name, cache)) for name in available] or [CPU]
 
 
 def _options(provider: str, cache: Path | None) -> dict[str, Any]:
+    if provider == CUDA:
+        # Its default rounds the factors of float32 products to 10 bits, and tokens are ranked by
+        # smaller differences. Of an FP16 graph, this concerns what was kept in FP32, and no more.
+        return {"use_tf32": "0"}
     if provider != TENSORRT or cache is None:
         return {}
     folder = str(cache / "tensorrt")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -83,14 +85,22 @@ class OnnxRuntimeSession:
         settings = ort.SessionOptions()
         settings.log_severity_level = _ONLY_ERRORS
         settings.intra_op_num_threads = options.threads or 0
+        # Each graph has its own threads. Those of the first stage would go on waiting busily for
+        # work while the second computes, and take its cores: 95 ms instead of 61 for both stages
+        # of DeiT-S on two cores.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            providers = add_providers(ort, settings, asked, cache)
-            self._session = ort.InferenceSession(str(path), settings, providers=providers)
+            # It prints why a provider cannot be had; stdout belongs to a command's JSON.
+            with contextlib.redirect_stdout(sys.stderr):
+                providers = add_providers(ort, settings, asked, cache)
+                self._session = ort.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:  # its exceptions share no other base
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} cannot load {path}: {error}",
                 "Check the bundle with sacvit-deploy inspect, or export it again.",
             ) from error
+        # Else it would go on on the CPU after a call that failed, and say so on stdout only.
+        self._session.disable_fallback()
         self.inputs = tuple(
             _tensor_spec(node, index) for index, node in enumerate(self._session.get_inputs())
         )

@@ -6,6 +6,7 @@ installed, as on a Jetson.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -28,11 +29,13 @@ from sacvit_deploy.engines.precision_share import (
 from sacvit_deploy.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from sacvit_deploy.engines.build_monitor import OnProgress
     from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
     from sacvit_deploy.engines.tensorrt_flavour import Flavour
+    from sacvit_deploy.manifest import Precision
 
 _HARDWARE = {
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
@@ -88,7 +91,7 @@ def build_plan(
     _parse(parser, graph, flavour)
     share = precision_share(network_layers(trt, network))
     demand.check(share, graph.name)
-    config = _config(flavour, builder, options)
+    config = _config(flavour, builder, options, demand.precision)
     _add_profile(builder, network, config, options.batch)
     progress = Progress(on_progress)
     with cancelled_by_ctrl_c() as cancelled:
@@ -118,8 +121,12 @@ def _parse(parser: Any, graph: Path, flavour: Flavour) -> None:
     )
 
 
-def _config(flavour: Flavour, builder: Any, options: BuildOptions) -> Any:
+def _config(flavour: Flavour, builder: Any, options: BuildOptions, precision: Precision) -> Any:
     trt, config = flavour.module, builder.create_builder_config()
+    if precision == "fp32" and "TF32" in trt.BuilderFlag.__members__:
+        # On by default: it rounds the factors of products to 10 bits, and tokens are ranked by
+        # smaller differences.
+        config.clear_flag(trt.BuilderFlag.TF32)
     # Names and types of all layers, for the engine inspector.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_mib is not None:
@@ -193,6 +200,21 @@ def _refused(flavour: Flavour, graph: Path, log: BuildLog) -> EngineError:
     )
 
 
+def check_timing_cache(file: Path) -> None:
+    """Find out before the build whether its timings could be kept; makes the folder.
+
+    Raises:
+        EngineError: They could not.
+    """
+    with _told_as_engine_error(file, "no engine was built"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+        temporary = _beside(file)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+
+
 def _load_timing_cache(config: Any, file: Path) -> None:
     try:
         content = file.read_bytes() if file.exists() else b""
@@ -209,15 +231,25 @@ def _load_timing_cache(config: Any, file: Path) -> None:
 
 
 def _save_timing_cache(config: Any, file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _beside(file)
+    with _told_as_engine_error(file, "the engine has not been kept"):
+        try:
+            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def _told_as_engine_error(file: Path, outcome: str) -> Iterator[None]:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        os.replace(temporary, file)
+        yield
     except OSError as error:
         raise EngineError(
             f"The timing cache {file} cannot be written: {error}.",
-            "Give another file, or none; the engine has not been kept.",
+            f"Give another file, or none; {outcome}.",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,13 +14,14 @@ from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.engines.tensorrt_engine import CheckedPlan
 from sacvit_deploy.engines.tensorrt_session import open_engines
-from sacvit_deploy.errors import EngineError, MissingDependencyError
+from sacvit_deploy.errors import BundleIntegrityError, EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sacvit_deploy.bundle import Bundle, Precision
     from sacvit_deploy.engines.session import Session
+    from sacvit_deploy.errors import SacvitDeployError
     from sacvit_deploy.manifest import EngineEntry, EngineRuntime
     from sacvit_deploy.spec import Role
 
@@ -93,7 +94,7 @@ def open_sessions(
     Raises:
         EngineError: The runtime is unknown, or cannot run this bundle.
         BundleError: The bundle has no graphs in that precision.
-        BundleIntegrityError: An engine is not the file that was built.
+        BundleIntegrityError: An engine is not the file that was built; not for `auto`.
         MissingDependencyError: The runtime is not installed.
     """
     table = backends()
@@ -114,11 +115,15 @@ def _open_first(
     table: Mapping[str, Prepare],
 ) -> OpenedSessions:
     skipped: dict[str, str] = {}
-    failed: dict[str, EngineError | MissingDependencyError] = {}
+    failed: dict[str, SacvitDeployError] = {}
     for name, prepare in table.items():
         try:
             start = prepare(bundle, precision, options)
         except (EngineError, MissingDependencyError) as error:
+            skipped[name] = error.problem
+            continue
+        except BundleIntegrityError as error:  # found last: all else about the engine fits
+            failed[name] = error
             skipped[name] = error.problem
             continue
         try:
@@ -136,9 +141,7 @@ def _open_first(
     )
 
 
-def _warn_of_failures(
-    failed: Mapping[str, EngineError | MissingDependencyError], taken: str
-) -> None:
+def _warn_of_failures(failed: Mapping[str, SacvitDeployError], taken: str) -> None:
     for name, error in failed.items():
         warnings.warn(
             f"The bundle's {name} engines fit this machine and could not be started, so {taken} "

@@ -204,7 +204,11 @@ class _RuntimeCache:
 
     def write(self) -> None:
         """Replace the file, if there is anything new."""
-        content = bytes(self._cache.serialize())
+        serialized = self._cache.serialize()
+        if serialized is None:
+            self._warn("the library does not hand them out")
+            return
+        content = bytes(serialized)
         if content == self._written:
             return
         temporary = self._file.with_suffix(f".{secrets.token_hex(4)}.tmp")
@@ -215,10 +219,13 @@ class _RuntimeCache:
         except OSError as error:
             with contextlib.suppress(OSError):  # of a file that was perhaps never made
                 temporary.unlink()
-            warnings.warn(
-                f"Compiled kernels cannot be kept in {self._file}: {error}. They will be compiled "
-                "again at the next start.",
-                CacheWarning,
-                stacklevel=2,
-            )
+            self._warn(error)
         self._written = content
+
+    def _warn(self, why: object) -> None:
+        warnings.warn(
+            f"Compiled kernels cannot be kept in {self._file}: {why}. They will be compiled again "
+            "at the next start.",
+            CacheWarning,
+            stacklevel=3,
+        )

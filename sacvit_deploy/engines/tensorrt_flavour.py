@@ -96,7 +96,8 @@ def default_runtime() -> EngineRuntime:
         MissingDependencyError: Neither is.
     """
     for name, module in _MODULES.items():
-        if importlib.util.find_spec(module) is not None:
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:  # a mere folder of that name has none
             return name
     raise MissingDependencyError(
         "Neither TensorRT nor TensorRT-RTX is installed.",

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sacvit_deploy.engines.tensorrt_engine import CheckedPlan
     from sacvit_deploy.spec import Role, TensorSpec
 
-# Two axes with a dozen sizes each make more pairs than anybody meets; the oldest are dropped.
+# Two axes with a dozen sizes each make more pairs than anybody meets; the one that was not used for
+# longest is dropped.
 _MOST_RECORDED = 32
 
 
@@ -98,7 +99,7 @@ class TensorRTSession:
 
         Args:
             engine: Loaded.
-            device: Shared by the engines of one bundle; its lock makes calls take turns.
+            device: Shared by the engines of one bundle; calls take turns.
             scratch: Memory for whichever context runs, of the size the largest engine needs.
             record: Keep one context for each batch size, and a CUDA graph of it.
 
@@ -142,7 +143,7 @@ class TensorRTSession:
         sizes = _axis_sizes(feeds, self.inputs)
         padded = {axis: self._engine.buckets[axis].padded(size) for axis, size in sizes.items()}
         fetched = [spec for spec in self.outputs if spec.name not in keep]
-        with self._device.lock:
+        with self._device.turn():
             # Not free again if the call fails: its contexts may then be in any state.
             slot = self._free.pop() if self._free else self._new_slot()
             self._fill(slot, feeds, padded)
@@ -221,14 +222,15 @@ class TensorRTSession:
     def _shaped(self, slot: _Slot, padded: Mapping[str, int]) -> _Shaped:
         """The context for these sizes: one for all where nothing is recorded, else one for each."""
         key = tuple(padded.values()) if self._recording else ()
-        if key not in slot.contexts:
+        shaped = slot.contexts.pop(key, None)
+        if shaped is None:
             while len(slot.contexts) >= _MOST_RECORDED:
                 del slot.contexts[next(iter(slot.contexts))]
-            slot.contexts[key] = _Shaped(self._bound_context(slot))
-            self._set_shapes(slot.contexts[key].context, padded)
-        elif not self._recording:
-            self._set_shapes(slot.contexts[key].context, padded)
-        return slot.contexts[key]
+            shaped = _Shaped(self._bound_context(slot))
+        if not (self._recording and shaped.runs):
+            self._set_shapes(shaped.context, padded)
+        slot.contexts[key] = shaped  # behind the others, which were used before
+        return shaped
 
     def _bound_context(self, slot: _Slot) -> Any:
         context = self._engine.create_context()

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from sacvit_deploy.bundle import Bundle, update_manifest
+from sacvit_deploy.bundle import locked, update_manifest
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError
 from sacvit_deploy.evaluation.answers import collect_answers
 from sacvit_deploy.evaluation.exit_threshold import (
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.bundle import ExitCalibration, Manifest, Precision
     from sacvit_deploy.evaluation.exit_threshold import Calibration
     from sacvit_deploy.manifest_values import Runtime
+    from sacvit_deploy.runtime.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def calibrate_bundle(
     data: Path,
     request: CalibrationRequest,
     report: Callable[[float, str], None] = lambda share, what: None,
+    on_open: Callable[[Pipeline], None] = lambda pipeline: None,
 ) -> BundleCalibration:
     """Measure a bundle on data, choose the threshold, and keep it in the bundle.
 
@@ -82,6 +84,7 @@ def calibrate_bundle(
         data: Labelled pictures that were not trained on.
         request: The goal and what to open.
         report: Called after each picture with the share of the work done and what is done.
+        on_open: Called once with what will be measured, before it is.
 
     Raises:
         GoalError: No threshold meets the goal; the bundle is as it was.
@@ -94,6 +97,7 @@ def calibrate_bundle(
     _check_can_be_calibrated(path, pipeline.manifest, write=request.write)
     samples = read_samples(data)
     check_enough(len(samples.samples))
+    on_open(pipeline)
     answers = collect_answers(pipeline, samples, request.class_names, report=report)
     found = find_threshold(answers, pipeline.manifest.config, request.search)
     precision, runtime = pipeline.opened.precision, cast("Runtime", pipeline.opened.backend)
@@ -117,13 +121,12 @@ def _check_can_be_calibrated(path: Path, manifest: Manifest, *, write: bool) -> 
 
 def _write(path: Path, measured: Manifest, record: ExitCalibration) -> None:
     """Add the record to the bundle as it is now, if what was measured is still there."""
-    bundle = Bundle.open(path, check_hashes=False)
-    changed = [
-        name for name, file in measured.files.items() if bundle.manifest.files.get(name) != file
-    ]
-    if changed:
-        raise BundleIntegrityError(
-            f"Bundle {path} was changed while it was measured: {', '.join(sorted(changed))}.",
-            "Calibrate again.",
-        )
-    update_manifest(bundle, bundle.manifest.with_calibration(record))
+    with locked(path) as bundle:
+        files = bundle.manifest.files
+        changed = [name for name, file in measured.files.items() if files.get(name) != file]
+        if changed:
+            raise BundleIntegrityError(
+                f"Bundle {path} was changed while it was measured: {', '.join(sorted(changed))}.",
+                "Calibrate again.",
+            )
+        update_manifest(bundle, bundle.manifest.with_calibration(record))

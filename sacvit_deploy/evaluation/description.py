@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sacvit_deploy.engines.compatibility import build_command
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,17 +23,22 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     Yields:
         Lines for a person; the names on the left line up.
     """
-    manifest = bundle.manifest
-    yield f"bundle   {bundle.path} (every file is as it was written)"
+    manifest, damaged = bundle.manifest, bundle.damaged_engine_files()
+    state = f"but for {len(damaged)}, every" if damaged else "every"
+    yield f"bundle   {bundle.path} ({state} file is as it was written)"
     yield from _network(manifest)
     for graph in manifest.graphs:
         yield from _graph(graph)
     for engine in manifest.engines:
         yield _engine(engine)
+        if engine.file in damaged:
+            yield f"           not usable: it {damaged[engine.file]}"
+            yield f"           Build it again: {build_command(bundle, engine)}"
     for calibration in manifest.exit_calibrations:
         yield from _calibration(calibration)
     for name, record in manifest.files.items():
-        yield f"file     {name}  {_size(record.bytes)}  sha256 {record.sha256[:12]}"
+        bad = f"  ({damaged[name]})" if name in damaged else ""
+        yield f"file     {name}  {_size(record.bytes)}  sha256 {record.sha256[:12]}{bad}"
     yield f"parity   {_worst_parity(manifest)}"
     yield f"made by  {', '.join(f'{tool} {version}' for tool, version in manifest.tools.items())}"
 
@@ -115,7 +122,8 @@ def _network(manifest: Manifest) -> Iterator[str]:
 
 
 def _graph(graph: GraphEntry) -> Iterator[str]:
-    yield f"graph    {graph.file}  {graph.role}  {graph.precision}"
+    of_engines = f"  engines from {graph.engine_file}" if graph.engine_file else ""
+    yield f"graph    {graph.file}  {graph.role}  {graph.precision}{of_engines}"
     for sign, tensors in (("<-", graph.inputs), ("->", graph.outputs)):
         for tensor in tensors:
             shape = ", ".join(map(str, tensor.shape))

@@ -153,13 +153,16 @@ class Evaluation:
 
 
 def run_evaluation(
-    request: EvaluationRequest, report: Callable[[float, str], None] = lambda share, what: None
+    request: EvaluationRequest,
+    report: Callable[[float, str], None] = lambda share, what: None,
+    on_open: Callable[[Pipeline], None] = lambda pipeline: None,
 ) -> Evaluation:
     """Open a bundle, and see what it is worth on labelled pictures.
 
     Args:
         request: What to evaluate.
         report: Called with the share of the work done, in (0, 1], and with it in words.
+        on_open: Called once with what will be measured, before it is.
 
     Raises:
         DataError: The data cannot be read, or its classes are not those of the bundle.
@@ -171,6 +174,7 @@ def run_evaluation(
     names = read_class_names(request.class_names) if request.class_names else None
     samples = read_samples(request.data)
     pipeline = load(request.bundle, backend=request.backend, precision=request.precision)
+    on_open(pipeline)
     answers = collect_answers(
         pipeline, samples, names, report=report, on_corrupt=request.on_corrupt
     )

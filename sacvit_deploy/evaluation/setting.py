@@ -86,11 +86,11 @@ def _versions(runtime: str) -> dict[str, str]:
 
 
 def _accelerator() -> str:
-    gpus = this_machine().gpus
+    gpu = this_machine().current_gpu
     board = jetson_release()
     if board is not None and board.board:
         return board.board
-    return gpus[0].name if gpus else _cpu()
+    return gpu.name if gpu else _cpu()
 
 
 def _cpu() -> str:

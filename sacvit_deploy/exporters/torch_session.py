@@ -81,10 +81,6 @@ class TorchLayers:
 
 def _keeper(found: dict[Spot, NDArray[Any]], spot: Spot) -> Callable[..., None]:
     def keep(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        if spot.enters:
-            found[spot] = inputs[0].numpy()
-        else:
-            bias = getattr(module, "bias", None)
-            found[spot] = (output if spot.biased or bias is None else output - bias).numpy()
+        found[spot] = (inputs[0] if spot.enters else output).numpy()
 
     return keep

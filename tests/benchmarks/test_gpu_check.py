@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import gpu_check, measure
+from benchmarks import contenders, gpu_check, measure
 from benchmarks.contenders import Contender, Settings, Skipped
+from sacvit_deploy.engines import build, onnxruntime_providers, registry
+from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.runtime.scheduler import Scheduler
 from tests.engines.engine_bundles import Workplace
-from tests.fakes import DENSE, SAC, fake_sessions, random_images
+from tests.fakes import DENSE, SAC, fake_opened, fake_sessions, random_images
 
 SMALL = ("--device", "cpu", "--batch", "1,4", "--seconds", "0")
+H200 = Machine("linux-x86_64", "13.0", (Gpu("H200", "9.0", 1 << 37),))
 
 
 @pytest.fixture
@@ -59,6 +64,85 @@ def test_a_section_keeps_what_it_found_before_it_ended(settings) -> None:
     assert failed["agreement"][0]["max_refined_logit_error"] == 0
     skipped = gpu_check.run_section(settings, absent, reference)
     assert (skipped["status"], skipped["reason"]) == ("skipped", "no such thing here")
+
+
+def odd(*_):
+    raise ZeroDivisionError("the driver is odd")
+
+
+def test_nothing_odd_ends_the_script(settings, tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def section():
+        seen.append(json.loads((tmp_path / "result.json").read_text()))
+        return iter([contender()])
+
+    monkeypatch.setattr(gpu_check, "this_machine", lambda: H200)
+    monkeypatch.setattr(gpu_check, "cuda_memory_check", odd)
+    monkeypatch.setattr(gpu_check, "torch_sessions", odd)
+    monkeypatch.setattr(gpu_check, "sections", lambda _: {"broken": odd, "fake": section})
+    gpu_check.run(settings, tmp_path / "result.json")
+    document = json.loads((tmp_path / "result.json").read_text())
+    for found in (
+        document["cuda_memory"], document["torch_reference"], document["sections"]["broken"]
+    ):  # fmt: skip
+        assert (found["status"], found["reason"]) == ("failed", "the driver is odd")
+        assert "ZeroDivisionError" in found["trace"]
+    assert document["sections"]["fake"]["status"] == "ran"
+    assert document["reference"] == "fake fp32"
+    assert seen[0]["cuda_memory"] == document["cuda_memory"]
+
+
+def test_a_file_that_cannot_be_written_is_noticed_before_the_work(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(gpu_check, "run", odd)
+    with pytest.raises(SystemExit, match="cannot be written"):
+        gpu_check.main([str(tmp_path / "none" / "result.json"), "--preset", "tiny", *SMALL])
+
+
+def test_versions_are_found_however_a_wheel_writes_its_name(monkeypatch) -> None:
+    names = {"tensorrt_rtx": "1.7", "Tensorrt.CU12": "10.3", None: "0", "another": "1"}
+    wheels = [SimpleNamespace(metadata={"Name": n}, version=v) for n, v in names.items()]
+    monkeypatch.setattr(metadata, "distributions", lambda: wheels)
+    found = gpu_check.versions()
+    assert found.pop("python")
+    assert found == {"tensorrt-rtx": "1.7", "tensorrt-cu12": "10.3"}
+
+
+def of_cuda(settings):
+    bundles = SimpleNamespace(get=lambda _: (None, None))
+    return gpu_check.run_section(
+        settings,
+        lambda: contenders.onnxruntime_contenders(bundles, "CUDA", ("fp32",)),  # type: ignore[arg-type]
+        measure.Reference(),
+    )
+
+
+def test_a_provider_that_is_offered_and_not_obtained_is_a_failure(settings, monkeypatch) -> None:
+    offered = [onnxruntime_providers.CUDA, onnxruntime_providers.CPU]
+    monkeypatch.setattr(onnxruntime_providers, "available_providers", lambda _: offered)
+    monkeypatch.setattr(registry, "open_sessions", lambda *_, **__: fake_opened(SAC))
+    monkeypatch.setattr(contenders, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    found = of_cuda(settings)
+    assert (found["status"], found["reason"]) == ("skipped", "there is no GPU")
+    monkeypatch.setattr(contenders, "this_machine", lambda: H200)
+    found = of_cuda(settings)
+    assert found["status"] == "failed"
+    assert "CUDA is offered, and FakeProvider was obtained" in found["reason"]
+    monkeypatch.setattr(onnxruntime_providers, "available_providers", lambda _: offered[1:])
+    found = of_cuda(settings)
+    assert found["status"] == "skipped"
+    assert "onnxruntime-gpu has it" in found["reason"]
+
+
+def test_a_gpu_that_a_library_does_not_build_for_is_no_failure(monkeypatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    for module in (contenders, build):
+        monkeypatch.setattr(module, "this_machine", lambda: H200)
+    with pytest.raises(Skipped, match=r"does not build for compute capability 9\.0; it knows 8"):
+        contenders.check_target("tensorrt-rtx")
+    monkeypatch.setattr(contenders, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    with pytest.raises(Skipped, match="no GPU"):
+        contenders.check_target("tensorrt-rtx")
 
 
 def test_the_memory_check_holds_on_the_fake_gpu(tmp_path, monkeypatch) -> None:

@@ -77,6 +77,33 @@ def test_what_cannot_be_built_is_refused(refused, bundle, monkeypatch):
     assert Bundle.open(bundle.path).engines() == ()
 
 
+@pytest.mark.parametrize("name", ["ee.fp32.tensorrt-rtx.engine", "sac.fp32.tensorrt-rtx.log"])
+def test_a_damaged_engine_is_built_again(invoke, bundle, name):
+    call = ("build-engine", bundle.path, "--runtime", "tensorrt-rtx", "--compute-capability", "86")
+    assert invoke(*call).code == 0
+    (bundle.path / "engines" / name).write_bytes(b"half")
+    assert list(Bundle.open(bundle.path).damaged_engine_files()) == [f"engines/{name}"]
+    assert invoke(*call).code == 0
+    assert Bundle.open(bundle.path).damaged_engine_files() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--runtime", "tensorrt"), "pip install"),
+        (("--runtime", "tensorrt-rtx", "--compute-capability", "87"), "does not build for"),
+        (("--runtime", "tensorrt-rtx", "--timing-cache", "x"), "has no --timing-cache"),
+    ],
+)
+def test_what_cannot_be_built_is_known_before_graphs_are_made(
+    refused, copied, monkeypatch, options, says
+):
+    pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert says in refused("build-engine", copied, "--fp16", *options)
+    assert not (copied / "ee.fp16.onnx").exists()
+
+
 def test_without_onnx_a_missing_precision_is_an_error(refused, bundle, monkeypatch):
     """As on a Jetson, where the graphs come from another machine."""
     find = importlib.util.find_spec

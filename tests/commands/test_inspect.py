@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
-from sacvit_deploy.bundle import MANIFEST
+from sacvit_deploy.bundle import MANIFEST, publish, staging_folder
+from tests.engines.typed_onnx import write_typed_bundle
+from tests.test_bundle_engines import ENTRY
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,24 @@ def test_what_is_in_a_bundle(invoke, request, name, says):
 def test_the_document_is_the_description(invoke, sac_host):
     ran = invoke("inspect", sac_host.path, "--json")
     assert json.loads(ran.out) == json.loads((sac_host.path / MANIFEST).read_text())
+
+
+def test_a_damaged_engine_is_named_with_what_mends_it(invoke, tmp_path):
+    bundle = write_typed_bundle(tmp_path / "bundle")
+    with staging_folder(bundle) as staging:
+        (staging / "engines").mkdir()
+        (staging / ENTRY.file).write_bytes(b"plan")
+        publish(bundle, staging, dataclasses.replace(bundle.manifest, engines=(ENTRY,)))
+    assert "(every file is as it was written)" in invoke("inspect", bundle.path).out
+    bundle.engine_path(ENTRY).unlink()
+    ran = invoke("inspect", bundle.path)
+    assert ran.code == 0
+    assert "(but for 1, every file is as it was written)" in ran.out
+    assert "not usable: it is missing\n" in ran.out
+    assert f"Build it again: sacvit-deploy build-engine {bundle.path} --fp16" in ran.out
+    ran = invoke("inspect", bundle.path, "--json")
+    assert json.loads(ran.out) == json.loads((bundle.path / MANIFEST).read_text())
+    assert ran.err == f"Warning: {ENTRY.file} is missing\n"
 
 
 def test_a_bundle_without_a_measurement(invoke, copied):

@@ -8,8 +8,10 @@ import shutil
 import pytest
 
 from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.exporters.precision.bisect import Bisection
 from sacvit_deploy.exporters.precision.request import read_keep
 from sacvit_deploy.runtime.assets import sample_pictures
+from sacvit_deploy.runtime.decisions import Agreement
 
 
 @pytest.fixture
@@ -68,8 +70,25 @@ def test_bisection_writes_a_list_that_export_takes(invoke, sac_host, data, tmp_p
     assert "0 nodes have to stay in FP32" in text.out
 
 
-def test_a_list_that_cannot_be_written_is_an_error(invoke, sac_host, data, tmp_path):
+def test_where_a_list_cannot_be_written_nothing_is_sought(refused, sac_host, data, tmp_path):
     file = tmp_path / "no folder" / "keep.txt"
-    ran = invoke("bisect-precision", sac_host.path, data, "--precision", "fp16", "-o", file)
+    call = ("bisect-precision", sac_host.path, data, "--precision", "fp16", "-o", file)
+    assert "cannot be written" in refused(*call)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_list_that_cannot_be_written_after_all_is_shown(
+    invoke, sac_host, data, tmp_path, monkeypatch, as_json
+):
+    file = tmp_path / "keep.txt"
+
+    def found(*_: object) -> Bisection:
+        file.mkdir()
+        return Bisection(("refine:matmul",), ("head",), Agreement(4, 0.0, 1.0, 1.0, 0.0), 3)
+
+    monkeypatch.setattr("sacvit_deploy.exporters.precision.bisect.bisect_precision", found)
+    call = ("bisect-precision", sac_host.path, data, "--precision", "fp16", "-o", file)
+    ran = invoke(*call, *(["--json"] if as_json else []))
     assert ran.code == 1
+    assert "refine:matmul" in ran.out
     assert "cannot be written" in ran.err

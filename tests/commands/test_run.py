@@ -15,7 +15,7 @@ PICTURES = sample_pictures()
 
 
 def test_the_document_is_that_of_the_contract(invoke, sac_host):
-    ran = invoke("run", sac_host.path, *PICTURES, "--eta", 1, "--json")
+    ran = invoke("run", sac_host.path, *PICTURES, "--eta", 1, "--json", "--backend", "onnxruntime")
     assert ran.code == 0
     assert ran.err == ""
     found = json.loads(ran.out)
@@ -151,6 +151,12 @@ def test_wrong_usage(invoke, sac_host, arguments, says):
     ran = invoke("run", sac_host.path, *arguments)
     assert ran.code == 2
     assert says in ran.err
+
+
+def test_a_precision_can_be_chosen(invoke, refused, sac_host):
+    arguments = ("run", sac_host.path, PICTURES[0], "--json", "--precision")
+    assert invoke(*arguments, "fp32").out == invoke(*arguments[:-1]).out
+    assert "no early_exit graph in int8" in refused(*arguments, "int8")
 
 
 def test_an_engine_that_is_not_there(refused, sac_host):

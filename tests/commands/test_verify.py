@@ -79,6 +79,13 @@ def test_what_cannot_be_compared(refused, sac_host, sac_checkpoint, golden_check
     assert "eta" in refused(*arguments[:-1], "--eta", "2")
 
 
+def test_pictures_need_no_class_folders(invoke, dense_bundle):
+    folder = sample_pictures()[0].parent
+    ran = invoke("verify", dense_bundle.path, "--data", folder)
+    assert ran.code == 0, ran
+    assert f"decisions on {len(sample_pictures())} pictures" in ran.out
+
+
 def test_what_the_bundle_does_not_have(refused, sac_host):
     assert "no early_exit graph in int8" in refused("verify", sac_host.path, "--precision", "int8")
     said = refused("verify", sac_host.path, "--backend", "tensorrt", "--against", "fp32")

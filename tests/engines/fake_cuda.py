@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import itertools
+import threading
 import types
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Gpu:
         capacity: Bytes it has.
         crossings: (direction, bytes) of every copy that was carried out: `in`, `out` or `within`.
         fail: Error code of the next call of a function, by its name.
+        chosen: Its `ordinal` is the current device of this thread, 0 in a new one.
+        home: The device its stream was made for.
     """
 
     capacity: int = 1 << 34
@@ -65,6 +68,12 @@ class Gpu:
     fail: dict[str, cudaError_t] = field(default_factory=dict)
     handles: Any = field(default_factory=lambda: itertools.count(1))
     next_address: int = _FIRST_ADDRESS
+    chosen: Any = field(default_factory=threading.local)
+    home: int = 0
+
+    @property
+    def current(self) -> int:
+        return getattr(self.chosen, "ordinal", 0)
 
     @property
     def used(self) -> int:
@@ -80,6 +89,7 @@ class Gpu:
         return block[offset : offset + size]
 
     def put(self, work: Any) -> None:
+        assert self.current == self.home, "another device is current in this thread"
         (self.waiting if self.recording is None else self.recording).append(work)
 
     def carry_out(self) -> None:
@@ -136,7 +146,11 @@ def _memory(gpu: Gpu) -> list[Callable[..., Any]]:
         return cudaError_t.cudaSuccess, gpu.capacity - gpu.used, gpu.capacity
 
     def cudaGetDevice() -> Any:
-        return cudaError_t.cudaSuccess, 0
+        return cudaError_t.cudaSuccess, gpu.current
+
+    def cudaSetDevice(device: int) -> Any:
+        gpu.chosen.ordinal = device
+        return (cudaError_t.cudaSuccess,)
 
     def cudaGetErrorString(code: cudaError_t) -> Any:
         return cudaError_t.cudaSuccess, f"text of {int(code)}".encode()
@@ -148,6 +162,7 @@ def _memory(gpu: Gpu) -> list[Callable[..., Any]]:
         cudaFreeHost,
         cudaMemGetInfo,
         cudaGetDevice,
+        cudaSetDevice,
         cudaGetErrorString,
     ]
 
@@ -190,6 +205,7 @@ def _copies(gpu: Gpu) -> list[Callable[..., Any]]:
 def _streams(gpu: Gpu) -> list[Callable[..., Any]]:
     def cudaStreamCreateWithFlags(flags: int) -> Any:
         assert flags == 1
+        gpu.home = gpu.current
         return cudaError_t.cudaSuccess, next(gpu.handles)
 
     def cudaStreamDestroy(stream: int) -> Any:
@@ -227,6 +243,10 @@ def _streams(gpu: Gpu) -> list[Callable[..., Any]]:
 
 
 def _graphs(gpu: Gpu) -> list[Callable[..., Any]]:
+    def cudaGraphGetNodes(graph: int, numNodes: int = 0) -> Any:  # noqa: N803
+        assert numNodes == 0, "only counts them"
+        return cudaError_t.cudaSuccess, [], len(gpu.graphs[graph])
+
     def cudaGraphInstantiate(graph: int, flags: int) -> Any:
         assert flags == 0
         handle = next(gpu.handles)
@@ -248,4 +268,10 @@ def _graphs(gpu: Gpu) -> list[Callable[..., Any]]:
         del gpu.graphs[executable]
         return (cudaError_t.cudaSuccess,)
 
-    return [cudaGraphInstantiate, cudaGraphLaunch, cudaGraphDestroy, cudaGraphExecDestroy]
+    return [
+        cudaGraphGetNodes,
+        cudaGraphInstantiate,
+        cudaGraphLaunch,
+        cudaGraphDestroy,
+        cudaGraphExecDestroy,
+    ]

@@ -8,17 +8,19 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle, FileRecord, update_manifest
+from sacvit_deploy.bundle import Bundle, FileRecord, publish, update_manifest
 from sacvit_deploy.engines import build, plan
 from sacvit_deploy.engines.build import EngineRequest, build_engines
 from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.tensorrt_flavour import Flavour
 from sacvit_deploy.errors import BundleError, EngineError, MissingDependencyError
+from sacvit_deploy.staging import folder_lock
 from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
@@ -72,6 +74,14 @@ def test_every_graph_becomes_an_engine(typed, precision):
         assert entry.runtime_version == rtx.__version__
         assert reopened.engine_path(entry).stat().st_size == entry.bytes > 1000
         assert reopened.engine_path(entry).read_bytes()[:4] == b"vtrt", "nothing is prepended"
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("fp16", True)])
+def test_fp32_means_fp32_and_not_tf32(precision, allowed):
+    options = BuildOptions(compute_capabilities=("8.6",))
+    builder = rtx.Builder(rtx.Logger())
+    config = plan._config(Flavour("tensorrt-rtx", rtx), builder, options, precision)
+    assert config.get_flag(rtx.BuilderFlag.TF32) is allowed
 
 
 def test_shares_are_those_of_the_graphs(typed):
@@ -139,6 +149,18 @@ def test_two_builds_at_a_time_both_stay(typed):
     assert len(Bundle.open(typed.path).engines()) == 4
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_nobody_else_changes_the_bundle_while_engines_move_in(typed, monkeypatch):
+    def watched(bundle, staging, manifest):
+        with folder_lock(bundle.path, wait=False) as is_free:
+            assert not is_free
+        return publish(bundle, staging, manifest)
+
+    monkeypatch.setattr(build, "publish", watched)
+    build_engines(typed, request(), quiet)
+    assert len(Bundle.open(typed.path).engines()) == 2
+
+
 def test_the_log_stays_in_the_bundle(typed):
     bundle, entries = build_engines(typed, request(workspace_mib=64), quiet)
     name = entries[0].file.replace(".engine", ".log")
@@ -174,6 +196,43 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(typed):
     assert signal.getsignal(signal.SIGINT) is handler
     assert snapshot(typed.path) == before
     assert Bundle.open(typed.path).engines() == ()
+
+
+_TERMINATED = """
+import os, signal, sys
+from pathlib import Path
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.engines.build import EngineRequest, build_engines
+
+def terminate(role, share, what):
+    if role == "refine":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+build_engines(Bundle.open(sys.argv[1]), EngineRequest("fp32", "tensorrt-rtx"), terminate)
+"""
+
+
+def test_sigterm_leaves_the_bundle_as_it_was(typed):
+    """In a process of its own, which would end where it is not caught."""
+    before = snapshot(typed.path)
+    command = [sys.executable, "-c", _TERMINATED, str(typed.path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert snapshot(typed.path) == before
+
+
+def test_a_plan_is_gone_before_the_next_is_built(typed, monkeypatch):
+    built: list[weakref.ref] = []
+
+    def watched(*arguments):
+        assert [plan() for plan in built] == [None] * len(built)
+        found = plan.build_plan(*arguments)
+        built.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(build, "build_plan", watched)
+    build_engines(typed, request(), quiet)
+    assert len(built) == 2
 
 
 def test_a_callback_that_fails_ends_the_build_and_not_the_process(typed):
@@ -257,8 +316,17 @@ def test_without_a_wish_rtx_builds_for_the_gpu_here_or_for_all_recent_ones(typed
 
 @pytest.mark.parametrize("target", ["8.7", "9.0", "5.0"])
 def test_rtx_does_not_build_for_every_gpu(typed, target):
-    with pytest.raises(EngineError, match=f"{target}; it knows 7.5, 8.0, 8.6, 8.9, 12.0"):
+    with pytest.raises(EngineError, match=rf"{target}; it knows 8.0, 8.6, 8.9, 12.0, 12.1\."):
         build_engines(typed, request(compute_capabilities=(target,)), quiet)
+
+
+def test_rtx_says_why_it_does_not_build_for_turing(typed, machine):
+    says = r"capability 7\.5; it knows 8.0, .*no FP32 matrix product for 7\.5"
+    with pytest.raises(EngineError, match=says):
+        build_engines(typed, request(compute_capabilities=("7.5", "8.6")), quiet)
+    machine(Machine("linux-x86_64", "13.0", (Gpu("RTX 2080", "7.5", 8 << 30),)))
+    with pytest.raises(EngineError, match=says + r".*\n.*--runtime tensorrt "):
+        build_engines(typed, request(), quiet)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +383,30 @@ class TestTensorRT:
             build_engines(typed, request(runtime="tensorrt", timing_cache=cache), quiet)
             assert cache.stat().st_size > 0
         assert [file.name for file in cache.parent.iterdir()] == ["timing.cache"]
+
+    @pytest.mark.parametrize("cache", ["file/timing.cache", "."])
+    def test_where_timings_cannot_be_kept_nothing_is_built(
+        self, typed, machine, monkeypatch, tmp_path, cache
+    ):
+        machine(ORIN)
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(build, "build_plan", None)
+        with pytest.raises(EngineError, match=r"cannot be written.*\n.*no engine was built"):
+            build_engines(typed, request(runtime="tensorrt", timing_cache=tmp_path / cache), quiet)
+
+    @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+    def test_timings_that_cannot_be_kept_after_all_are_one_error(self, typed, machine, tmp_path):
+        machine(ORIN)
+        cache = tmp_path / "folder" / "timing.cache"
+
+        def spoil(role: str, share: float, what: str) -> None:
+            if cache.parent.is_dir():
+                cache.parent.rmdir()
+                cache.parent.touch()
+
+        with pytest.raises(EngineError, match=r"cannot be written.*\n.*has not been kept"):
+            build_engines(typed, request(runtime="tensorrt", timing_cache=cache), spoil)
+        assert Bundle.open(typed.path).engines() == ()
 
     def test_a_release_without_an_option_says_so(self, typed, machine, monkeypatch):
         machine(ORIN)

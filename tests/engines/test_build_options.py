@@ -21,7 +21,18 @@ def test_a_batch_range_is_read(text, wanted):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1:8", "0:1:2", "8:1:32", "1:64:32", "a:b:c", "1:8:32:64", "-1:2:3", "²"],
+    [
+        "",
+        "1:8",
+        "0:1:2",
+        "8:1:32",
+        "1:64:32",
+        "1:8:2147483648",
+        "a:b:c",
+        "1:8:32:64",
+        "-1:2:3",
+        "²",
+    ],
 )
 def test_a_wrong_batch_range_is_refused(text):
     with pytest.raises(EngineError, match=r"MIN:OPT:MAX"):
@@ -50,6 +61,7 @@ def test_a_wrong_compute_capability_is_refused(text):
     "field",
     [
         {"workspace_mib": 0},
+        {"workspace_mib": 99999999999999},
         {"optimization_level": 6},
         {"optimization_level": -1},
         {"hardware_compatibility": "all"},

@@ -73,8 +73,15 @@ def test_a_failed_recording_leaves_the_stream_usable(device, workplace) -> None:
 
 
 def test_a_recording_that_cannot_be_made_runnable_is_freed(device, workplace) -> None:
+    buffer = device.allocate(2)
     workplace.gpu.fail["cudaGraphInstantiate"] = cudaError_t.cudaErrorInvalidValue
     with pytest.raises(EngineError, match="cudaGraphInstantiate"):
+        device.record(lambda: device.copy_within(buffer.address, buffer.address, 1))
+    assert workplace.gpu.graphs == {}
+
+
+def test_a_recording_of_nothing_is_refused(device, workplace) -> None:
+    with pytest.raises(EngineError, match="Nothing was put on the stream"):
         device.record(lambda: None)
     assert workplace.gpu.graphs == {}
 

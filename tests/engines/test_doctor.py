@@ -9,8 +9,11 @@ import pytest
 from sacvit_deploy.engines import doctor
 from sacvit_deploy.engines.doctor import Finding, examine
 from sacvit_deploy.engines.machine import Gpu, Jetson, Machine
+from sacvit_deploy.engines.onnxruntime_providers import CUDA, TENSORRT_RTX
 
 ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))
+RTX = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))
+H200 = Machine("linux-x86_64", "13.0", (Gpu("H200", "9.0", 139 << 30),))
 
 
 @pytest.fixture
@@ -60,11 +63,54 @@ def test_a_library_is_known_without_importing_it(look, monkeypatch):
     assert str(look(ORIN)["cuda-python"].fix).endswith("pip install 'cuda-python==12.*'")
 
 
-def test_a_gpu_is_described(look):
+def test_a_gpu_is_described(look, monkeypatch):
+    monkeypatch.setattr(doctor, "gpu_free_bytes", lambda _: None)
     found = look(ORIN)
     assert found["cuda-driver"].found == "up to CUDA 12.6"
     assert found["gpu"].found == "Orin, compute capability 8.7, 8.0 GiB"
+    monkeypatch.setattr(doctor, "gpu_free_bytes", lambda _: 3 << 29)
+    found = look(ORIN)
+    assert found["gpu"].found == "Orin, compute capability 8.7, 1.5 of 8.0 GiB free"
+    assert found["gpu"].facts["gpus"][0]["free_bytes"] == 3 << 29
     assert found["gpu"].facts["gpus"][0]["compute_capability"] == "8.7"
+
+
+@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize(
+    ("machine", "is_of_use"),
+    [(RTX, True), (H200, False), (ORIN, False), (Machine("linux-x86_64", None, ()), True)],
+)
+def test_a_library_that_is_of_no_use_here_is_not_recommended(look, installed, machine, is_of_use):
+    found = look(machine, tensorrt_rtx="1.7.1" if installed else None)["tensorrt-rtx"]
+    assert ("has no engines for this GPU" in found.found) is not is_of_use
+    assert (found.fix is not None) is (is_of_use and not installed)
+
+
+WITHOUT = {CUDA: "Built without it.", TENSORRT_RTX: "Not there: pip install plug-in."}
+
+
+@pytest.mark.parametrize(
+    ("machine", "jetson", "missing", "says"),
+    [
+        (RTX, None, [CUDA, TENSORRT_RTX], ["onnxruntime-gpu[cuda,", "plug-in"]),
+        (H200, None, [CUDA, TENSORRT_RTX], ["onnxruntime-gpu[cuda,"]),
+        (RTX, None, [CUDA], None),
+        (RTX, None, [TENSORRT_RTX], None),
+        (ORIN, Jetson("Orin", "36.4.3", "6.2"), [CUDA, TENSORRT_RTX], None),
+        (Machine("linux-x86_64", None, ()), None, [CUDA, TENSORRT_RTX], None),
+    ],
+)
+def test_a_gpu_that_onnxruntime_does_not_use_comes_with_a_command(
+    look, monkeypatch, machine, jetson, missing, says
+):
+    reasons = {name: WITHOUT[name] for name in missing}
+    monkeypatch.setattr(doctor, "unavailable_providers", lambda _: reasons)
+    fix = look(machine, jetson)["onnxruntime"].fix
+    if says is None:
+        assert fix is None
+    else:
+        assert all(part in str(fix) for part in says)
+        assert ("plug-in" in str(fix)) is ("plug-in" in says)
 
 
 @pytest.mark.parametrize(("jetpack", "is_old"), [("5.1", True), ("6.0", True), ("6.2", False)])
@@ -93,6 +139,17 @@ def test_little_memory_and_disk_are_pointed_out(look, monkeypatch):
     assert found["disk"].fix is not None
     monkeypatch.setattr(doctor, "free_memory_bytes", lambda: None)
     assert look()["memory"].found == "not known"
+
+
+def test_a_working_folder_that_is_gone_is_no_traceback(look, monkeypatch, tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    disk = look()["disk"]
+    assert disk.found.startswith("not known: ")
+    assert disk.fix is not None
+    assert disk.facts == {"free_bytes": None}
 
 
 def test_a_finding_is_one_flat_mapping():

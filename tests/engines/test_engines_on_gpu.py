@@ -53,10 +53,10 @@ def test_engines_decide_as_the_graphs_do(built, cuda_graphs) -> None:
 
 
 def agree(found, wanted) -> None:
-    """Within what TF32, the default of these libraries for float32, leaves of the digits."""
+    """FP32 engines have TF32 forbidden, so what differs is the order of sums."""
     for one, other in zip(found, wanted, strict=True):
         error = np.abs(one.logits - other.logits).max() / np.abs(other.logits).max()
-        assert error < 0.05
+        assert error < 1e-3
         assert (one.target_index is None) == (other.target_index is None)
         if one.target_index is not None:
             assert np.isin(one.target_index, other.target_index).mean() >= 0.75

@@ -10,6 +10,7 @@ from sacvit_deploy.engines.machine import (
     Gpu,
     Machine,
     free_memory_bytes,
+    gpu_free_bytes,
     jetson_release,
     this_machine,
 )
@@ -20,6 +21,10 @@ class FakeDriver:
 
     def __init__(self, status: int = 0) -> None:
         self._status = status
+        self.contexts = 0
+        self.memory_status = 0
+        self.count = 1
+        self.current: int | None = None
 
     def cuInit(self, flags):  # noqa: N802  its own name, here and below
         return self._status
@@ -28,7 +33,7 @@ class FakeDriver:
         return self._put(version, ctypes.c_int, 12060)
 
     def cuDeviceGetCount(self, count):  # noqa: N802
-        return self._put(count, ctypes.c_int, 1)
+        return self._put(count, ctypes.c_int, self.count)
 
     def cuDeviceGet(self, device, index):  # noqa: N802
         return self._put(device, ctypes.c_int, index)
@@ -42,6 +47,29 @@ class FakeDriver:
 
     def cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
         return self._put(value, ctypes.c_int, {75: 8, 76: 7}[attribute])
+
+    def cuCtxGetDevice(self, device):  # noqa: N802
+        if self.current is None:
+            return 201
+        return self._put(device, ctypes.c_int, self.current)
+
+    def cuDevicePrimaryCtxRetain(self, context, device):  # noqa: N802
+        self.contexts += 1
+        return self._put(context, ctypes.c_void_p, 1)
+
+    def cuCtxPushCurrent_v2(self, context):  # noqa: N802
+        return 0
+
+    def cuMemGetInfo_v2(self, free, total):  # noqa: N802
+        self._put(total, ctypes.c_size_t, 8 << 30)
+        return self._put(free, ctypes.c_size_t, 3 << 30) or self.memory_status
+
+    def cuCtxPopCurrent_v2(self, context):  # noqa: N802
+        return 0
+
+    def cuDevicePrimaryCtxRelease_v2(self, device):  # noqa: N802
+        self.contexts -= 1
+        return 0
 
     @staticmethod
     def _put(reference, kind, value) -> int:
@@ -63,6 +91,16 @@ def test_the_driver_is_asked(monkeypatch):
     found = this_machine()
     assert found.driver_cuda == "12.6"
     assert found.gpus == (Gpu("Orin", "8.7", 8 << 30),)
+    assert found.current_gpu == found.gpus[0]
+
+
+def test_the_gpu_that_a_program_chose_is_the_current_one(monkeypatch):
+    driver = FakeDriver()
+    drive(monkeypatch, driver)
+    driver.count, driver.current = 2, 1
+    found = this_machine()
+    assert (len(found.gpus), found.current) == (2, 1)
+    assert Machine(found.os, None, ()).current_gpu is None
 
 
 @pytest.mark.parametrize("driver", [None, FakeDriver(status=100)], ids=["none", "no GPU behind it"])
@@ -87,7 +125,9 @@ def test_the_system_is_named(monkeypatch):
         ("# R36 (release), REVISION: 3.0, GCID: 1", "36.3.0", "6.0"),
         ("# R35 (release), REVISION: 4.1, GCID: 1", "35.4.1", "5.1"),
         ("# R38 (release), REVISION: 2.0, GCID: 1", "38.2.0", "7.0"),
-        ("# R39 (release), REVISION: 1.0, GCID: 1", "39.1.0", None),
+        ("# R38 (release), REVISION: 4.0, GCID: 1", "38.4.0", "7.1"),
+        ("# R39 (release), REVISION: 2.0, GCID: 1", "39.2.0", "7.2"),
+        ("# R40 (release), REVISION: 1.0, GCID: 1", "40.1.0", None),
         ("something else", "", None),
     ],
 )
@@ -114,8 +154,22 @@ def test_free_memory_is_read(monkeypatch, tmp_path):
     assert free_memory_bytes() is None
 
 
+def test_free_memory_of_a_gpu_is_asked_of_the_driver(monkeypatch):
+    driver = FakeDriver()
+    drive(monkeypatch, driver)
+    assert gpu_free_bytes(0) == 3 << 30
+    driver.memory_status = 1
+    assert gpu_free_bytes(0) is None
+    assert driver.contexts == 0
+    drive(monkeypatch, None)
+    assert gpu_free_bytes(0) is None
+
+
 @pytest.mark.gpu
 def test_a_real_driver_answers():
     found = this_machine()
     assert found.driver_cuda is not None
     assert all(gpu.memory_bytes > 1 << 30 for gpu in found.gpus)
+    free = gpu_free_bytes(0)
+    assert free is not None
+    assert 0 < free < found.gpus[0].memory_bytes

@@ -44,12 +44,16 @@ class Ort(types.ModuleType):
         self.gpus = gpus
         self.driver = driver
         self.registered: list[str] = []
+        self.preloaded = 0
 
     def get_available_providers(self):
         return list(self.built_in)
 
     def get_all_providers(self):
         return [TENSORRT_RTX, TENSORRT, CUDA, CPU]
+
+    def preload_dlls(self) -> None:
+        self.preloaded += 1
 
     def register_execution_provider_library(self, name, path) -> None:
         if not self.driver:
@@ -82,6 +86,7 @@ def test_the_plugin_is_registered_once_and_comes_first(tmp_path) -> None:
     assert add_providers(ort, settings, asked, tmp_path) is None
     assert settings.added == ([TENSORRT_RTX], {"nv_runtime_cache_path": str(tmp_path / "rtx")})
     assert ort.registered == [TENSORRT_RTX]
+    assert ort.preloaded == 0, "the plug-in is another provider"
 
 
 @pytest.mark.usefixtures("plugin")
@@ -119,7 +124,7 @@ def test_tensorrt_inside_onnxruntime_is_only_taken_when_asked_for(tmp_path) -> N
     providers = add_providers(ort, settings, asked, tmp_path / "cache")
     assert providers is not None
     (name, options), cuda = providers
-    assert (name, cuda) == (TENSORRT, (CUDA, {}))
+    assert (name, cuda) == (TENSORRT, (CUDA, {"use_tf32": "0"}))
     assert options["trt_engine_cache_path"] == str(tmp_path / "cache" / "tensorrt")
     assert (tmp_path / "cache" / "tensorrt").is_dir()
     assert settings.added is None
@@ -128,3 +133,25 @@ def test_tensorrt_inside_onnxruntime_is_only_taken_when_asked_for(tmp_path) -> N
 @pytest.mark.usefixtures("no_plugin")
 def test_where_nothing_asked_for_is_there_the_cpu_computes() -> None:
     assert add_providers(Ort(), Settings(), [CUDA], None) == [CPU]
+
+
+@pytest.mark.usefixtures("no_plugin")
+def test_what_tensorrt_does_not_take_stays_on_the_gpu() -> None:
+    ort = Ort(TENSORRT, CUDA)
+    assert asked_providers(ort, ("Tensorrt",)) == [TENSORRT, CUDA]
+    assert asked_providers(ort, ("Tensorrt", "CPU")) == [TENSORRT, CUDA, CPU]
+    assert asked_providers(ort, ("CPU",)) == [CPU]
+
+
+@pytest.mark.usefixtures("no_plugin")
+@pytest.mark.parametrize(("name", "times"), [(CUDA, 1), (CPU, 0)])
+def test_the_libraries_of_cuda_are_looked_for_where_pip_puts_them(name, times) -> None:
+    ort = Ort(CUDA)
+    add_providers(ort, Settings(), [name], None)
+    assert ort.preloaded == times
+
+
+@pytest.mark.usefixtures("no_plugin")
+def test_a_release_that_cannot_look_for_them_is_used_as_it_is(monkeypatch) -> None:
+    monkeypatch.delattr(Ort, "preload_dlls")
+    assert add_providers(Ort(CUDA), Settings(), [CUDA], None) == [(CUDA, {"use_tf32": "0"})]

@@ -96,10 +96,49 @@ def test_a_failure_inside_the_runtime_is_one_error(path, monkeypatch) -> None:
         session.run({IMAGE: random_images(1)})
 
 
+def test_what_the_runtime_prints_does_not_mix_with_json(path, monkeypatch, capsys) -> None:
+    import onnxruntime
+
+    create = onnxruntime.InferenceSession
+
+    def talk(*arguments, **options):
+        sys.stdout.write("EP Error\n")
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", talk)
+    OnnxRuntimeSession(path, SessionOptions(("CPU",)))
+    assert capsys.readouterr() == ("", "EP Error\n")
+
+
+def test_a_provider_that_fails_is_not_replaced_by_another(path, capsys) -> None:
+    """Left to itself, the runtime computes again on the CPU, and stays there."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
+
+    session = OnnxRuntimeSession(path, SessionOptions(("CPU",)))
+    real = session._session._sess
+
+    class Failing:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def run(self, *_):
+            raise EPFail("the GPU fell off the bus")
+
+    session._session._sess = Failing()
+    with pytest.raises(EngineError, match="the GPU fell off the bus"):
+        session.run({IMAGE: random_images(1)})
+    assert capsys.readouterr().out == ""
+
+
 def test_a_missing_runtime_says_what_to_install(path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match="pip install onnxruntime"):
         OnnxRuntimeSession(path)
+
+
+def test_idle_threads_leave_the_cores_to_the_other_stage(path) -> None:
+    settings = OnnxRuntimeSession(path)._session.get_session_options()
+    assert settings.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_threads_share_a_session(path) -> None:

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 import sacvit_deploy
+from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines import compatibility, registry
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import EngineWarning, backends, open_sessions
@@ -88,11 +89,15 @@ def test_an_engine_that_fits_and_fails_is_no_secret(workplace) -> None:
     assert "MiB left" in opened.skipped["tensorrt"]
 
 
-def test_an_engine_that_was_changed_stops_auto_too(workplace) -> None:
-    bundle = workplace.bundle()
+def test_an_engine_that_was_changed_is_not_loaded_and_the_graphs_are(workplace) -> None:
+    bundle = workplace.bundle(selection="host")
     bundle.engine_path(bundle.engines()[0]).write_bytes(b"{}")
     with pytest.raises(BundleIntegrityError, match="not the file that was built"):
-        open_sessions(bundle)
+        open_sessions(bundle, backend="tensorrt")
+    with pytest.warns(EngineWarning, match=r"onnxruntime computes.*(?s:.)*Build it again: "):
+        opened = open_sessions(Bundle.open(bundle.path))
+    assert opened.backend == "onnxruntime"
+    assert "not the file that was built" in opened.skipped["tensorrt"]
 
 
 def test_an_engine_of_one_graph_only_is_not_enough(workplace) -> None:

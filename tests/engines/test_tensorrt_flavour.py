@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import pytest
@@ -107,8 +108,19 @@ def test_a_library_that_does_not_load_is_no_traceback(monkeypatch):
     ],
 )
 def test_the_default_is_the_one_installed(monkeypatch, present, wanted):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in present else None)
+    spec = ModuleSpec("library", None, origin="library/__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name in present else None)
     assert default_runtime() == wanted
+
+
+def test_a_mere_folder_of_that_name_is_no_library(monkeypatch, tmp_path):
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt_rtx").mkdir()
+    (tmp_path / "tensorrt_rtx" / "__init__.py").touch()
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert default_runtime() == "tensorrt-rtx"
 
 
 def test_without_any_both_are_offered(monkeypatch):

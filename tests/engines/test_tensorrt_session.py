@@ -119,6 +119,25 @@ def test_without_graphs_one_context_serves_all_shapes(workplace, runtime) -> Non
     assert workplace.gpu.launches == 0
 
 
+def test_a_thread_of_its_own_works_on_the_device_of_the_session(workplace) -> None:
+    """CUDA's current device is one for each thread, and 0 in a new one."""
+    sys.modules["cuda.bindings.runtime"].cudaSetDevice(1)
+    session = early_exit(workplace)
+    assert session.memory == "tensorrt cuda:1"
+    images = random_images(3)
+    with ThreadPoolExecutor(1) as pool:
+        same(pool.submit(session.run, {IMAGE: images}).result(), images)
+
+
+def test_what_is_still_used_is_not_recorded_again(workplace, monkeypatch) -> None:
+    monkeypatch.setattr("sacvit_deploy.engines.tensorrt_session._MOST_RECORDED", 2)
+    session = early_exit(workplace)
+    for size in (1, 2, 1, 3, 1):
+        images = random_images(size)
+        same(session.run({IMAGE: images}), images)
+    assert len(workplace.library().contexts) == 3  # that of 2 made room for that of 3
+
+
 def test_the_oldest_recordings_make_room(workplace, monkeypatch) -> None:
     monkeypatch.setattr("sacvit_deploy.engines.tensorrt_session._MOST_RECORDED", 2)
     session = early_exit(workplace)
@@ -171,6 +190,14 @@ def test_a_cache_that_cannot_be_written_is_no_failure(workplace) -> None:
     session = early_exit(workplace, "tensorrt-rtx")
     with pytest.warns(CacheWarning, match="compiled again at the next start"):
         session.run({IMAGE: random_images(1)})
+
+
+def test_a_cache_that_the_library_does_not_hand_out_is_no_failure(workplace, monkeypatch) -> None:
+    monkeypatch.setattr("tests.engines.fake_tensorrt.IRuntimeCache.serialize", lambda _: None)
+    session = early_exit(workplace, "tensorrt-rtx")
+    with pytest.warns(CacheWarning, match="does not hand them out"):
+        session.run({IMAGE: random_images(1)})
+    assert not list(workplace.folder.rglob("*.rtx-cache"))
 
 
 def test_too_large_a_batch_is_refused_and_the_next_one_is_not(workplace, runtime) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from sacvit_deploy.evaluation.calibrate import CalibrationRequest, calibrate_bun
 from sacvit_deploy.evaluation.exit_goal import ExitGoal
 from sacvit_deploy.evaluation.exit_threshold import ThresholdSearch
 from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.staging import folder_lock
 from tests.exit_records import exit_record
 from tests.labelled_pictures import write_pictures
 
@@ -147,6 +149,18 @@ def test_what_came_to_the_bundle_meanwhile_stays(bundle, data, monkeypatch):
     manifest = Bundle.open(bundle).manifest
     assert manifest.weights == {"origin": "elsewhere"}
     assert len(manifest.exit_calibrations) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_nobody_else_changes_the_bundle_while_it_is_written(bundle, data, monkeypatch):
+    def watched(opened, manifest):
+        with folder_lock(opened.path, wait=False) as is_free:
+            assert not is_free
+        return update_manifest(opened, manifest)
+
+    monkeypatch.setattr(calibrate, "update_manifest", watched)
+    calibrate_bundle(bundle, data, request())
+    assert len(Bundle.open(bundle).manifest.exit_calibrations) == 1
 
 
 def test_graphs_that_changed_meanwhile_get_no_threshold(bundle, data, monkeypatch):

@@ -116,7 +116,7 @@ def test_other_weights_do_not_pass_and_the_layer_is_named(sac_host, sac_model, t
     assert found.limits.excess(early) < 1 < found.limits.excess(refine)
     first = found.first_diverging
     assert first is not None
-    assert (first.role, first.place, first.kind) == ("refine", "fusion.mlp.fc2", "sum")
+    assert (first.role, first.place, first.kind) == ("refine", "fusion.mlp.fc2", "product")
     assert first.tensor in {out for node in graph_nodes(sac_host, "refine") for out in node.output}
     assert first.node in {node.name for node in graph_nodes(sac_host, "refine")}
     assert any("refine" in missed.where for missed in found.missed)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.bundle import GraphEntry, publish, staging_folder
+from sacvit_deploy.bundle import GraphEntry, locked, publish, staging_folder
 from sacvit_deploy.exporters.passes import check_contract
 from sacvit_deploy.exporters.precision.collapse import check_decisions
 from sacvit_deploy.exporters.precision.conversion import prepare
@@ -18,7 +18,7 @@ from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.spec import GraphSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import onnx
 
@@ -60,24 +60,41 @@ def add_precision(
         kept = resolve_keep(request.keep, conversion.models)
         report(f"Comparing the decisions of {request.precision} with those of fp32")
         agreement = check_decisions(conversion, kept)
-        graphs = {role: conversion.graph(role, kept[role]) for role in conversion.models}
-    record = _record(conversion, kept, agreement, graphs)
+        entries = tuple(_entry(bundle, role, request.precision) for role in conversion.models)
+        files = {name: graph for e in entries for name, graph in _graphs(conversion, e, kept)}
+    for_engines = {entry.role: files[entry.files[-1]] for entry in entries}
+    record = _record(conversion, kept, agreement, for_engines)
     with staging_folder(bundle) as staging:
-        entries = tuple(_entry(bundle, role, request.precision) for role in graphs)
         for entry in entries:
-            spec = GraphSpec(entry.role, entry.file, entry.inputs, entry.outputs)
-            check_contract(graphs[entry.role], spec)
-        files = {entry.file: graphs[entry.role] for entry in entries}
+            for name in entry.files:
+                spec = GraphSpec(entry.role, name, entry.inputs, entry.outputs)
+                check_contract(files[name], spec)
         save_with_shared_weights(files, staging, f"weights.{request.precision}.bin")
         report(f"Writing {', '.join(files)}")
-        return publish(bundle, staging, _manifest(bundle.manifest, entries, record))
+        with locked(bundle.path) as current:
+            return publish(current, staging, _manifest(current.manifest, entries, record))
 
 
 def _entry(bundle: Bundle, role: Role, precision: LowPrecision) -> GraphEntry:
-    """As the FP32 graph, but for the precision and the file: `ee.onnx`, `ee.fp16.onnx`."""
+    """As the FP32 graph, but for the precision and the files: `ee.onnx`, `ee.fp16.onnx`."""
     original = bundle.graph(role)
-    file = str(PurePosixPath(original.file).with_suffix(f".{precision}.onnx"))
-    return dataclasses.replace(original, precision=precision, file=file)
+    file = PurePosixPath(original.file)
+    engine_file = str(file.with_suffix(".int8-fp16.onnx")) if precision == "int8" else None
+    return dataclasses.replace(
+        original,
+        precision=precision,
+        file=str(file.with_suffix(f".{precision}.onnx")),
+        engine_file=engine_file,
+    )
+
+
+def _graphs(
+    conversion: Conversion, entry: GraphEntry, kept: Kept
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The files of one entry."""
+    yield entry.file, conversion.graph(entry.role, kept[entry.role])
+    if entry.engine_file:
+        yield entry.engine_file, conversion.engine_graph(entry.role, kept[entry.role])
 
 
 def _record(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sacvit_deploy.errors import PrecisionError
-from sacvit_deploy.exporters.precision.calibrate import quantised_nodes
 from sacvit_deploy.exporters.precision.collapse import holds
 from sacvit_deploy.exporters.precision.conversion import prepare
 from sacvit_deploy.exporters.precision.places import places, resolve_keep
@@ -138,13 +137,11 @@ class _Trials:
         return len(self._known)
 
     def candidates(self) -> dict[str, list[str]]:
-        """Place to nodes, both with their role before them; only what the precision changes."""
+        """Place to nodes, both with their role before them."""
         found: dict[str, list[str]] = {}
         for role, model in self._conversion.models.items():
-            changed = {node.name for node in quantised_nodes(model)}
             for node, place in places(model, role).items():
-                if self._conversion.request.precision == "fp16" or node in changed:
-                    found.setdefault(f"{role}:{place}", []).append(f"{role}:{node}")
+                found.setdefault(f"{role}:{place}", []).append(f"{role}:{node}")
         return found
 
     def hold(self, names: Sequence[str]) -> bool:

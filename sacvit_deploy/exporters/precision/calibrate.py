@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import onnx
 from onnxruntime.quantization import calibrate
 
-from sacvit_deploy.exporters.precision.places import constants, linear_nodes
+from sacvit_deploy.exporters.precision.places import constants, linear_nodes, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sacvit_deploy.engines.session import Session
     from sacvit_deploy.exporters.precision.request import Method
+    from sacvit_deploy.spec import Role
 
     Feeds = Mapping[str, NDArray[Any]]
 
@@ -32,8 +33,14 @@ _CALIBRATORS: dict[Method, tuple[Any, dict[str, float]]] = {
 
 
 def quantised_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The patch embedding and every linear layer but the head, in order."""
-    return [node for node in linear_nodes(model) if node.op_type in {"MatMul", "Conv"}]
+    """The linear layers of the blocks and of the fusion, in order."""
+    return [node for node in linear_nodes(model) if node.op_type == "MatMul"]
+
+
+def linear_layers(model: onnx.ModelProto, role: Role) -> dict[str, onnx.NodeProto]:
+    """The same by their place, which a layer has in every graph that shares its weight."""
+    where = places(model, role)
+    return {where[node.name]: node for node in quantised_nodes(model)}
 
 
 class CalibratingSession:

@@ -11,18 +11,18 @@ import onnx
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.exporters.precision.calibrate import CalibratingSession
-from sacvit_deploy.exporters.precision.channels import ChannelSession
+from sacvit_deploy.exporters.precision.channels import ChannelSession, channels_by_place
 from sacvit_deploy.exporters.precision.half_precision import half_model, rounding_model
 from sacvit_deploy.exporters.precision.layers import read_graph
 from sacvit_deploy.exporters.precision.pictures import BATCH, chosen_pictures
 from sacvit_deploy.exporters.precision.places import resolve_keep
 from sacvit_deploy.exporters.precision.progress import with_bar
-from sacvit_deploy.exporters.precision.quantize import int8_model
+from sacvit_deploy.exporters.precision.quantize import int8_model, rounded_weights
 from sacvit_deploy.exporters.precision.sessions import (
     LiteralSession,
     RecordingSession,
 )
-from sacvit_deploy.exporters.precision.smooth import smooth, smoothable
+from sacvit_deploy.exporters.precision.smooth import smooth
 from sacvit_deploy.runtime.decisions import (
     Agreement,
     Decisions,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.engines.session import Session
     from sacvit_deploy.exporters.precision.pictures import PictureSet
     from sacvit_deploy.exporters.precision.request import PrecisionRequest
+    from sacvit_deploy.exporters.precision.rounding import RoundedWeight
     from sacvit_deploy.spec import Role
 
     Feeds = Mapping[str, NDArray[Any]]
@@ -63,6 +64,7 @@ class Conversion:
             logits in both places.
         feeds: A batch of what each FP32 graph was given.
         sources: The same graphs with smoothed channels, which INT8 starts from; empty for FP16.
+        weights: Of their linear layers, in INT8, by the name of the node; empty for FP16.
         ranges: Of the inputs of their linear layers; empty for FP16.
         smoothing: Strength for each place that was smoothed; empty for FP16.
     """
@@ -75,20 +77,25 @@ class Conversion:
     reference: Decisions = field(init=False)
     feeds: dict[Role, Feeds] = field(default_factory=dict)
     sources: dict[Role, onnx.ModelProto] = field(default_factory=dict)
+    weights: dict[Role, dict[str, RoundedWeight]] = field(default_factory=dict)
     ranges: dict[Role, TensorsData] = field(default_factory=dict)
     smoothing: dict[str, float] = field(default_factory=dict)
     _opened: dict[Role, tuple[frozenset[str], Session]] = field(default_factory=dict)
 
     def graph(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
-        """One graph, with the nodes of `kept` in FP32."""
+        """One graph, with the nodes of `kept` in FP32; in INT8, the rest is FP32 as well."""
         if self.request.precision == "fp16":
             return half_model(self.models[role], kept)
-        return int8_model(self.sources[role], self.ranges[role], kept)
+        return int8_model(self.sources[role], self.ranges[role], self.weights[role], kept)
+
+    def engine_graph(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
+        """What engines are built from: the same, in INT8 with the rest in half."""
+        graph = self.graph(role, kept)
+        return graph if self.request.precision == "fp16" else half_model(graph, kept)
 
     def literal(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
         """One graph as a GPU computes it, in what ONNX Runtime on a CPU can be made to do."""
-        graph = self.graph(role, kept)
-        return rounding_model(graph) if self.request.precision == "fp16" else graph
+        return rounding_model(self.engine_graph(role, kept))
 
     def agreement(self, kept: Kept) -> Agreement | None:
         """With FP32, on the pictures; None if a graph gave no finite numbers."""
@@ -106,9 +113,8 @@ class Conversion:
             self._opened.pop(role, None)
             file = self.scratch / f"{role}.candidate.onnx"
             onnx.save(self.literal(role, kept), file)
-            literally = self.request.precision == "fp16"
-            opened = LiteralSession(file) if literally else OnnxRuntimeSession(file)
-            self._opened[role] = (kept, opened)
+            # Not as a CPU would run it: without VNNI its INT8 products saturate.
+            self._opened[role] = (kept, LiteralSession(file))
         return self._opened[role][1]
 
 
@@ -140,19 +146,19 @@ def prepare(
 def _calibrate(
     made: Conversion, sessions: dict[Role, RecordingSession], report: Callable[[str], None]
 ) -> None:
-    """Fill in `sources`, `reference` and `ranges`."""
+    """Fill in `sources`, `smoothing`, `weights`, `reference` and `ranges`."""
     observing = {
-        role: ChannelSession(
-            model,
-            [layer.linear.input[0] for layer in smoothable(model, role)],
-            made.scratch / f"{role}.channels.onnx",
-        )
+        role: ChannelSession(model, role, made.scratch / f"{role}.channels.onnx")
         for role, model in made.models.items()
     }
     _decide(made.bundle, observing, made.pictures, "Looking at channels")
+    taken = channels_by_place(made.models, observing)
     made.sources = {role: _copy(model) for role, model in made.models.items()}
-    channels = {role: session.channels for role, session in observing.items()}
-    made.smoothing = smooth(made.sources, channels)
+    smoothing = smooth(made.sources, taken)
+    made.smoothing = {place: each.strength for place, each in smoothing.items()}
+    report("Rounding weights")
+    taken |= {p: taken[p].mapped(each.centre, each.factor) for p, each in smoothing.items()}
+    made.weights = rounded_weights(made.sources, taken)
     calibrating: dict[Role, CalibratingSession] = {}
     for role, session in sessions.items():
         folder = made.scratch / role

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Resize reads its scales as FP32; a Cast says itself what it gives.
 _ALWAYS_FLOAT = {"Resize", "Cast"}
+# Before it, what is quantised has to be FP32.
+_HALF_QUANTISATION_OPSET, _ITS_IR_VERSION = 19, 9
 
 
 def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> onnx.ModelProto:
@@ -30,10 +32,11 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
     FP32 stay: the path from the attention of the class token to the score and to the choice of
     tokens, because neighbouring scores differ by 1e-6 to 1e-5; the head's product, because the exit
     acts on its softmax (its weight is stored in half); the resize; and what `keep` names.
-    LayerNormalization stays one operator, which takes its statistics in FP32.
+    LayerNormalization stays one operator, which takes its statistics in FP32. What Q/DQ puts into
+    INT8 stays so.
 
     Args:
-        model: FP32 graph, with its weights.
+        model: FP32 or INT8 graph, with its weights.
         keep: Names of nodes to compute in FP32.
     """
     graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
@@ -43,6 +46,11 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
     _Typing(graph, floats, stored_half).apply()
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    if any(node.op_type == "QuantizeLinear" for node in result.graph.node):
+        result.ir_version = max(result.ir_version, _ITS_IR_VERSION)
+        for opset in result.opset_import:
+            if not opset.domain:
+                opset.version = max(opset.version, _HALF_QUANTISATION_OPSET)
     return result
 
 

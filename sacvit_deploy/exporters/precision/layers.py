@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from sacvit_deploy.exporters.passes.store_half import single_again
-from sacvit_deploy.exporters.precision.places import linear_nodes, places
+from sacvit_deploy.exporters.precision.places import constants, linear_nodes, places
 from sacvit_deploy.exporters.precision.sessions import tensor_values
 
 if TYPE_CHECKING:
@@ -33,13 +33,11 @@ class Spot(NamedTuple):
 
     Attributes:
         place: Of a linear layer, or of a LayerNormalization.
-        enters: Whether it is what enters there, and not the result.
-        biased: Whether the layer's bias is in the result.
+        enters: Whether it is what enters there, and not the result, with its bias.
     """
 
     place: str
     enters: bool
-    biased: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,15 +121,31 @@ def probes(model: onnx.ModelProto, role: Role) -> list[Probe]:
     for node in model.graph.node:
         if node.op_type == "LayerNormalization":
             spots[node.input[0]] = Spot(place_of[node.name], enters=True)
+    biased = _biased_outputs(model)
     for node in linear_nodes(model):
-        biased = node.op_type != "MatMul"
-        spots[node.output[0]] = Spot(place_of[node.name], enters=False, biased=biased)
+        result = biased.get(node.output[0], node.output[0])
+        spots[result] = Spot(place_of[node.name], enters=False)
     return [
         Probe(tensor, node.name, place_of[node.name], spots[tensor])
         for node in model.graph.node
         for tensor in node.output
         if tensor in spots
     ]
+
+
+def _biased_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Tensors to which a constant is added, and what comes out.
+
+    Before it, INT8 may differ by a constant: what enters was moved, and the bias makes up for it.
+    """
+    known = constants(model)
+    return {
+        name: node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Add" and known.intersection(node.input)
+        for name in node.input
+        if name not in known
+    }
 
 
 def tensor_names(found: list[Probe]) -> dict[Spot, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sacvit_deploy.runtime.assets import sample_pictures
-from sacvit_deploy.samples import read_samples
+from sacvit_deploy.samples import read_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,7 +59,7 @@ def chosen_pictures(request: PrecisionRequest) -> PictureSet:
     """
     if request.data is None:
         return PictureSet(_shipped(request.seed), _SHIPPED)
-    samples = read_samples(request.data).samples
+    samples = read_pictures(request.data)
     generator = np.random.default_rng(request.seed)
     count = min(request.samples, len(samples))
     picked = np.sort(generator.choice(len(samples), count, replace=False))

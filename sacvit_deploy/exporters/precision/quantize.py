@@ -1,9 +1,10 @@
 """FP32 graph to INT8 graph with explicit Q/DQ, by the rules that keep a ViT intact.
 
-Quantised are the patch embedding and the linear layers of the blocks and of the fusion: per-channel
-symmetric weights, stored as int8, and per-tensor symmetric activations at their inputs. Left alone
-are attention products, softmax, LayerNormalization, GELU, residual sums, the head, and everything
-that feeds the score. Quantising those too costs a ViT nearly all of its accuracy.
+Quantised are the linear layers of the blocks and of the fusion: per-channel symmetric weights,
+stored as int8, and per-tensor symmetric activations at their inputs. Left alone are attention
+products, softmax, LayerNormalization, GELU, residual sums, the head, and everything that feeds the
+score: quantising those too costs a ViT nearly all of its accuracy. So is the patch embedding, which
+is about one percent of the work, and whose rounding would reach every token.
 """
 
 from __future__ import annotations
@@ -12,12 +13,20 @@ from typing import TYPE_CHECKING, cast
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import numpy_helper
 from onnxruntime.quantization import QDQQuantizer, QuantType
 
-from sacvit_deploy.exporters.precision.calibrate import quantised_nodes
+from sacvit_deploy.exporters.precision.calibrate import linear_layers, quantised_nodes
+from sacvit_deploy.exporters.precision.rounding import rounded_weight
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnxruntime.quantization import TensorsData
+
+    from sacvit_deploy.exporters.precision.channels import Channels
+    from sacvit_deploy.exporters.precision.rounding import RoundedWeight
+    from sacvit_deploy.spec import Role
 
 _OPTIONS = {
     "ActivationSymmetric": True,
@@ -25,18 +34,46 @@ _OPTIONS = {
     # TensorRT takes no int32 bias with a scale.
     "QuantizeBias": False,
     # What follows a product stays float, so it is not rounded a second time.
-    "OpTypesToExcludeOutputQuantization": ["MatMul", "Conv"],
+    "OpTypesToExcludeOutputQuantization": ["MatMul"],
 }
 
 
+def rounded_weights(
+    models: Mapping[Role, onnx.ModelProto], taken: Mapping[str, Channels]
+) -> dict[Role, dict[str, RoundedWeight]]:
+    """The weights of all linear layers in INT8, by role and by the name of the MatMul.
+
+    Graphs that share a weight get the same values, so that they still share it.
+
+    Args:
+        models: FP32 graphs, whose nodes have their places in the network.
+        taken: By place, what each layer takes in.
+    """
+    by_place: dict[str, RoundedWeight] = {}
+    found: dict[Role, dict[str, RoundedWeight]] = {}
+    for role, model in models.items():
+        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        found[role] = {}
+        for place, node in linear_layers(model, role).items():
+            if place not in by_place:
+                weight = numpy_helper.to_array(stored[node.input[1]])
+                by_place[place] = rounded_weight(weight, taken[place].moment)
+            found[role][node.name] = by_place[place]
+    return found
+
+
 def int8_model(
-    model: onnx.ModelProto, ranges: TensorsData, keep: frozenset[str] = frozenset()
+    model: onnx.ModelProto,
+    ranges: TensorsData,
+    weights: Mapping[str, RoundedWeight],
+    keep: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
     """The same graph with Q/DQ around its linear layers; inputs and outputs stay as they are.
 
     Args:
         model: FP32 graph, with its weights.
         ranges: Of the inputs of its linear layers.
+        weights: Of its linear layers, by the name of the node.
         keep: Names of nodes to leave in FP32.
     """
     source = onnx.ModelProto()
@@ -54,11 +91,25 @@ def int8_model(
         tensors_range=ranges,
         nodes_to_quantize=chosen,
         nodes_to_exclude=[],
-        op_types_to_quantize=["MatMul", "Conv"],
+        op_types_to_quantize=["MatMul"],
         extra_options=_OPTIONS,
     )
     quantizer.quantize_model()
-    return _tidied(quantizer.model.model, model)
+    quantised = quantizer.model.model
+    _put_weights(quantised, {name: weights[name] for name in chosen})
+    return _tidied(quantised, model)
+
+
+def _put_weights(quantised: onnx.ModelProto, weights: Mapping[str, RoundedWeight]) -> None:
+    """In the place of what the quantiser has rounded to nearest."""
+    stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    makers = {node.output[0]: node for node in quantised.graph.node}
+    for node in quantised.graph.node:
+        if node.name in weights:
+            weight = weights[node.name]
+            values, scale = makers[node.input[1]].input[:2]
+            stored[values].CopyFrom(numpy_helper.from_array(weight.values, values))
+            stored[scale].CopyFrom(numpy_helper.from_array(weight.scale, scale))
 
 
 def _tidied(quantised: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:

@@ -21,8 +21,8 @@ class PrecisionRequest:
 
     Attributes:
         precision: `fp16`, or `int8` with explicit quantisation.
-        data: Labelled pictures to calibrate on and to compare decisions on. None takes the pictures
-            of the package and noise, which is enough for `fp16` only.
+        data: Pictures to calibrate on and to compare decisions on, as `read_pictures` takes them.
+            None takes those of the package and noise, which is enough for `fp16` only.
         method: How a range of values becomes an int8 scale.
         samples: Pictures to use, at least one; all of them if there are fewer.
         seed: Of their choice.
@@ -51,7 +51,7 @@ class PrecisionRequest:
             raise ConfigError(
                 "INT8 was asked for without calibration data.",
                 "Name some hundred pictures like those the network will see: "
-                "--calibration-data DATA (a folder class/*.jpg, a zip of one, or a table).",
+                "--calibration-data DATA (a folder of them, of class folders too; a zip; a table).",
             )
 
 

@@ -4,11 +4,16 @@ Xiao et al., "SmoothQuant" (ICML 2023), Eq. 3 and 4: a few channels of a transfo
 as large as the others, and take most of the 8 bits. Dividing channel j of the input by s_j and
 multiplying row j of the weight by it computes the same, with ranges that are easier on both. The
 division is written into what made the channel: the LayerNormalization before, or the value part of
-`attn.qkv`, through which attention only mixes tokens. Behind GELU there is nothing that could take
-it in, so there it is a product of its own, and has to be worth it.
+`attn.qkv`, through which attention only mixes tokens.
+
+Behind GELU there is nothing that could take it in, so there it is a product of its own, and has to
+be worth it. What comes out of GELU lies almost wholly on one side of zero, where a scale that is
+the same for both signs leaves half of its levels unused; so there each channel is also moved to the
+middle of its range, and the bias of the layer makes up for it (Wei et al., "Outlier Suppression+",
+EMNLP 2023, Eq. 3).
 
 How far the weight takes over, the alpha of Eq. 4, is chosen for each layer by the error that
-rounding leaves in its output on the calibration pictures, as AWQ does (Lin et al., MLSys 2024).
+rounding is to be expected to leave in its output.
 """
 
 from __future__ import annotations
@@ -20,11 +25,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from sacvit_deploy.exporters.precision.calibrate import quantised_nodes
-from sacvit_deploy.exporters.precision.places import constants, places
+from sacvit_deploy.exporters.precision.calibrate import linear_layers
+from sacvit_deploy.exporters.precision.places import constants
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 _SMALLEST = 1e-5
 _WORTH_A_PRODUCT = 2.0
+# Of the squared error of a weight rounded to nearest, what `rounding` leaves, as measured.
+_LEFT_BY_ROUNDING = 0.25
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,30 @@ class Smoothable:
     qkv: onnx.NodeProto | None
 
     @property
-    def least_gain(self) -> float:
-        """How many times less the error has to get: a product of its own must be worth it."""
-        return _WORTH_A_PRODUCT if self.norm is None and self.qkv is None else 1.0
+    def has_own_product(self) -> bool:
+        """Whether nothing before it can take the division in."""
+        return self.norm is None and self.qkv is None
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What was done to a layer: it takes in (x - centre) / factor.
+
+    Attributes:
+        strength: The alpha of SmoothQuant's Eq. 4.
+        centre: (channels,); zero where there is no product of its own.
+        factor: (channels,), positive.
+    """
+
+    strength: float
+    centre: Array
+    factor: Array
 
 
 def smoothable(model: onnx.ModelProto, role: Role) -> list[Smoothable]:
-    """The linear layers of a graph that can be smoothed: all but the patch embedding."""
-    where = places(model, role)
+    """The linear layers of the blocks and of the fusion, in order."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    linears = {where[n.name]: n for n in quantised_nodes(model) if n.op_type == "MatMul"}
+    linears = linear_layers(model, role)
     found = []
     for place, node in linears.items():
         maker = makers[node.input[0]]
@@ -76,113 +97,118 @@ def smoothable(model: onnx.ModelProto, role: Role) -> list[Smoothable]:
 
 
 def smooth(
-    models: Mapping[Role, onnx.ModelProto], channels: Mapping[Role, Mapping[str, Channels]]
-) -> dict[str, float]:
+    models: Mapping[Role, onnx.ModelProto], taken: Mapping[str, Channels]
+) -> dict[str, Smoothing]:
     """Change FP32 graphs such that they compute the same with smaller activation ranges.
 
-    Graphs that share a weight get the same factors, so that they still share it afterwards.
+    Graphs that share a weight are changed alike, so that they still share it afterwards.
 
     Args:
         models: Changed in place.
-        channels: By role, what each layer of `smoothable` took in, by the name of the tensor.
+        taken: By place, what each layer takes in.
 
     Returns:
-        Place to the strength that was chosen, for the layers that were smoothed.
+        By place, for the layers that were smoothed.
     """
     layers: dict[str, list[tuple[onnx.ModelProto, Smoothable]]] = {}
-    taken: dict[str, list[Channels]] = {}
     for role, model in models.items():
         for layer in smoothable(model, role):
             layers.setdefault(layer.place, []).append((model, layer))
-            taken.setdefault(layer.place, []).append(channels[role][layer.linear.input[0]])
-    strengths = {}
+    found = {}
     for place, users in layers.items():
         model, layer = users[0]
         weight = _constant(model, layer.linear.input[1])
-        strength = _best_strength(taken[place], weight, layer.least_gain)
-        if strength is not None:
-            strengths[place] = strength
-            factor = _factor(taken[place], weight, strength)
+        smoothing = _best(taken[place], weight, own_product=layer.has_own_product)
+        if smoothing is not None:
+            found[place] = smoothing
             for model, layer in users:
-                _apply(model, layer, factor)
+                _apply(model, layer, smoothing)
     for model in models.values():
         _drop_unused(model)
-    return strengths
+    return found
 
 
-def _best_strength(taken: list[Channels], weight: Array, at_least: float) -> float | None:
-    """The one with the least error; None if that is not `at_least` times less than without."""
-    plain = _rounding_error(taken, weight, np.ones(len(weight)))
-    errors = {s: _rounding_error(taken, weight, _factor(taken, weight, s)) for s in STRENGTHS}
-    best = min(errors, key=lambda strength: errors[strength])
-    return best if errors[best] * at_least < plain else None
+def _best(taken: Channels, weight: Array, *, own_product: bool) -> Smoothing | None:
+    """The one with the least error; None if that is not enough less than without."""
+    nothing = np.zeros(len(weight))
+    centre = (taken.lowest + taken.highest) / 2 if own_product else nothing
+    half = np.maximum(_half_width(taken, centre), _SMALLEST)
+    of_weight = np.maximum(np.abs(weight).max(axis=1), _SMALLEST)
+    choices = [Smoothing(s, centre, half**s / of_weight ** (1 - s)) for s in STRENGTHS]
+    errors = [_expected_error(taken, weight, choice) for choice in choices]
+    plain = _expected_error(taken, weight, Smoothing(0.0, nothing, np.ones(len(weight))))
+    least_gain = _WORTH_A_PRODUCT if own_product else 1.0
+    return choices[int(np.argmin(errors))] if min(errors) * least_gain < plain else None
 
 
-def _factor(taken: list[Channels], weight: Array, strength: float) -> Array:
-    """Eq. 4 of SmoothQuant, (channels,)."""
-    of_input = np.max([channels.largest for channels in taken], axis=0)
-    of_weight = np.abs(weight).max(axis=1)
-    shared: Array = np.maximum(of_weight, _SMALLEST) ** (1 - strength)
-    factor: Array = np.maximum(of_input, _SMALLEST) ** strength / shared
-    return factor
+def _half_width(taken: Channels, centre: Array) -> Array:
+    half: Array = np.maximum(taken.highest - centre, centre - taken.lowest)
+    return half
 
 
-def _rounding_error(taken: list[Channels], weight: Array, factor: Array) -> float:
-    """Mean squared error of a layer's output in INT8, summed over the graphs that share it."""
-    scaled_weight = weight * factor[:, None]
-    scale = np.abs(scaled_weight).max(axis=0)
-    rounded_weight = _rounded(scaled_weight, scale) / factor[:, None]
-    error = 0.0
-    for channels in taken:
-        largest = (channels.largest / factor).max()
-        rounded = _rounded(channels.rows / factor, largest) * factor
-        error += float(((rounded @ rounded_weight - channels.rows @ weight) ** 2).mean())
-    return error
+def _expected_error(taken: Channels, weight: Array, smoothing: Smoothing) -> float:
+    """Mean squared error of a layer's output in INT8, but for a constant.
+
+    A step of rounding is its range over the number of levels, and its error is spread evenly over
+    it. The input has one step, each output of the weight its own. What the mean of the input does
+    to the error of the weight is left out, since `rounding` makes up for it.
+    """
+    scaled = weight * smoothing.factor[:, None]
+    step = float((_half_width(taken, smoothing.centre) / smoothing.factor).max())
+    of_input = step**2 * float((scaled**2).sum())
+    steps = np.abs(scaled).max(axis=0)
+    of_weight = float((steps**2).sum()) * float((taken.variance / smoothing.factor**2).sum())
+    return of_input + _LEFT_BY_ROUNDING * of_weight
 
 
-def _rounded(values: Array, largest: Array) -> Array:
-    """Through symmetric INT8 and back."""
-    scale = np.maximum(largest, _SMALLEST) / 127
-    rounded: Array = np.rint(values / scale) * scale
-    return rounded
-
-
-def _apply(model: onnx.ModelProto, layer: Smoothable, factor: Array) -> None:
+def _apply(model: onnx.ModelProto, layer: Smoothable, smoothing: Smoothing) -> None:
     """Multiply the rows of the weight, and divide where the channels are made."""
+    factor = smoothing.factor
     if layer.norm is not None:
-        _scale(model, layer.norm, 1, 1 / factor)
-        _scale(model, layer.norm, 2, 1 / factor)
+        _change(model, layer.norm, 1, lambda scale: scale / factor)
+        _change(model, layer.norm, 2, lambda bias: bias / factor)
     elif layer.qkv is not None:
         ones = np.ones(len(factor))
-        of_value = np.concatenate([ones, ones, 1 / factor])
-        _scale(model, layer.qkv, 1, of_value)
-        bias = next(n for n in model.graph.node if layer.qkv.output[0] in n.input)
-        _scale(model, bias, 0 if bias.input[0] in constants(model) else 1, of_value)
+        of_value = np.concatenate([ones, ones, factor])
+        _change(model, layer.qkv, 1, lambda weight: weight / of_value)
+        _change_bias(model, layer.qkv, lambda bias: bias / of_value)
     else:
-        _divide_input(model, layer.linear, factor)
-    _scale(model, layer.linear, 1, factor[:, None])
+        moved = smoothing.centre @ _constant(model, layer.linear.input[1])
+        _change_bias(model, layer.linear, lambda bias: bias + moved)
+        _insert_before(model, layer.linear, "Mul", 1 / factor)
+        _insert_before(model, layer.linear, "Add", -smoothing.centre / factor)
+    _change(model, layer.linear, 1, lambda weight: weight * factor[:, None])
 
 
-def _divide_input(model: onnx.ModelProto, linear: onnx.NodeProto, factor: Array) -> None:
-    """A product of its own in front of a linear layer."""
-    name = f"{linear.name}_smooth"
-    model.graph.initializer.append(
-        numpy_helper.from_array((1 / factor).astype(np.float32), f"{name}_factor")
+def _insert_before(model: onnx.ModelProto, linear: onnx.NodeProto, op_type: str, by: Array) -> None:
+    """Put a product with a constant, or a sum, between a linear layer and what it takes in."""
+    name = f"{linear.name}_smooth_{op_type}"
+    constant = numpy_helper.from_array(by.astype(np.float32), f"{name}_constant")
+    model.graph.initializer.append(constant)
+    node = onnx.helper.make_node(
+        op_type, [linear.input[0], constant.name], [f"{name}_output"], name
     )
-    product = onnx.helper.make_node(
-        "Mul", [linear.input[0], f"{name}_factor"], [f"{name}_output"], name
-    )
-    linear.input[0] = product.output[0]
-    index = next(i for i, node in enumerate(model.graph.node) if node.name == linear.name)
-    model.graph.node.insert(index, product)
+    linear.input[0] = node.output[0]
+    index = next(i for i, each in enumerate(model.graph.node) if each.name == linear.name)
+    model.graph.node.insert(index, node)
 
 
-def _scale(model: onnx.ModelProto, node: onnx.NodeProto, index: int, by: Array) -> None:
-    """Multiply a constant that a node takes; as a new tensor, since equal ones are shared."""
+def _change_bias(
+    model: onnx.ModelProto, linear: onnx.NodeProto, change: Callable[[Array], Array]
+) -> None:
+    """Replace the constant that is added to what a linear layer puts out."""
+    bias = next(node for node in model.graph.node if linear.output[0] in node.input)
+    _change(model, bias, 0 if bias.input[0] in constants(model) else 1, change)
+
+
+def _change(
+    model: onnx.ModelProto, node: onnx.NodeProto, index: int, change: Callable[[Array], Array]
+) -> None:
+    """Replace a constant that a node takes; by a new tensor, since equal ones are shared."""
     name = f"{node.name}_smooth_{index}"
     while any(tensor.name == name for tensor in model.graph.initializer):
         name += "_"
-    values = (_constant(model, node.input[index]) * by).astype(np.float32)
+    values = change(_constant(model, node.input[index])).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(values, name))
     node.input[index] = name
 

@@ -42,6 +42,8 @@ def test_graphs_stand_beside_the_fp32_ones(precise):
         stem = original.file.removesuffix(".onnx")
         wanted = {"fp32": f"{stem}.onnx"}.get(graph.precision, f"{stem}.{graph.precision}.onnx")
         assert graph.file == wanted
+        of_engines = f"{stem}.int8-fp16.onnx" if graph.precision == "int8" else None
+        assert graph.engine_file == of_engines
     names = {file.name for file in precise.path.iterdir()}
     assert {"weights.bin", "weights.fp16.bin", "weights.int8.bin"} <= names
     assert names == {"bundle.json", *opened.manifest.files}

@@ -5,7 +5,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sacvit_deploy.exporters.precision.channels import ChannelSession
+from sacvit_deploy.exporters.precision.channels import (
+    Channels,
+    ChannelSession,
+    channels_by_place,
+)
 from sacvit_deploy.exporters.precision.sessions import tensor_values
 from sacvit_deploy.exporters.precision.smooth import smooth, smoothable
 from tests.exporters.graphs import normalised, op_counts, read_graph, run_model
@@ -24,6 +28,13 @@ def enlarge(model: onnx.ModelProto, layer, channel: int = 3) -> None:
     stored[name].CopyFrom(numpy_helper.from_array(values, name))
 
 
+def channels_of(model, batches, tmp_path) -> dict[str, Channels]:
+    observed = ChannelSession(model, "early_exit", tmp_path / "taken.onnx")
+    for image in batches:
+        observed.run({"image": image})
+    return channels_by_place({"early_exit": model}, {"early_exit": observed})
+
+
 @pytest.fixture(params=["blocks.0.mlp.fc1", "blocks.1.attn.proj", "blocks.1.mlp.fc2"])
 def smoothed(request, sac_host, tmp_path):
     """The early exit before and after, with an outlier in what one layer takes in."""
@@ -32,14 +43,10 @@ def smoothed(request, sac_host, tmp_path):
     layer = next(layer for layer in layers if layer.place == request.param)
     enlarge(model, layer)
     image = normalised(sac_host, 3)[1]
-    taken = [each.linear.input[0] for each in layers]
-    observed = ChannelSession(model, taken, tmp_path / "taken.onnx")
-    observed.run({"image": image[:1]})
-    observed.run({"image": image[1:]})
+    taken = channels_of(model, [image[:1], image[1:]], tmp_path)
     after = onnx.ModelProto()
     after.CopyFrom(model)
-    strengths = smooth({"early_exit": after}, {"early_exit": observed.channels})
-    assert layer.place in strengths
+    assert layer.place in smooth({"early_exit": after}, taken)
     return model, after, image, layer
 
 
@@ -77,13 +84,27 @@ def test_every_linear_layer_of_the_blocks_can_be_smoothed(sac_host):
 def test_a_product_of_its_own_has_to_be_worth_it(sac_host, tmp_path, monkeypatch, gain, products):
     monkeypatch.setattr("sacvit_deploy.exporters.precision.smooth._WORTH_A_PRODUCT", gain)
     model = read_graph(sac_host, "early_exit")
-    taken = [layer.linear.input[0] for layer in smoothable(model, "early_exit")]
-    image = normalised(sac_host, 3)[1]
-    observed = ChannelSession(model, taken, tmp_path / "taken.onnx")
-    observed.run({"image": image})
-    before = op_counts(model)["Mul"]
-    strengths = smooth({"early_exit": model}, {"early_exit": observed.channels})
-    added = sum(place.endswith("mlp.fc2") for place in strengths)
-    assert any(place.endswith("attn.qkv") for place in strengths)
+    before = op_counts(model)
+    smoothed = smooth(
+        {"early_exit": model}, channels_of(model, [normalised(sac_host, 3)[1]], tmp_path)
+    )
+    added = sum(place.endswith("mlp.fc2") for place in smoothed)
+    assert any(place.endswith("attn.qkv") for place in smoothed)
     assert added == (sac_host.manifest.config.depth if products else 0)
-    assert op_counts(model)["Mul"] == before + added
+    for kind in ("Mul", "Add"):
+        assert op_counts(model)[kind] == before[kind] + added
+
+
+def test_what_comes_out_of_gelu_is_centred(sac_host, tmp_path):
+    model = read_graph(sac_host, "early_exit")
+    image = [normalised(sac_host, 3)[1]]
+    place = "blocks.0.mlp.fc2"
+    before = channels_of(model, image, tmp_path)[place]
+    smoothing = smooth({"early_exit": model}, {**channels_of(model, image, tmp_path)})[place]
+    after = channels_of(model, image, tmp_path)[place]
+    expected = before.mapped(smoothing.centre, smoothing.factor)
+    np.testing.assert_allclose(
+        after.lowest, -after.highest, atol=1e-4 * np.abs(after.highest).max()
+    )
+    np.testing.assert_allclose(after.mean, expected.mean, atol=1e-4)
+    np.testing.assert_allclose(after.moment, expected.moment, atol=1e-3)

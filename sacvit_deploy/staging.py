@@ -1,0 +1,107 @@
+"""Hidden folders to fill, each with one owner and gone with it, and locks on folders.
+
+Several processes may work on one bundle. The locks are the operating system's, on the folders
+themselves: no file is left behind by them, and they end with their process, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_NAME = re.compile(r"\.[0-9a-f]{8}\.tmp")
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a folder while the block lasts; only one at a time has it.
+
+    It is not to be asked for again by whoever has it.
+
+    Args:
+        folder: It exists.
+        wait: Until the present owner lets go.
+
+    Yields:
+        Whether it is held. Windows and some network file systems have no such locks: the block
+        runs without one there.
+
+    Raises:
+        OSError: The folder cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _lock(descriptor, wait=wait)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another has it, or this file system has no locks
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def own_folder(parent: Path) -> Iterator[Path]:
+    """A new hidden folder inside another, gone when the block ends.
+
+    First those go whose owner was killed before it could remove them.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    with terminated_like_ctrl_c(), contextlib.ExitStack() as owned:
+        with folder_lock(parent):  # nobody takes a folder for abandoned before it is locked
+            _remove_abandoned(parent)
+            folder = parent / f".{secrets.token_hex(4)}.tmp"
+            folder.mkdir()
+            owned.enter_context(folder_lock(folder))
+            owned.callback(shutil.rmtree, folder)
+        yield folder
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for entry in parent.iterdir():
+        if not _NAME.fullmatch(entry.name) or entry.is_symlink() or not entry.is_dir():
+            continue
+        # Its owner has just removed it, or it is another user's: it is in nobody's way.
+        with contextlib.suppress(OSError), folder_lock(entry, wait=False) as is_held:
+            if is_held:
+                shutil.rmtree(entry)
+
+
+@contextlib.contextmanager
+def terminated_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM raises `KeyboardInterrupt` while the block lasts, so that nothing is left behind.
+
+    Only in the main thread, which signals go to, and only where nobody listens to it already.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

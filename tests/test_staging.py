@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from sacvit_deploy.staging import folder_lock, own_folder, terminated_like_ctrl_c
+
+needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+@needs_locks
+def test_one_at_a_time_holds_a_lock(tmp_path):
+    with folder_lock(tmp_path) as first, folder_lock(tmp_path, wait=False) as second:
+        assert (first, second) == (True, False)
+    with folder_lock(tmp_path, wait=False) as again:
+        assert again
+    assert names(tmp_path) == set()
+
+
+@needs_locks
+def test_a_second_one_waits(tmp_path):
+    order = []
+
+    def second() -> None:
+        with folder_lock(tmp_path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with folder_lock(tmp_path):
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+@needs_locks
+def test_what_a_killed_process_left_goes_and_nothing_else(tmp_path):
+    (tmp_path / ".0123abcd.tmp" / "engines").mkdir(parents=True)
+    (tmp_path / ".0123abcd.tmp" / "engines" / "half").write_bytes(b"half")
+    others = {".mine.tmp", ".0123abcd", "0123abcd.tmp", ".0123ABCD.tmp"}
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".ffffffff.tmp").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".eeeeeeee.tmp").touch()
+    others |= {"elsewhere", ".ffffffff.tmp", ".eeeeeeee.tmp"}
+    with own_folder(tmp_path) as first, own_folder(tmp_path) as second:
+        assert names(tmp_path) == others | {first.name, second.name}
+    assert names(tmp_path) == others
+
+
+def test_without_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
+    (tmp_path / ".0123abcd.tmp").mkdir()
+    monkeypatch.setattr(sys, "platform", "win32")
+    with folder_lock(tmp_path) as is_held, own_folder(tmp_path) as folder:
+        assert not is_held
+        assert names(tmp_path) == {".0123abcd.tmp", folder.name}
+    assert names(tmp_path) == {".0123abcd.tmp"}
+
+
+@needs_locks
+def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError("No locks available")
+
+    (tmp_path / ".0123abcd.tmp").mkdir()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with own_folder(tmp_path) as folder:
+        assert names(tmp_path) == {".0123abcd.tmp", folder.name}
+
+
+_TERMINATED = """
+import os, signal, sys
+from pathlib import Path
+from sacvit_deploy.staging import own_folder
+
+with own_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process there at once")
+def test_sigterm_leaves_nothing(tmp_path):
+    """In a process of its own, which would end where it is not caught."""
+    command = [sys.executable, "-c", _TERMINATED, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "KeyboardInterrupt" in ran.stderr
+    assert names(tmp_path) == set()
+
+
+def test_who_listens_to_sigterm_already_goes_on_doing_so():
+    def listen(*_: object) -> None:
+        pass
+
+    before = signal.signal(signal.SIGTERM, listen)
+    try:
+        with terminated_like_ctrl_c():
+            assert signal.getsignal(signal.SIGTERM) is listen
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with contextlib.suppress(KeyboardInterrupt), terminated_like_ctrl_c():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_thread_leaves_signals_alone():
+    seen = []
+
+    def work() -> None:
+        with terminated_like_ctrl_c():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
