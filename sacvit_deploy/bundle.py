@@ -29,7 +29,14 @@ from sacvit_deploy.manifest import (
     Precision,
     check_eta,
 )
-from sacvit_deploy.staging import folder_lock, own_folder, terminated_like_ctrl_c
+from sacvit_deploy.staging import (
+    folder_lock,
+    own_folder,
+    swap_in,
+    sync,
+    sync_file,
+    terminated_like_ctrl_c,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,24 +193,30 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
     target = Path(path).resolve()
     check_replaceable(target, force=force)
     staging = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    with _told_as_bundle_error(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-    try:
-        with terminated_like_ctrl_c():
+    with terminated_like_ctrl_c():
+        try:
+            with _told_as_bundle_error(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staging.mkdir()
             yield staging
-        if not (staging / MANIFEST).is_file():
-            raise BundleError(
-                f"No {MANIFEST} was written for {target}.", "Call write_manifest at the end."
-            )
+            if not (staging / MANIFEST).is_file():
+                raise BundleError(
+                    f"No {MANIFEST} was written for {target}.", "Call write_manifest at the end."
+                )
+            _put_in_place(staging, target, force=force)
+        finally:
+            if staging.exists():
+                shutil.rmtree(staging)
+
+
+def _put_in_place(staging: Path, target: Path, *, force: bool) -> None:
+    with _told_as_bundle_error(target), contextlib.ExitStack() as held:
+        sync(staging)
+        if target.is_dir():  # nobody is to be writing to what is replaced
+            held.enter_context(folder_lock(target))
         # Again, for what came there while the block was at work.
         check_replaceable(target, force=force)
-        with _told_as_bundle_error(target):
-            _sync(staging)
-            _swap_in(staging, target)
-    finally:
-        if staging.exists():
-            shutil.rmtree(staging)
+        swap_in(staging, target)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -237,7 +250,7 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     with _told_as_bundle_error(bundle.path):
         try:
             temporary.write_text(manifest.to_json(), encoding="utf-8")
-            _sync_one(temporary)
+            sync_file(temporary)
             os.replace(temporary, bundle.path / MANIFEST)
         finally:
             temporary.unlink(missing_ok=True)
@@ -274,18 +287,20 @@ def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
     """Move the files of a `staging_folder` into the bundle, and then write its description.
 
     The bundle is valid at every moment, a power cut included: what is about to be replaced leaves
-    the description first, and what a calibration found with replaced files leaves for good.
+    the description first, and what a calibration found with replaced files leaves for good. While
+    files are being moved, and after a failure then, what was to be replaced may be missing.
 
     Args:
         bundle: As it is now; hold it `locked`.
         staging: Holds the new files at the relative names they are to have.
-        manifest: The new description; its `files` is extended here.
+        manifest: The new description; its `files` is extended here. A file that it has no more is
+            removed from the folder.
 
     Raises:
         BundleError: The folder cannot be written to.
     """
     with _told_as_bundle_error(bundle.path):
-        _sync(staging)
+        sync(staging)
         new = {
             file.relative_to(staging).as_posix(): FileRecord.of(file)
             for file in sorted(staging.rglob("*"))
@@ -302,16 +317,26 @@ def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
         files={**manifest.files, **new},
         exit_calibrations=_calibrations_without(manifest, new.keys()),
     )
-    return update_manifest(bundle, complete)
+    published = update_manifest(bundle, complete)
+    for name in bundle.manifest.files.keys() - complete.files.keys():
+        # Nothing names it any more: where it cannot be removed, it only takes up room.
+        with contextlib.suppress(OSError):
+            (bundle.path / name).unlink()
+    return published
 
 
 def _without(manifest: Manifest, names: AbstractSet[str]) -> Manifest:
-    """The description without some files, and without what needs them."""
+    """The description without some files, and without what needs them or was built from them."""
+    gone = {(graph.role, graph.precision) for graph in manifest.graphs if names & set(graph.files)}
     return dataclasses.replace(
         manifest,
         files={name: record for name, record in manifest.files.items() if name not in names},
-        graphs=tuple(graph for graph in manifest.graphs if not names & set(graph.files)),
-        engines=tuple(engine for engine in manifest.engines if engine.file not in names),
+        graphs=tuple(g for g in manifest.graphs if (g.role, g.precision) not in gone),
+        engines=tuple(
+            engine
+            for engine in manifest.engines
+            if engine.file not in names and (engine.role, engine.precision) not in gone
+        ),
         exit_calibrations=_calibrations_without(manifest, names),
     )
 
@@ -434,33 +459,6 @@ def check_replaceable(target: Path, *, force: bool) -> None:
             f"{target} exists and is not a bundle, so --force does not replace it.",
             "Choose another path, or remove it yourself.",
         )
-
-
-def _swap_in(staging: Path, target: Path) -> None:
-    """Put the new folder in the place of the old; the old one is back if that fails."""
-    aside = staging.with_suffix(".old")
-    try:
-        if target.exists():
-            target.rename(aside)
-        staging.rename(target)
-    except BaseException:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        raise
-    if aside.exists():
-        shutil.rmtree(aside)
-
-
-def _sync(folder: Path) -> None:
-    """Have the content on disk before the rename, so that a power cut leaves no empty files."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            _sync_one(file)
-
-
-def _sync_one(file: Path) -> None:
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 @contextlib.contextmanager

@@ -106,11 +106,18 @@ def read_pictures(path: Path) -> tuple[Sample, ...]:
         path: As `read_samples` takes it, or a folder of pictures without any folder in it.
 
     Raises:
-        DataError: As in `read_samples`.
+        DataError: As in `read_samples`; or it holds both pictures and folders.
     """
-    if not path.is_dir() or _class_folders(path):
+    if not path.is_dir():
         return read_samples(path).samples
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if _class_folders(path):
+        if files:
+            raise DataError(
+                f"{path} holds {len(files)} pictures beside its folders, such as {files[0].name}.",
+                "Give a folder of pictures, or of class folders, and nothing else in it.",
+            )
+        return read_samples(path).samples
     if not files:
         raise DataError(f"{path} holds no pictures.", "Give a folder of pictures.")
     return tuple(Sample(str(file), "") for file in files)

@@ -1,5 +1,7 @@
 """Hidden folders to fill, each with one owner and gone with it, and locks on folders.
 
+What was filled takes the place of an older folder in two renames.
+
 Several processes may work on one bundle. The locks are the operating system's, on the folders
 themselves: no file is left behind by them, and they end with their process, however it ends.
 """
@@ -30,7 +32,8 @@ _NAME = re.compile(r"\.[0-9a-f]{8}\.tmp")
 def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a folder while the block lasts; only one at a time has it.
 
-    It is not to be asked for again by whoever has it.
+    It is not to be asked for again by whoever has it. A folder that takes the place of another
+    while that one's lock is waited for is the one that gets locked.
 
     Args:
         folder: It exists.
@@ -46,9 +49,20 @@ def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     if sys.platform == "win32":
         yield False
         return
+    while True:
+        with _opened(folder) as descriptor:
+            is_held = _lock(descriptor, wait=wait)
+            # The lock is on what was opened, and the block will go by the path.
+            if not is_held or os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                yield is_held
+                return
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield _lock(descriptor, wait=wait)
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -76,8 +90,13 @@ def own_folder(parent: Path) -> Iterator[Path]:
             folder = parent / f".{secrets.token_hex(4)}.tmp"
             folder.mkdir()
             owned.enter_context(folder_lock(folder))
-            owned.callback(shutil.rmtree, folder)
+            owned.callback(_remove, folder)
         yield folder
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it went with the folder it was made in
+        shutil.rmtree(folder)
 
 
 def _remove_abandoned(parent: Path) -> None:
@@ -105,3 +124,41 @@ def terminated_like_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def swap_in(staging: Path, target: Path) -> None:
+    """Put a new folder in the place of an old one, which is back if that does not succeed.
+
+    An exception that comes from outside, as Ctrl-C does, finds one of the two in place, too.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    aside = staging.with_suffix(".old")
+    try:
+        if target.exists():
+            target.rename(aside)
+        staging.rename(target)
+    finally:
+        if aside.exists():
+            if not staging.exists():
+                shutil.rmtree(aside)
+            elif not target.exists():
+                aside.rename(target)
+
+
+def sync(folder: Path) -> None:
+    """Have the content of files on disk before a rename: a power cut leaves no empty files.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    for file in folder.rglob("*"):
+        if file.is_file():
+            sync_file(file)
+
+
+def sync_file(file: Path) -> None:
+    """As `sync`, for one file."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())

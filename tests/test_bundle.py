@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from sacvit_deploy.errors import (
     BundleVersionError,
     ConfigError,
 )
+from sacvit_deploy.staging import folder_lock, swap_in
 from tests.fakes import CF, DENSE, SAC, fake_manifest
 
 
@@ -283,6 +286,53 @@ def test_a_failed_swap_brings_the_old_bundle_back(tmp_path, monkeypatch, exists)
     assert names(tmp_path) == ({"bundle"} if exists else set())
     if exists:
         assert (path / "ee.onnx").read_text() == "graph"
+
+
+_TERMINATED = """
+import os, signal, sys
+from pathlib import Path
+from sacvit_deploy.bundle import new_bundle, write_manifest
+from tests.fakes import fake_manifest
+
+rename = Path.rename
+
+def terminated_when_the_old_one_is_aside(self, target):
+    rename(self, target)
+    if target.suffix == ".old":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Path.rename = terminated_when_the_old_one_is_aside
+with new_bundle(sys.argv[1], force=True) as staging:
+    for graph in fake_manifest().graphs:
+        (staging / graph.file).write_text("other")
+    write_manifest(staging, fake_manifest())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process there at once")
+def test_sigterm_between_the_two_renames_brings_the_old_bundle_back(folder) -> None:
+    """In a process of its own, which would end where it is not caught."""
+    command = [sys.executable, "-c", _TERMINATED, str(folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "KeyboardInterrupt" in ran.stderr
+    assert names(folder.parent) == {"bundle"}
+    Bundle.open(folder)
+    assert (folder / "ee.onnx").read_text() == "graph"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_nobody_else_changes_a_bundle_while_it_is_replaced(folder, monkeypatch) -> None:
+    seen = []
+
+    def watched(staging, target):
+        with folder_lock(target, wait=False) as is_free:
+            seen.append(is_free)
+        swap_in(staging, target)
+
+    monkeypatch.setattr("sacvit_deploy.bundle.swap_in", watched)
+    write(folder, "other", force=True)
+    assert seen == [False]
+    assert (folder / "ee.onnx").read_text() == "other"
 
 
 def test_an_export_without_description_is_a_mistake(tmp_path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -225,6 +226,59 @@ def test_a_bundle_is_valid_at_every_moment(bundle, monkeypatch, calls):
     wanted = {0: b"plan", 3: b"next"}.get(calls)
     contents = [reopened.engine_path(engine).read_bytes() for engine in reopened.engines()]
     assert contents == ([wanted] if wanted else [])
+
+
+def test_an_engine_leaves_the_description_with_its_graph(bundle, monkeypatch):
+    """Until the new graph is there, so that a failure between leaves no engine of none."""
+    half = dataclasses.replace(bundle.graph("early_exit"), precision="fp16", file="ee.fp16.onnx")
+    other = dataclasses.replace(ENTRY, role="refine", file="engines/sac.engine")
+    graphs = (*bundle.manifest.graphs, half, dataclasses.replace(half, role="refine"))
+    with staging_folder(bundle) as staging:
+        (staging / half.file).write_text("first")
+        manifest = dataclasses.replace(bundle.manifest, graphs=graphs)
+        bundle = publish(bundle, staging, manifest)
+    fp32 = dataclasses.replace(ENTRY, precision="fp32", file="engines/fp32.engine")
+    bundle = add(bundle, ENTRY, other, fp32)
+    replace = os.replace
+
+    def fail(source, target):
+        if target.name == half.file:
+            raise OSError("Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+
+    def publish_again() -> None:
+        with staging_folder(bundle) as staging:
+            (staging / half.file).write_text("second")
+            publish(bundle, staging, bundle.manifest)
+
+    with pytest.raises(BundleError, match="Input/output error"):
+        publish_again()
+    assert Bundle.open(bundle.path).engines() == (fp32,)
+
+
+@pytest.mark.parametrize("can_be_removed", [True, False])
+def test_what_a_new_description_does_not_have_is_removed(bundle, monkeypatch, can_be_removed):
+    bundle = add(bundle, ENTRY)
+    described = []
+
+    def unlink(self, *, missing_ok=False):
+        if self.suffix == ".engine":
+            described.append(ENTRY.file in Bundle.open(bundle.path).manifest.files)
+            if not can_be_removed:
+                raise PermissionError("it is in use")
+        remove(self, missing_ok=missing_ok)
+
+    remove = Path.unlink
+    monkeypatch.setattr(Path, "unlink", unlink)
+    files = {k: v for k, v in bundle.manifest.files.items() if k != ENTRY.file}
+    with staging_folder(bundle) as staging:
+        manifest = dataclasses.replace(bundle.manifest, files=files, engines=())
+        published = publish(bundle, staging, manifest)
+    assert described == [False]
+    assert bundle.engine_path(ENTRY).exists() is not can_be_removed
+    assert Bundle.open(bundle.path).manifest == published.manifest
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(bundle):

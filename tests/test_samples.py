@@ -165,6 +165,12 @@ def test_where_labels_do_not_matter_a_folder_of_pictures_will_do(tmp_path, folde
         read_pictures(tmp_path / "none")
 
 
+def test_pictures_beside_class_folders_are_not_passed_over(folder):
+    (folder / "loose.jpg").write_bytes(encoded(1, "loose.jpg"))
+    with pytest.raises(DataError, match=r"1 pictures beside its folders, such as loose\.jpg"):
+        read_pictures(folder)
+
+
 def test_a_zip_without_pictures_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         archive.writestr("cat/readme.txt", "nothing")

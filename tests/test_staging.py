@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.staging import folder_lock, own_folder, terminated_like_ctrl_c
+from sacvit_deploy.staging import folder_lock, own_folder, swap_in, terminated_like_ctrl_c
 
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
 
@@ -43,6 +43,77 @@ def test_a_second_one_waits(tmp_path):
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+@needs_locks
+def test_who_waited_gets_the_lock_of_the_folder_that_is_there_then(tmp_path):
+    folder, new = tmp_path / "bundle", tmp_path / ".new.tmp"
+    folder.mkdir()
+    new.mkdir()
+    seen = []
+
+    def second() -> None:
+        with folder_lock(folder), folder_lock(folder, wait=False) as is_free:
+            seen.append(is_free)
+
+    thread = threading.Thread(target=second)
+    with folder_lock(folder):
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        swap_in(new, folder)
+    thread.join()
+    assert seen == [False]
+
+
+@needs_locks
+def test_a_folder_that_went_while_its_lock_was_waited_for_is_an_error(tmp_path, monkeypatch):
+    import fcntl
+
+    folder, flock = tmp_path / "bundle", fcntl.flock
+    folder.mkdir()
+
+    def slow(descriptor: int, how: int) -> None:
+        folder.rmdir()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with pytest.raises(FileNotFoundError), folder_lock(folder):
+        pass
+
+
+def test_a_folder_that_went_with_its_parent_is_no_error(tmp_path):
+    parent = tmp_path / "bundle"
+    parent.mkdir()
+    with own_folder(parent) as folder:
+        parent.rename(tmp_path / "aside")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("suffix", [".new", ".old"])
+def test_ctrl_c_leaves_a_folder_in_place(tmp_path, monkeypatch, suffix, after):
+    """Before or after each of the two renames."""
+    folder, new = tmp_path / "bundle", tmp_path / ".x.tmp"
+    for each in (folder, new):
+        each.mkdir()
+        (each / each.name).touch()
+    rename, calls = Path.rename, []
+
+    def press(self: Path, target: Path) -> None:
+        calls.append(target)
+        is_meant = len(calls) == 1 if suffix == ".old" else len(calls) == 2
+        if after or not is_meant:
+            rename(self, target)
+        if is_meant:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", press)
+    with pytest.raises(KeyboardInterrupt):
+        swap_in(new, folder)
+    is_new = suffix == ".new" and after
+    assert names(folder) == {".x.tmp" if is_new else "bundle"}
+    assert names(tmp_path) == ({"bundle"} if is_new else {"bundle", ".x.tmp"})
 
 
 @needs_locks

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.backend_options import tell_passed_over
 from sacvit_deploy.commands.calibrate_options import calibrate_options, goal_of
-from sacvit_deploy.commands.computing import echo_computing
 from sacvit_deploy.evaluation.calibrate import CalibrationRequest, calibrate_bundle
 from sacvit_deploy.evaluation.class_names import read_class_names
 from sacvit_deploy.evaluation.description import describe_calibration
@@ -43,7 +43,7 @@ def command(bundle: Path, data: Path, **chosen: Any) -> None:
             data,
             request,
             lambda share, what: draw("Measuring", share, what),
-            lambda pipeline: echo_computing(pipeline, request.backend),
+            lambda pipeline: tell_passed_over(pipeline, request.backend),
         )
     if plot:
         write_exit_curve(found, plot)

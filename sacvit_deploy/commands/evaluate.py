@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sacvit_deploy.commands import options
-from sacvit_deploy.commands.computing import echo_computing
+from sacvit_deploy.commands.backend_options import tell_passed_over
 from sacvit_deploy.evaluation.compared import read_compared
 from sacvit_deploy.evaluation.evaluate import EvaluationRequest, run_evaluation
 from sacvit_deploy.evaluation.evaluation_text import evaluation_lines
@@ -67,7 +67,7 @@ def command(report: Path | None, compare: Iterable[Path], as_json: bool, **chose
         evaluation = run_evaluation(
             request,
             lambda share, what: draw("evaluate", share, what),
-            lambda pipeline: echo_computing(pipeline, request.backend),
+            lambda pipeline: tell_passed_over(pipeline, request.backend),
         )
     if report:
         write_whole(report, html_report(evaluation, compared))

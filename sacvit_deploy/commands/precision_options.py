@@ -28,7 +28,7 @@ calibration_data_option = click.option(
     type=click.Path(path_type=Path),
     metavar="DATA",
     help="Pictures to calibrate INT8 on, and to compare the decisions of FP16 and INT8 on: a "
-    "folder of them, a zip, or a table.",
+    "folder of them or of class folders, a zip, or a labelled table.",
 )
 _CALIBRATION = (
     click.option(

@@ -9,7 +9,7 @@ import click
 
 from sacvit_deploy.bundle import Precision
 from sacvit_deploy.commands import options
-from sacvit_deploy.commands.computing import echo_computing
+from sacvit_deploy.commands.backend_options import tell_passed_over
 from sacvit_deploy.runtime.pipeline import load
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def command(bundle: Path, images: tuple[Path, ...], as_json: bool, **chosen: Any
       sacvit-deploy run bundle cat.jpg dog.jpg --eta 0.6
     """
     pipeline = load(bundle, **chosen)
-    echo_computing(pipeline, chosen["backend"])
+    tell_passed_over(pipeline, chosen["backend"])
     results = pipeline(list(images))
     if as_json:
         options.echo_json([result.to_dict() for result in results])

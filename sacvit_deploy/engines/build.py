@@ -23,7 +23,7 @@ from sacvit_deploy.engines.plan import build_plan, check_timing_cache, target_na
 from sacvit_deploy.engines.plan_inspection import check_plan
 from sacvit_deploy.engines.precision_share import PrecisionDemand
 from sacvit_deploy.engines.tensorrt_flavour import library_cuda, load_flavour
-from sacvit_deploy.errors import BundleError, EngineError
+from sacvit_deploy.errors import BundleError, BundleIntegrityError, EngineError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +63,10 @@ class EngineRequest:
 def build_engines(
     bundle: Bundle, request: EngineRequest, on_progress: OnBuildProgress
 ) -> tuple[Bundle, tuple[EngineEntry, ...]]:
-    """Build one engine per graph; the bundle gets all of them or stays as it was.
+    """Build one engine per graph; the bundle gets all of them.
+
+    It stays as it was when anything is raised, but for a failure while the new files are being
+    moved in: engines that were to be replaced may be missing then (see `publish`).
 
     Args:
         bundle: Has graphs of the precision that is asked for.
@@ -75,6 +78,7 @@ def build_engines(
 
     Raises:
         BundleError: There are no such graphs, or the folder cannot be written.
+        BundleIntegrityError: The graphs were replaced while engines of the old ones were built.
         EngineError: The library refuses, or a graph is not what its entry says.
         MissingDependencyError: The library is not installed.
         KeyboardInterrupt: Ctrl-C.
@@ -103,7 +107,23 @@ def build_engines(
             del plan  # as large as the engine: not beside the next one
         # As it is by now: another build may have ended since.
         with locked(bundle.path) as current:
+            _check_unchanged(bundle, current)
             return publish(current, staging, _with_engines(current, entries)), tuple(entries)
+
+
+def _check_unchanged(bundle: Bundle, current: Bundle) -> None:
+    """Refuse engines of graphs that are no longer there; what was added is no matter."""
+    files = current.manifest.files
+    changed = [
+        name
+        for name, record in bundle.manifest.files.items()
+        if not name.startswith(f"{ENGINE_FOLDER}/") and files.get(name) != record
+    ]
+    if changed:
+        raise BundleIntegrityError(
+            f"Bundle {bundle.path} was changed while it was built: {', '.join(sorted(changed))}.",
+            "Build again.",
+        )
 
 
 def check_request(request: EngineRequest) -> EngineRequest:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from sacvit_deploy.engines.build_monitor import OnProgress
     from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
     from sacvit_deploy.engines.tensorrt_flavour import Flavour
-    from sacvit_deploy.manifest import Precision
 
 _HARDWARE = {
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
@@ -91,7 +90,7 @@ def build_plan(
     _parse(parser, graph, flavour)
     share = precision_share(network_layers(trt, network))
     demand.check(share, graph.name)
-    config = _config(flavour, builder, options, demand.precision)
+    config = _config(flavour, builder, options)
     _add_profile(builder, network, config, options.batch)
     progress = Progress(on_progress)
     with cancelled_by_ctrl_c() as cancelled:
@@ -121,11 +120,11 @@ def _parse(parser: Any, graph: Path, flavour: Flavour) -> None:
     )
 
 
-def _config(flavour: Flavour, builder: Any, options: BuildOptions, precision: Precision) -> Any:
+def _config(flavour: Flavour, builder: Any, options: BuildOptions) -> Any:
     trt, config = flavour.module, builder.create_builder_config()
-    if precision == "fp32" and "TF32" in trt.BuilderFlag.__members__:
-        # On by default: it rounds the factors of products to 10 bits, and tokens are ranked by
-        # smaller differences.
+    if "TF32" in trt.BuilderFlag.__members__:
+        # On by default: it rounds the factors of FP32 products to 10 bits, and tokens are ranked by
+        # smaller differences; in FP16 and INT8 graphs what ranks them is FP32 on purpose.
         config.clear_flag(trt.BuilderFlag.TF32)
     # Names and types of all layers, for the engine inspector.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

@@ -15,7 +15,7 @@ PICTURES = sample_pictures()
 
 
 def test_the_document_is_that_of_the_contract(invoke, sac_host):
-    ran = invoke("run", sac_host.path, *PICTURES, "--eta", 1, "--json", "--backend", "onnxruntime")
+    ran = invoke("run", sac_host.path, *PICTURES, "--eta", 1, "--json")
     assert ran.code == 0
     assert ran.err == ""
     found = json.loads(ran.out)

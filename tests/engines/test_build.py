@@ -19,7 +19,12 @@ from sacvit_deploy.engines.build import EngineRequest, build_engines
 from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.tensorrt_flavour import Flavour
-from sacvit_deploy.errors import BundleError, EngineError, MissingDependencyError
+from sacvit_deploy.errors import (
+    BundleError,
+    BundleIntegrityError,
+    EngineError,
+    MissingDependencyError,
+)
 from sacvit_deploy.staging import folder_lock
 from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
 
@@ -76,12 +81,11 @@ def test_every_graph_becomes_an_engine(typed, precision):
         assert reopened.engine_path(entry).read_bytes()[:4] == b"vtrt", "nothing is prepended"
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("fp16", True)])
-def test_fp32_means_fp32_and_not_tf32(precision, allowed):
+def test_fp32_means_fp32_and_not_tf32():
     options = BuildOptions(compute_capabilities=("8.6",))
     builder = rtx.Builder(rtx.Logger())
-    config = plan._config(Flavour("tensorrt-rtx", rtx), builder, options, precision)
-    assert config.get_flag(rtx.BuilderFlag.TF32) is allowed
+    config = plan._config(Flavour("tensorrt-rtx", rtx), builder, options)
+    assert not config.get_flag(rtx.BuilderFlag.TF32)
 
 
 def test_shares_are_those_of_the_graphs(typed):
@@ -147,6 +151,31 @@ def test_two_builds_at_a_time_both_stay(typed):
     build_engines(typed, request("fp16"), quiet)
     build_engines(typed, request("int8"), quiet)
     assert len(Bundle.open(typed.path).engines()) == 4
+
+
+def replace_file(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).write_bytes(b"other")
+    files = {**bundle.manifest.files, name: FileRecord.of(bundle.path / name)}
+    update_manifest(bundle, dataclasses.replace(bundle.manifest, files=files))
+
+
+def test_graphs_that_were_replaced_meanwhile_get_no_engines(typed):
+    def change(role: str, share: float, what: str) -> None:
+        if role == "refine" and (typed.path / "ee.fp16.onnx").read_bytes() != b"other":
+            replace_file(typed, "ee.fp16.onnx")
+
+    with pytest.raises(BundleIntegrityError, match=r"while it was built: ee\.fp16\.onnx\.\nBuild"):
+        build_engines(typed, request("fp16"), change)
+    assert Bundle.open(typed.path).engines() == ()
+    assert not (typed.path / "engines").exists()
+
+
+def test_what_was_added_meanwhile_is_no_matter(typed):
+    def change(role: str, share: float, what: str) -> None:
+        replace_file(typed, "notes")
+
+    build_engines(typed, request(), change)
+    assert "notes" in Bundle.open(typed.path).manifest.files
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from sacvit_deploy.bundle import Bundle, Manifest
+    from sacvit_deploy.bundle import Bundle, EngineEntry, Manifest
     from sacvit_deploy.exporters.precision.conversion import Conversion, Kept
     from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
     from sacvit_deploy.runtime.decisions import Agreement
@@ -38,7 +38,7 @@ def add_precision(
 
     Names, dtypes and shapes of inputs and outputs are those of the FP32 graphs. The same request
     gives the same files. Graphs of that precision that are there already are replaced, and engines
-    built from them are dropped from the description.
+    built from them are removed.
 
     Args:
         bundle: With FP32 graphs.
@@ -46,7 +46,9 @@ def add_precision(
         report: Called with one line for each step.
 
     Returns:
-        The bundle with its new description. When anything is raised, it is on disk as it was.
+        The bundle with its new description. When anything is raised, it is on disk as it was, but
+        for a failure while files are being moved: the bundle is valid at every moment, and graphs
+        that were to be replaced may be missing then.
 
     Raises:
         PrecisionError: The network would not decide as before.
@@ -123,9 +125,16 @@ def _manifest(
     manifest: Manifest, entries: tuple[GraphEntry, ...], record: dict[str, Any]
 ) -> Manifest:
     precision = entries[0].precision
+    stale = {name for e in manifest.engines if e.precision == precision for name in _built(e)}
     return dataclasses.replace(
         manifest,
+        files={name: record for name, record in manifest.files.items() if name not in stale},
         graphs=(*(g for g in manifest.graphs if g.precision != precision), *entries),
         engines=tuple(e for e in manifest.engines if e.precision != precision),
         precisions={**manifest.precisions, precision: record},
     )
+
+
+def _built(engine: EngineEntry) -> tuple[str, str]:
+    """The plan file of an engine and its log."""
+    return engine.file, str(PurePosixPath(engine.file).with_suffix(".log"))

@@ -44,7 +44,8 @@ class Channels:
     @classmethod
     def of(cls, values: Array) -> Channels:
         """Of one batch of a tensor (..., C)."""
-        rows = values.reshape(-1, values.shape[-1])
+        # A channel that hardly varies needs the digits, once its mean is taken out.
+        rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
         count = len(rows)
         moment = rows.T @ rows / count
         return cls(rows.min(axis=0), rows.max(axis=0), rows.mean(axis=0), moment, count)

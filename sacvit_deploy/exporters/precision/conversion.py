@@ -22,7 +22,7 @@ from sacvit_deploy.exporters.precision.sessions import (
     LiteralSession,
     RecordingSession,
 )
-from sacvit_deploy.exporters.precision.smooth import smooth
+from sacvit_deploy.exporters.precision.smooth import smooth, with_inserted
 from sacvit_deploy.runtime.decisions import (
     Agreement,
     Decisions,
@@ -91,7 +91,7 @@ class Conversion:
     def engine_graph(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
         """What engines are built from: the same, in INT8 with the rest in half."""
         graph = self.graph(role, kept)
-        return graph if self.request.precision == "fp16" else half_model(graph, kept)
+        return graph if self.request.precision == "fp16" else half_model(graph, with_inserted(kept))
 
     def literal(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
         """One graph as a GPU computes it, in what ONNX Runtime on a CPU can be made to do."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnxruntime.quantization import QDQQuantizer, QuantType
 
+from sacvit_deploy.errors import PrecisionError
 from sacvit_deploy.exporters.precision.calibrate import linear_layers, quantised_nodes
 from sacvit_deploy.exporters.precision.rounding import rounded_weight
 
@@ -48,6 +50,9 @@ def rounded_weights(
     Args:
         models: FP32 graphs, whose nodes have their places in the network.
         taken: By place, what each layer takes in.
+
+    Raises:
+        PrecisionError: A layer took in values that are not finite.
     """
     by_place: dict[str, RoundedWeight] = {}
     found: dict[Role, dict[str, RoundedWeight]] = {}
@@ -56,10 +61,19 @@ def rounded_weights(
         found[role] = {}
         for place, node in linear_layers(model, role).items():
             if place not in by_place:
+                _check_finite(taken[place], place)
                 weight = numpy_helper.to_array(stored[node.input[1]])
                 by_place[place] = rounded_weight(weight, taken[place].moment)
             found[role][node.name] = by_place[place]
     return found
+
+
+def _check_finite(channels: Channels, place: str) -> None:
+    if not np.isfinite(channels.moment).all():
+        raise PrecisionError(
+            f"On the calibration pictures {place} takes in values that are not finite in FP32.",
+            "Check the checkpoint, or take other pictures.",
+        )
 
 
 def int8_model(

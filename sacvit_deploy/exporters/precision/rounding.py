@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LEVELS = 127
 """Symmetric INT8: from -127 to 127."""
 
+# Half precision holds nothing smaller, and a scale must not be zero.
+_SMALLEST_SCALE = 2.0**-24
 _SMALLEST = 1e-8
 # Share of the mean of the Hessian's diagonal that is added to it, as in the paper.
 _DAMPING = 0.01
@@ -46,10 +48,10 @@ def rounded_weight(weight: Array, moment: Array) -> RoundedWeight:
 
     Args:
         weight: (inputs, outputs), float32.
-        moment: E[x x^T] of what the layer takes in, (inputs, inputs).
+        moment: E[x x^T] of what the layer takes in, (inputs, inputs), float64.
     """
-    scale = np.maximum(np.abs(weight).max(axis=0), _SMALLEST) / LEVELS
-    hessian = moment.astype(np.float64)
+    scale = np.maximum(np.abs(weight).max(axis=0) / LEVELS, _SMALLEST_SCALE)
+    hessian = moment.copy()
     mean = float(np.diag(hessian).mean())
     hessian += np.eye(len(hessian)) * max(_DAMPING * mean, _SMALLEST)
     # The largest first, while there are still others to make up for them.

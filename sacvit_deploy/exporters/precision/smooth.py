@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 _SMALLEST = 1e-5
+# No channel is enlarged more than so many times against another: a dead one has nothing to gain,
+# and half precision overflows.
+_MOST_APART = 1e3
 _WORTH_A_PRODUCT = 2.0
 # Of the squared error of a weight rounded to nearest, what `rounding` leaves, as measured.
 _LEFT_BY_ROUNDING = 0.25
@@ -132,13 +135,25 @@ def _best(taken: Channels, weight: Array, *, own_product: bool) -> Smoothing | N
     """The one with the least error; None if that is not enough less than without."""
     nothing = np.zeros(len(weight))
     centre = (taken.lowest + taken.highest) / 2 if own_product else nothing
-    half = np.maximum(_half_width(taken, centre), _SMALLEST)
-    of_weight = np.maximum(np.abs(weight).max(axis=1), _SMALLEST)
-    choices = [Smoothing(s, centre, half**s / of_weight ** (1 - s)) for s in STRENGTHS]
+    half = _not_far_apart(_half_width(taken, centre))
+    of_weight = _not_far_apart(np.abs(weight).max(axis=1))
+    choices = [Smoothing(s, centre, _factor(half, of_weight, s)) for s in STRENGTHS]
     errors = [_expected_error(taken, weight, choice) for choice in choices]
     plain = _expected_error(taken, weight, Smoothing(0.0, nothing, np.ones(len(weight))))
     least_gain = _WORTH_A_PRODUCT if own_product else 1.0
     return choices[int(np.argmin(errors))] if min(errors) * least_gain < plain else None
+
+
+def _factor(half: Array, of_weight: Array, strength: float) -> Array:
+    """Eq. 4 of SmoothQuant, about one, so that neither values nor weights change their size."""
+    ratio = half**strength / of_weight ** (1 - strength)
+    factor: Array = ratio / np.exp(np.log(ratio).mean())
+    return factor
+
+
+def _not_far_apart(sizes: Array) -> Array:
+    enough: Array = np.maximum(sizes, max(_SMALLEST, sizes.max() / _MOST_APART))
+    return enough
 
 
 def _half_width(taken: Channels, centre: Array) -> Array:
@@ -182,7 +197,7 @@ def _apply(model: onnx.ModelProto, layer: Smoothable, smoothing: Smoothing) -> N
 
 def _insert_before(model: onnx.ModelProto, linear: onnx.NodeProto, op_type: str, by: Array) -> None:
     """Put a product with a constant, or a sum, between a linear layer and what it takes in."""
-    name = f"{linear.name}_smooth_{op_type}"
+    name = _inserted_name(linear.name, op_type)
     constant = numpy_helper.from_array(by.astype(np.float32), f"{name}_constant")
     model.graph.initializer.append(constant)
     node = onnx.helper.make_node(
@@ -191,6 +206,15 @@ def _insert_before(model: onnx.ModelProto, linear: onnx.NodeProto, op_type: str,
     linear.input[0] = node.output[0]
     index = next(i for i, each in enumerate(model.graph.node) if each.name == linear.name)
     model.graph.node.insert(index, node)
+
+
+def with_inserted(nodes: frozenset[str]) -> frozenset[str]:
+    """Names of nodes, and of what may have been put before them."""
+    return nodes | {_inserted_name(name, kind) for name in nodes for kind in ("Mul", "Add")}
+
+
+def _inserted_name(linear: str, op_type: str) -> str:
+    return f"{linear}_smooth_{op_type}"
 
 
 def _change_bias(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle import Bundle, EngineEntry, Precision, publish, staging_folder
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.errors import BundleError, ConfigError, DataError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
@@ -136,6 +137,46 @@ def test_a_precision_is_replaced(precise, tmp_path):
     assert Bundle.open(copy.path).manifest == again.manifest
     file = copy.graph(role, "fp16").file
     assert again.manifest.files[file] != copy.manifest.files[file]
+
+
+def with_engines(bundle: Bundle, *precisions: Precision) -> Bundle:
+    """Not real ones, each with its log."""
+    entries = tuple(
+        EngineEntry(
+            role=bundle.manifest.graphs[0].role,
+            precision=precision,
+            file=f"engines/{precision}.engine",
+            runtime="tensorrt",
+            runtime_version="10.3.0",
+            cuda_version="12.6",
+            compute_capabilities=("8.7",),
+            os="linux-aarch64",
+            batch=(1, 8, 32),
+            precision_share={},
+            flags={},
+            build_s=1.0,
+            bytes=4,
+        )
+        for precision in precisions
+    )
+    with staging_folder(bundle) as staging:
+        (staging / "engines").mkdir()
+        for entry in entries:
+            (staging / entry.file).write_bytes(b"plan")
+            (staging / entry.file).with_suffix(".log").write_text("said")
+        manifest = dataclasses.replace(bundle.manifest, engines=entries)
+        return publish(bundle, staging, manifest)
+
+
+def test_engines_of_replaced_graphs_go(precise, tmp_path):
+    copy = with_engines(copy_of(precise, tmp_path / "bundle"), "fp32", "fp16", "int8")
+    again = add_precision(copy, PrecisionRequest("fp16"))
+    assert [engine.precision for engine in again.engines()] == ["fp32", "int8"]
+    wanted = {f"{p}.{kind}" for p in ("fp32", "int8") for kind in ("engine", "log")}
+    assert {file.name for file in (copy.path / "engines").iterdir()} == wanted
+    described = {name for name in again.manifest.files if name.startswith("engines/")}
+    assert described == {f"engines/{name}" for name in wanted}
+    assert Bundle.open(copy.path).manifest == again.manifest
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from sacvit_deploy.exporters.precision.calibrate import linear_layers
 from sacvit_deploy.exporters.precision.channels import (
     Channels,
     ChannelSession,
     channels_by_place,
 )
+from sacvit_deploy.exporters.precision.half_precision import half_model
+from sacvit_deploy.exporters.precision.quantize import rounded_weights
 from sacvit_deploy.exporters.precision.sessions import tensor_values
-from sacvit_deploy.exporters.precision.smooth import smooth, smoothable
+from sacvit_deploy.exporters.precision.smooth import smooth, smoothable, with_inserted
 from tests.exporters.graphs import normalised, op_counts, read_graph, run_model
 
 
@@ -108,3 +111,40 @@ def test_what_comes_out_of_gelu_is_centred(sac_host, tmp_path):
     )
     np.testing.assert_allclose(after.mean, expected.mean, atol=1e-4)
     np.testing.assert_allclose(after.moment, expected.moment, atol=1e-3)
+
+
+def test_channels_that_are_dead_or_constant_do_no_harm(sac_host, tmp_path):
+    model = read_graph(sac_host, "early_exit")
+    fc1 = linear_layers(model, "early_exit")["blocks.0.mlp.fc1"]
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    add = next(node for node in model.graph.node if fc1.output[0] in node.input)
+    bias = next(name for name in add.input if name in stored)
+    weight_values = numpy_helper.to_array(stored[fc1.input[1]]).copy()
+    bias_values = numpy_helper.to_array(stored[bias]).copy()
+    weight_values[:, :2], bias_values[:2] = 0, (-50, 3)
+    stored[fc1.input[1]].CopyFrom(numpy_helper.from_array(weight_values, fc1.input[1]))
+    stored[bias].CopyFrom(numpy_helper.from_array(bias_values, bias))
+    image = normalised(sac_host, 3)[1]
+    wanted = run_model(model, image=image)
+    taken = channels_of(model, [image], tmp_path)
+    smoothed = smooth({"early_exit": model}, taken)
+    after = smoothed["blocks.0.mlp.fc2"]
+    assert after.factor.max() / after.factor.min() <= 1.001e3
+    taken |= {p: taken[p].mapped(each.centre, each.factor) for p, each in smoothed.items()}
+    weights = rounded_weights({"early_exit": model}, taken)["early_exit"]
+    assert all(weight.scale.min() > 0 for weight in weights.values())
+    half = half_model(model)
+    names = [output.name for output in model.graph.output]
+    found = tensor_values(half, names, {"image": image}, tmp_path / "half.onnx")
+    for name, exact in zip(names, wanted, strict=True):
+        assert np.abs(found[name] - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_what_was_inserted_is_kept_with_its_layer(sac_host, tmp_path):
+    model = read_graph(sac_host, "early_exit")
+    linear = linear_layers(model, "early_exit")["blocks.0.mlp.fc2"].name
+    before = {node.name for node in model.graph.node}
+    smooth({"early_exit": model}, channels_of(model, [normalised(sac_host, 3)[1]], tmp_path))
+    new = {node.name for node in model.graph.node if linear in node.name} - before
+    assert with_inserted(frozenset({linear})) == {linear, *new}
+    assert len(new) == 2

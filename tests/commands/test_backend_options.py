@@ -6,7 +6,7 @@ import json
 import pytest
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.commands import computing
+from sacvit_deploy.commands import backend_options
 from sacvit_deploy.engines import compatibility
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.registry import OpenedSessions
@@ -59,14 +59,15 @@ def test_who_chooses_is_told_nothing(invoke, bundle):
     ],
 )
 def test_only_what_one_could_expect_is_named(tmp_path, monkeypatch, gpus, engines, told):
-    monkeypatch.setattr(computing, "this_machine", lambda: Machine("linux", "13.0", gpus))
+    monkeypatch.setattr(backend_options, "this_machine", lambda: Machine("linux", "13.0", gpus))
     manifest = fake_manifest()
     if engines:
         place = Workplace.make(tmp_path, monkeypatch, SAC)
         built = place.bundle("tensorrt-rtx").manifest.engines
         manifest = dataclasses.replace(manifest, engines=built)
     opened = OpenedSessions("onnxruntime", fake_sessions(SAC), SKIPPED)
-    taken, *lines = computing.computing_lines(Pipeline(manifest, opened))
-    assert taken == f"computing with onnxruntime in fp32 ({opened.provider})"
+    lines = list(backend_options.passed_over_lines(Pipeline(manifest, opened)))
+    if told:
+        assert lines.pop(0) == f"computing with onnxruntime in fp32 ({opened.provider})"
     assert [line.partition(":")[0].removeprefix("  not ") for line in lines] == told
     assert not engines or lines[0].endswith("does not fit this machine: GPU: none; CUDA: too old")
