@@ -39,7 +39,7 @@ from sacvit_deploy.staging import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from collections.abc import Set as AbstractSet
 
     from sacvit_deploy.spec import Role
@@ -58,6 +58,7 @@ __all__ = [
     "Precision",
     "check_eta",
     "check_replaceable",
+    "check_unchanged",
     "locked",
     "new_bundle",
     "publish",
@@ -159,6 +160,11 @@ class Bundle:
     def engine_path(self, entry: EngineEntry) -> Path:
         """Where the plan file of an engine is."""
         return self.path / entry.file
+
+    def graph_files(self) -> dict[str, FileRecord]:
+        """All files but the engines and their logs."""
+        files = self.manifest.files.items()
+        return {name: record for name, record in files if not _can_be_built_again(name)}
 
     def damaged_engine_files(self) -> dict[str, str]:
         """Engines and their logs that are not as they were written, and how each differs."""
@@ -268,6 +274,24 @@ def locked(path: Path) -> Iterator[Bundle]:
         with _told_as_bundle_error(path):
             held.enter_context(folder_lock(path))
         yield Bundle.open(path, check_hashes=False)
+
+
+def check_unchanged(
+    current: Bundle, before: Mapping[str, FileRecord], what_was_done: str, fix: str
+) -> None:
+    """Refuse to add what rests on files that were replaced meanwhile; new ones are no matter.
+
+    Raises:
+        BundleIntegrityError: A file of `before` is gone, or another.
+    """
+    files = current.manifest.files
+    changed = sorted(name for name, record in before.items() if files.get(name) != record)
+    if changed:
+        raise BundleIntegrityError(
+            f"Bundle {current.path} was changed while it was {what_was_done}: "
+            f"{', '.join(changed)}.",
+            fix,
+        )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sacvit_deploy.bundle import (
     ENGINE_FOLDER,
     EngineEntry,
+    check_unchanged,
     locked,
     publish,
     staging_folder,
@@ -23,7 +24,7 @@ from sacvit_deploy.engines.plan import build_plan, check_timing_cache, target_na
 from sacvit_deploy.engines.plan_inspection import check_plan
 from sacvit_deploy.engines.precision_share import PrecisionDemand
 from sacvit_deploy.engines.tensorrt_flavour import library_cuda, load_flavour
-from sacvit_deploy.errors import BundleError, BundleIntegrityError, EngineError
+from sacvit_deploy.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,23 +108,8 @@ def build_engines(
             del plan  # as large as the engine: not beside the next one
         # As it is by now: another build may have ended since.
         with locked(bundle.path) as current:
-            _check_unchanged(bundle, current)
+            check_unchanged(current, bundle.graph_files(), "built", "Build again.")
             return publish(current, staging, _with_engines(current, entries)), tuple(entries)
-
-
-def _check_unchanged(bundle: Bundle, current: Bundle) -> None:
-    """Refuse engines of graphs that are no longer there; what was added is no matter."""
-    files = current.manifest.files
-    changed = [
-        name
-        for name, record in bundle.manifest.files.items()
-        if not name.startswith(f"{ENGINE_FOLDER}/") and files.get(name) != record
-    ]
-    if changed:
-        raise BundleIntegrityError(
-            f"Bundle {bundle.path} was changed while it was built: {', '.join(sorted(changed))}.",
-            "Build again.",
-        )
 
 
 def check_request(request: EngineRequest) -> EngineRequest:

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from sacvit_deploy.bundle import locked, update_manifest
-from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError
+from sacvit_deploy.bundle import check_unchanged, locked, update_manifest
+from sacvit_deploy.errors import BundleError, ConfigError
 from sacvit_deploy.evaluation.answers import collect_answers
 from sacvit_deploy.evaluation.exit_threshold import (
     ThresholdSearch,
@@ -122,11 +122,5 @@ def _check_can_be_calibrated(path: Path, manifest: Manifest, *, write: bool) -> 
 def _write(path: Path, measured: Manifest, record: ExitCalibration) -> None:
     """Add the record to the bundle as it is now, if what was measured is still there."""
     with locked(path) as bundle:
-        files = bundle.manifest.files
-        changed = [name for name, file in measured.files.items() if files.get(name) != file]
-        if changed:
-            raise BundleIntegrityError(
-                f"Bundle {path} was changed while it was measured: {', '.join(sorted(changed))}.",
-                "Calibrate again.",
-            )
+        check_unchanged(bundle, measured.files, "measured", "Calibrate again.")
         update_manifest(bundle, bundle.manifest.with_calibration(record))

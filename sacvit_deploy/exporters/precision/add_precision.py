@@ -8,7 +8,13 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.bundle import GraphEntry, locked, publish, staging_folder
+from sacvit_deploy.bundle import (
+    GraphEntry,
+    check_unchanged,
+    locked,
+    publish,
+    staging_folder,
+)
 from sacvit_deploy.exporters.passes import check_contract
 from sacvit_deploy.exporters.precision.collapse import check_decisions
 from sacvit_deploy.exporters.precision.conversion import prepare
@@ -74,6 +80,7 @@ def add_precision(
         save_with_shared_weights(files, staging, f"weights.{request.precision}.bin")
         report(f"Writing {', '.join(files)}")
         with locked(bundle.path) as current:
+            check_unchanged(current, bundle.graph_files(), "converted", "Export again.")
             return publish(current, staging, _manifest(current.manifest, entries, record))
 
 

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.bundle import Bundle, EngineEntry, Precision, publish, staging_folder
+from sacvit_deploy.bundle import (
+    Bundle,
+    EngineEntry,
+    FileRecord,
+    Precision,
+    publish,
+    staging_folder,
+    update_manifest,
+)
 from sacvit_deploy.engines.registry import open_sessions
-from sacvit_deploy.errors import BundleError, ConfigError, DataError
+from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError, DataError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision import pictures as chosen
 from sacvit_deploy.exporters.precision.progress import with_bar
@@ -177,6 +185,21 @@ def test_engines_of_replaced_graphs_go(precise, tmp_path):
     described = {name for name in again.manifest.files if name.startswith("engines/")}
     assert described == {f"engines/{name}" for name in wanted}
     assert Bundle.open(copy.path).manifest == again.manifest
+
+
+def test_graphs_that_were_replaced_meanwhile_get_no_precision(sac_host, tmp_path):
+    copy = copy_of(sac_host, tmp_path / "bundle")
+
+    def replace(step: str) -> None:
+        if step.startswith("Writing"):
+            (copy.path / "ee.onnx").write_bytes(b"other")
+            files = {**copy.manifest.files, "ee.onnx": FileRecord.of(copy.path / "ee.onnx")}
+            update_manifest(copy, dataclasses.replace(copy.manifest, files=files))
+
+    with pytest.raises(BundleIntegrityError, match=r"while it was converted: ee\.onnx\.\nExport"):
+        add_precision(copy, PrecisionRequest("fp16"), replace)
+    assert "fp16" not in Bundle.open(copy.path).manifest.precisions
+    assert not list(copy.path.glob("*fp16*"))
 
 
 @pytest.mark.parametrize(
