@@ -23,6 +23,9 @@ precision_option = click.option(
     metavar="fp32|fp16|int8",
     help="Graphs to write beside the FP32 ones; several with commas or by repeating the option.",
 )
+# Pictures; 256 are the default, and below this the range of many a channel is not seen.
+_FEW = 64
+
 calibration_data_option = click.option(
     "--calibration-data",
     type=click.Path(path_type=Path),
@@ -102,3 +105,8 @@ def echo_agreements(bundle: Bundle) -> None:
             f"{agreement['target_overlap']:.1%} of target tokens the same, "
             f"{agreement['exit_flip_rate']:.1%} of exits flip."
         )
+        if precision == "int8" and agreement["images"] < _FEW:
+            click.echo(
+                f"{agreement['images']} pictures are few to calibrate INT8 on, and prove little: "
+                "name some hundred with --calibration-data."
+            )

@@ -35,6 +35,13 @@ def test_a_precision_is_written_beside_fp32(how, invoke, sac_checkpoint, transla
     assert Bundle.open(path).manifest.precisions.keys() == {"fp16"}
 
 
+def test_few_pictures_are_called_few(invoke, data, tmp_path):
+    arguments = ("--random-weights", "--preset", "demo_patch8_64", "--precision", "int8")
+    ran = invoke("export", *arguments, "-o", tmp_path / "bundle", "--calibration-data", data)
+    assert ran.code == 0, ran
+    assert "4 pictures are few to calibrate INT8 on" in ran.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
