@@ -34,8 +34,8 @@ from sacvit_deploy.staging import (
     own_folder,
     swap_in,
     sync,
-    sync_file,
     terminated_like_ctrl_c,
+    write_whole,
 )
 
 if TYPE_CHECKING:
@@ -252,14 +252,8 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
         BundleError: The folder cannot be written.
     """
     _check_covered(manifest)
-    temporary = bundle.path / f".{MANIFEST}.{secrets.token_hex(4)}.tmp"
     with _told_as_bundle_error(bundle.path):
-        try:
-            temporary.write_text(manifest.to_json(), encoding="utf-8")
-            sync_file(temporary)
-            os.replace(temporary, bundle.path / MANIFEST)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(bundle.path / MANIFEST, manifest.to_json().encode())
     return dataclasses.replace(bundle, manifest=manifest)
 
 

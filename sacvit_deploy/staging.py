@@ -1,6 +1,7 @@
 """Hidden folders to fill, each with one owner and gone with it, and locks on folders.
 
-What was filled takes the place of an older folder in two renames.
+What was filled takes the place of an older folder in two renames, and a file that of an older file
+in one.
 
 Several processes may work on one bundle. The locks are the operating system's, on the folders
 themselves: no file is left behind by them, and they end with their process, however it ends.
@@ -162,3 +163,35 @@ def sync_file(file: Path) -> None:
     """As `sync`, for one file."""
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
+
+
+def check_writable(file: Path) -> None:
+    """Find out whether `write_whole` could write a file, and leave nothing behind.
+
+    Raises:
+        OSError: It could not.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder")
+    temporary = _beside(file)
+    temporary.touch(exist_ok=False)
+    temporary.unlink()
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file in one step: until it is complete and on disk, what was there stays.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    temporary = _beside(file)
+    try:
+        temporary.write_bytes(content)
+        sync_file(temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")

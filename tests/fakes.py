@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sacvit_deploy.bundle import GraphEntry, Manifest
+from sacvit_deploy.bundle import EngineEntry, GraphEntry, Manifest
 from sacvit_deploy.engines.registry import OpenedSessions
 from sacvit_deploy.spec import (
     COARSE_EMBEDDINGS,
@@ -39,6 +39,23 @@ if TYPE_CHECKING:
 SAC = ModelConfig("sac_vit", (24, 32), 4, 8, 4, 2, num_classes=7, two_stage=TwoStageConfig())
 CF = SAC.replace(family="cf_vit", target_rounding="ceil", exit_comparison=">=", attention="joint")
 DENSE = ModelConfig("vit", (24, 32), 4, 8, 4, 2, num_classes=7)
+
+# For a graph of SAC, built on a Jetson Orin; nothing is there that could be loaded.
+ENGINE = EngineEntry(
+    role="early_exit",
+    precision="fp16",
+    file="engines/ee.fp16.tensorrt.engine",
+    runtime="tensorrt",
+    runtime_version="10.3.0",
+    cuda_version="12.6",
+    compute_capabilities=("8.7",),
+    os="linux-aarch64",
+    batch=(1, 8, 32),
+    precision_share={"half": 1.0, "int8": 0.0, "float": 0.0},
+    flags={},
+    build_s=1.0,
+    bytes=4,
+)
 
 
 class FakeSession:

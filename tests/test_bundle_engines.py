@@ -23,22 +23,14 @@ from sacvit_deploy.bundle import (
     write_manifest,
 )
 from sacvit_deploy.errors import BundleError, BundleIntegrityError
-from tests.fakes import fake_manifest
+from tests.fakes import ENGINE, fake_manifest
 
-ENTRY = EngineEntry(
-    role="early_exit",
-    precision="fp16",
-    file="engines/ee.fp16.tensorrt.engine",
-    runtime="tensorrt",
-    runtime_version="10.3.0",
-    cuda_version="12.6",
+ENTRY = dataclasses.replace(
+    ENGINE,
     compute_capabilities=("8.7", "8.9"),
-    os="linux-aarch64",
-    batch=(1, 8, 32),
     precision_share={"half": 0.99, "int8": 0.0, "float": 0.01},
     flags={"workspace_mib": 64},
     build_s=1.5,
-    bytes=4,
     linear_share={"half": 1.0},
     layer_share={"half": 0.9, "float": 0.1},
 )

@@ -11,7 +11,6 @@ import pytest
 from sacvit_deploy.bundle import (
     MANIFEST,
     Bundle,
-    EngineEntry,
     Manifest,
     new_bundle,
     publish,
@@ -21,7 +20,7 @@ from sacvit_deploy.bundle import (
 )
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError
 from tests.exit_records import exit_record
-from tests.fakes import DENSE, fake_manifest
+from tests.fakes import DENSE, ENGINE, fake_manifest
 
 RECORDS = (
     exit_record(),
@@ -47,20 +46,12 @@ def in_two_precisions() -> Manifest:
 def bundle(tmp_path) -> Bundle:
     """FP32 and FP16 graphs, one engine, four calibrations."""
     manifest = in_two_precisions()
-    engine = EngineEntry(
+    engine = dataclasses.replace(
+        ENGINE,
         role="refine",
-        precision="fp16",
         file="engines/sac.engine",
-        runtime="tensorrt",
-        runtime_version="10.3.0",
-        cuda_version="12.6",
-        compute_capabilities=("8.7",),
-        os="linux-aarch64",
-        batch=(1, 8, 32),
         precision_share={"half": 1.0},
-        flags={},
         build_s=1.5,
-        bytes=4,
     )
     with new_bundle(tmp_path / "bundle") as staging:
         (staging / "engines").mkdir()

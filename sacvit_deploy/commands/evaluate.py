@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     help="What the classes of DATA are called, where they are ids such as n02123045.",
 )
 @options.backend_option
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Of the graphs.")
+@options.precision_option
 @options.choice_option(
     "--on-corrupt", ["skip", "stop"], "What to do with a picture that cannot be read."
 )

@@ -14,6 +14,7 @@ import click
 from sacvit_deploy.engines.build_options import HardwareCompatibility
 from sacvit_deploy.engines.tensorrt_flavour import RUNTIMES
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.manifest import Precision
 from sacvit_deploy.model.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ backend_option = click.option(
     show_default=True,
     type=click.Choice(["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]),
     help="What computes; auto takes the fastest that works.",
+)
+precision_option = click.option(
+    "--precision", type=click.Choice(get_args(Precision)), help="Of the graphs."
 )
 preset_option = click.option(
     "--preset",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sacvit_deploy.bundle import Precision
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.backend_options import tell_passed_over
 from sacvit_deploy.runtime.pipeline import load
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 )
 @options.eta_option
 @options.backend_option
-@click.option("--precision", type=click.Choice(get_args(Precision)), help="Of the graphs.")
+@options.precision_option
 @options.json_option
 def command(bundle: Path, images: tuple[Path, ...], as_json: bool, **chosen: Any) -> None:
     """Classify pictures with BUNDLE.

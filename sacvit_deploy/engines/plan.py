@@ -7,8 +7,6 @@ installed, as on a Jetson.
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +25,7 @@ from sacvit_deploy.engines.precision_share import (
     precision_share,
 )
 from sacvit_deploy.errors import EngineError
+from sacvit_deploy.staging import check_writable, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,11 +206,7 @@ def check_timing_cache(file: Path) -> None:
     """
     with _told_as_engine_error(file, "no engine was built"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_dir():
-            raise IsADirectoryError("it is a folder")
-        temporary = _beside(file)
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
+        check_writable(file)
 
 
 def _load_timing_cache(config: Any, file: Path) -> None:
@@ -230,17 +225,8 @@ def _load_timing_cache(config: Any, file: Path) -> None:
 
 
 def _save_timing_cache(config: Any, file: Path) -> None:
-    temporary = _beside(file)
     with _told_as_engine_error(file, "the engine has not been kept"):
-        try:
-            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _beside(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+        write_whole(file, bytes(config.get_timing_cache().serialize()))
 
 
 @contextlib.contextmanager

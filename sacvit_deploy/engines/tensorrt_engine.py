@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from sacvit_deploy.engines.build_monitor import BuildLog, logger
 from sacvit_deploy.engines.cache_folder import cache_folder
 from sacvit_deploy.engines.compatibility import build_command
 from sacvit_deploy.errors import EngineError
+from sacvit_deploy.staging import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -211,14 +210,10 @@ class _RuntimeCache:
         content = bytes(serialized)
         if content == self._written:
             return
-        temporary = self._file.with_suffix(f".{secrets.token_hex(4)}.tmp")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            os.replace(temporary, self._file)
+            write_whole(self._file, content)
         except OSError as error:
-            with contextlib.suppress(OSError):  # of a file that was perhaps never made
-                temporary.unlink()
             self._warn(error)
         self._written = content
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from typing import TYPE_CHECKING
 
+from sacvit_deploy import staging
 from sacvit_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,10 +23,8 @@ def check_writable(file: Path) -> None:
         raise ConfigError(f"{file} is a folder, not a file to write to.", _FIX)
     if not file.parent.is_dir():
         raise ConfigError(f"{file} cannot be written: there is no folder {file.parent}.", _FIX)
-    temporary = _beside(file)
     try:
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
+        staging.check_writable(file)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error}.", _FIX) from error
 
@@ -38,16 +35,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
     Raises:
         ConfigError: It cannot be written.
     """
-    temporary = _beside(file)
     try:
-        try:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        staging.write_whole(file, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error}.", _FIX) from error
-
-
-def _beside(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")

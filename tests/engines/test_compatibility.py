@@ -5,31 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle, EngineEntry, publish, staging_folder
+from sacvit_deploy.bundle import Bundle, publish, staging_folder
 from sacvit_deploy.engines import compatibility
 from sacvit_deploy.engines.compatibility import checked_plan, mismatches
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.tensorrt_flavour import Flavour
 from sacvit_deploy.errors import BundleIntegrityError, EngineError, MissingDependencyError
+from tests.fakes import ENGINE
 
 ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))
 ADA = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))
 
-ENGINE = EngineEntry(
-    role="early_exit",
-    precision="fp16",
-    file="engines/ee.fp16.tensorrt.engine",
-    runtime="tensorrt",
-    runtime_version="10.3.0",
-    cuda_version="12.6",
-    compute_capabilities=("8.7",),
-    os="linux-aarch64",
-    batch=(1, 8, 32),
-    precision_share={"half": 1.0, "int8": 0.0, "float": 0.0},
-    flags={},
-    build_s=1.0,
-    bytes=4,
-)
 # A wheel names the CUDA it was made for; where there is none, the driver was asked.
 FROM_A_WHEEL = dataclasses.replace(ENGINE, cuda_version="12")
 RTX_ENGINE = dataclasses.replace(

@@ -24,7 +24,7 @@ from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.spec import GraphSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import onnx
 
@@ -69,7 +69,11 @@ def add_precision(
         report(f"Comparing the decisions of {request.precision} with those of fp32")
         agreement = check_decisions(conversion, kept)
         entries = tuple(_entry(bundle, role, request.precision) for role in conversion.models)
-        files = {name: graph for e in entries for name, graph in _graphs(conversion, e, kept)}
+        files = {
+            name: graph
+            for e in entries
+            for name, graph in zip(e.files, conversion.graphs(e.role, kept[e.role]), strict=True)
+        }
     for_engines = {entry.role: files[entry.files[-1]] for entry in entries}
     record = _record(conversion, kept, agreement, for_engines)
     with staging_folder(bundle) as staging:
@@ -95,15 +99,6 @@ def _entry(bundle: Bundle, role: Role, precision: LowPrecision) -> GraphEntry:
         file=str(file.with_suffix(f".{precision}.onnx")),
         engine_file=engine_file,
     )
-
-
-def _graphs(
-    conversion: Conversion, entry: GraphEntry, kept: Kept
-) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """The files of one entry."""
-    yield entry.file, conversion.graph(entry.role, kept[entry.role])
-    if entry.engine_file:
-        yield entry.engine_file, conversion.engine_graph(entry.role, kept[entry.role])
 
 
 def _record(

@@ -82,20 +82,19 @@ class Conversion:
     smoothing: dict[str, float] = field(default_factory=dict)
     _opened: dict[Role, tuple[frozenset[str], Session]] = field(default_factory=dict)
 
-    def graph(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
-        """One graph, with the nodes of `kept` in FP32; in INT8, the rest is FP32 as well."""
-        if self.request.precision == "fp16":
-            return half_model(self.models[role], kept)
-        return int8_model(self.sources[role], self.ranges[role], self.weights[role], kept)
+    def graphs(self, role: Role, kept: frozenset[str]) -> tuple[onnx.ModelProto, ...]:
+        """One graph with the nodes of `kept` in FP32, last as engines are built from it.
 
-    def engine_graph(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
-        """What engines are built from: the same, in INT8 with the rest in half."""
-        graph = self.graph(role, kept)
-        return graph if self.request.precision == "fp16" else half_model(graph, with_inserted(kept))
+        In INT8 there are two: first with the rest in FP32, then with the rest in half.
+        """
+        if self.request.precision == "fp16":
+            return (half_model(self.models[role], kept),)
+        int8 = int8_model(self.sources[role], self.ranges[role], self.weights[role], kept)
+        return int8, half_model(int8, with_inserted(kept))
 
     def literal(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
         """One graph as a GPU computes it, in what ONNX Runtime on a CPU can be made to do."""
-        return rounding_model(self.engine_graph(role, kept))
+        return rounding_model(self.graphs(role, kept)[-1])
 
     def agreement(self, kept: Kept) -> Agreement | None:
         """With FP32, on the pictures; None if a graph gave no finite numbers."""

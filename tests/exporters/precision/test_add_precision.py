@@ -10,7 +10,6 @@ from PIL import Image
 
 from sacvit_deploy.bundle import (
     Bundle,
-    EngineEntry,
     FileRecord,
     Precision,
     publish,
@@ -34,6 +33,7 @@ from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.runtime.scheduler import Scheduler
 from tests.exporters.graphs import normalised
 from tests.exporters.precision.conftest import PICTURES, as_random, copy_of
+from tests.fakes import ENGINE
 
 
 @pytest.fixture(params=["sac_host", "sac_graph", "dense_bundle"])
@@ -150,20 +150,12 @@ def test_a_precision_is_replaced(precise, tmp_path):
 def with_engines(bundle: Bundle, *precisions: Precision) -> Bundle:
     """Not real ones, each with its log."""
     entries = tuple(
-        EngineEntry(
+        dataclasses.replace(
+            ENGINE,
             role=bundle.manifest.graphs[0].role,
             precision=precision,
             file=f"engines/{precision}.engine",
-            runtime="tensorrt",
-            runtime_version="10.3.0",
-            cuda_version="12.6",
-            compute_capabilities=("8.7",),
-            os="linux-aarch64",
-            batch=(1, 8, 32),
             precision_share={},
-            flags={},
-            build_s=1.0,
-            bytes=4,
         )
         for precision in precisions
     )
