@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sacvit_deploy.exporters.model_source import checkpoint_model
-from sacvit_deploy.model.checkpoints import read_config
-from sacvit_deploy.model.presets import preset_preprocessing
+from sacvit_deploy.families.config import preset_preprocessing
+from sacvit_deploy.model.checkpoints import checkpoint_model, read_config
 from sacvit_deploy.model.two_stage import TwoStageViT, select_tokens
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import read_samples
@@ -26,7 +25,7 @@ from sacvit_deploy.samples import read_samples
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sacvit_deploy.spec import ModelConfig
+    from sacvit_deploy.families.config import ModelConfig
 
     Rescore = Callable[[torch.Tensor], torch.Tensor]
 

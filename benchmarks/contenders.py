@@ -13,7 +13,7 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.session import SessionOptions, check_feeds, sharing_memory
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.spec import graph_specs
+from sacvit_deploy.families.config import graph_specs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from sacvit_deploy.bundle import Precision
     from sacvit_deploy.engines.session import Session, Tensor
+    from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.manifest import EngineRuntime
-    from sacvit_deploy.spec import GraphSpec, ModelConfig, Role
+    from sacvit_deploy.spec import GraphSpec, Role
 
 
 class Skipped(Exception):  # noqa: N818  it is no error
@@ -85,7 +86,7 @@ class TorchSession:
     def __init__(self, model: Any, spec: GraphSpec, device: str, precision: str) -> None:
         import torch
 
-        from sacvit_deploy.exporters.views import view_for
+        from sacvit_deploy.model.views import view_for
 
         self.provider = f"torch {device}"
         self.memory = f"torch {device}"
@@ -139,7 +140,7 @@ def torch_models(settings: Settings) -> tuple[Any, Any]:
     """Both networks with weights that tell pictures apart, which fresh ones hardly do."""
     import torch
 
-    from sacvit_deploy.exporters.model_source import random_model
+    from sacvit_deploy.model.build import random_model
 
     models = [random_model(config, 0).eval() for config in (settings.two_stage, settings.dense)]
     with torch.no_grad():
@@ -201,8 +202,8 @@ class Bundles:
         }
 
     def _export(self, name: str, config: ModelConfig, model: Any) -> Bundle:
-        from sacvit_deploy.exporters.bundle_from_model import ExportOptions, export_bundle
-        from sacvit_deploy.model.presets import preset_preprocessing
+        from sacvit_deploy.exporters.export import ExportOptions, export_bundle
+        from sacvit_deploy.families.config import preset_preprocessing
 
         say(f"exporting the {name} network")
         labels = tuple(f"class {index}" for index in range(config.num_classes))
@@ -256,7 +257,7 @@ def check_offered(provider: str) -> None:
         Skipped: One cannot; the reason is said.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    from sacvit_deploy.engines.onnxruntime_providers import (
+    from sacvit_deploy.engines.onnxruntime_session import (
         SUFFIX,
         available_providers,
         onnxruntime,
@@ -276,8 +277,7 @@ def engine_contenders(
     settings: Settings, bundles: Bundles, runtime: EngineRuntime
 ) -> Iterator[Contender]:
     """TensorRT or TensorRT-RTX: engines are built here, and run with and without CUDA graphs."""
-    from sacvit_deploy.engines.build import EngineRequest, build_engines
-    from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
+    from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
     from sacvit_deploy.engines.registry import open_sessions
 
     check_target(runtime)
@@ -318,7 +318,7 @@ def check_target(runtime: EngineRuntime) -> None:
         MissingDependencyError: It is not installed.
     """
     from sacvit_deploy.engines.build import EngineRequest, check_request
-    from sacvit_deploy.engines.tensorrt_flavour import load_flavour
+    from sacvit_deploy.engines.tensorrt_library import load_flavour
 
     load_flavour(runtime)
     if not this_machine().gpus:

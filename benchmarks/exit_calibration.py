@@ -21,18 +21,19 @@ import numpy as np
 
 import sacvit_deploy
 from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.errors import GoalError
 from sacvit_deploy.evaluation.answers import StageAnswers, collect_answers
 from sacvit_deploy.evaluation.class_names import read_class_names
-from sacvit_deploy.evaluation.cost import dense_macs, mean_macs_g
-from sacvit_deploy.evaluation.exit_goal import ExitGoal
 from sacvit_deploy.evaluation.exit_threshold import (
     Calibration,
+    ExitGoal,
     ThresholdSearch,
     find_threshold,
     measure_threshold,
 )
-from sacvit_deploy.runtime.decisions import Decisions
+from sacvit_deploy.families.config import mean_macs_g
+from sacvit_deploy.families.vit import dense_macs
 from sacvit_deploy.samples import read_samples
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sacvit_deploy.bundle import Precision
-    from sacvit_deploy.spec import ModelConfig
+    from sacvit_deploy.families.config import ModelConfig
 
     Halves = tuple[NDArray[np.int64], NDArray[np.int64]]
 

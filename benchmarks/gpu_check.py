@@ -52,8 +52,8 @@ from benchmarks.measure import (
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.errors import MissingDependencyError
-from sacvit_deploy.model.presets import preset
-from sacvit_deploy.spec import ModelConfig, TwoStageConfig
+from sacvit_deploy.families.config import ModelConfig, preset
+from sacvit_deploy.families.two_stage import TwoStageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.contenders import ThroughHost
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.runtime.exit_rule import confidence
+from sacvit_deploy.runtime.algorithm import confidence
 from sacvit_deploy.runtime.scheduler import Scheduler
 from sacvit_deploy.spec import IMAGE
 

@@ -24,10 +24,10 @@ import onnxruntime
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import SessionOptions
-from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+from sacvit_deploy.exporters.export import ExportRequest, run_export
 from sacvit_deploy.exporters.precision import PrecisionRequest
-from sacvit_deploy.model.presets import preset
-from sacvit_deploy.runtime.exit_rule import confidence
+from sacvit_deploy.families.config import preset
+from sacvit_deploy.runtime.algorithm import confidence
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.scheduler import Scheduler
 from sacvit_deploy.samples import read_samples

@@ -13,11 +13,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.bundle import Bundle, demo_bundle
     from sacvit_deploy.errors import SacvitDeployError
-    from sacvit_deploy.runtime.assets import demo_bundle
-    from sacvit_deploy.runtime.budget import BudgetWarning
-    from sacvit_deploy.runtime.drift import DriftWarning
+    from sacvit_deploy.runtime.control.budget import BudgetWarning
+    from sacvit_deploy.runtime.control.drift import DriftWarning
     from sacvit_deploy.runtime.pipeline import Pipeline, load
     from sacvit_deploy.runtime.result import Result
     from sacvit_deploy.visualize.token_map import token_map
@@ -38,13 +37,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "BudgetWarning": "runtime.budget",
+    "BudgetWarning": "runtime.control.budget",
     "Bundle": "bundle",
-    "DriftWarning": "runtime.drift",
+    "DriftWarning": "runtime.control.drift",
     "Pipeline": "runtime.pipeline",
     "Result": "runtime.result",
     "SacvitDeployError": "errors",
-    "demo_bundle": "runtime.assets",
+    "demo_bundle": "bundle",
     "load": "runtime.pipeline",
     "token_map": "visualize.token_map",
 }

@@ -13,10 +13,19 @@ import os
 import secrets
 import shutil
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sacvit_deploy.errors import BundleError, BundleIntegrityError
+from sacvit_deploy.files import (
+    folder_lock,
+    own_folder,
+    swap_in,
+    sync,
+    terminated_like_ctrl_c,
+    write_whole,
+)
 from sacvit_deploy.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -29,20 +38,13 @@ from sacvit_deploy.manifest import (
     Precision,
     check_eta,
 )
-from sacvit_deploy.staging import (
-    folder_lock,
-    own_folder,
-    swap_in,
-    sync,
-    terminated_like_ctrl_c,
-    write_whole,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from collections.abc import Set as AbstractSet
 
     from sacvit_deploy.spec import Role
+
 
 __all__ = [
     "ENGINE_FOLDER",
@@ -488,3 +490,21 @@ def _told_as_bundle_error(target: Path) -> Iterator[None]:
             f"The bundle {target} cannot be written: {error}.",
             "Check the permissions of the folder and the space left on the disk.",
         ) from error
+
+
+def build_command(bundle: Bundle, entry: EngineEntry) -> str:
+    """The command that builds an engine like this one for the machine it is run on."""
+    batch = ":".join(map(str, entry.batch))
+    return (
+        f"sacvit-deploy build-engine {bundle.path} --{entry.precision} --runtime {entry.runtime} "
+        f"--batch {batch}"
+    )
+
+
+def demo_bundle() -> Path:
+    """The small trained SAC-ViT that ships with the package; MODEL_CARD.md in it says more.
+
+    Returns:
+        Path of its bundle, 50 classes at 64 pixels.
+    """
+    return Path(str(resources.files("sacvit_deploy") / "assets" / "demo_bundle"))

@@ -12,6 +12,7 @@ import json
 import zipfile
 import zlib
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from sacvit_deploy.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"}
@@ -201,3 +203,16 @@ def _checked(found: dict[str, list[Sample]], path: Path) -> SampleSet:
     classes = tuple(sorted(found))
     samples = tuple(sample for label in classes for sample in found[label])
     return SampleSet(samples, classes)
+
+
+_PICTURES = ("chelsea.jpg", "coffee.jpg", "astronaut.jpg", "rocket.jpg")
+
+
+def sample_pictures() -> tuple[Path, ...]:
+    """Freely licensed photographs to try a model on; LICENSES.md beside them names the sources.
+
+    Returns:
+        Paths of JPEG files: a tabby cat, a cup of espresso, an astronaut, a rocket.
+    """
+    folder = resources.files("sacvit_deploy") / "assets" / "pictures"
+    return tuple(Path(str(folder / name)) for name in _PICTURES)

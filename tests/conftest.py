@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.model.two_stage import TwoStageViT
-    from sacvit_deploy.spec import ModelConfig
 
 _ROOT = Path(__file__).resolve().parents[1]
 # What the driver or the board's system image leaves; asking needs no library.
@@ -98,7 +98,7 @@ def sac_checkpoint(sac_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def sac_host(sac_checkpoint, tmp_path_factory) -> Bundle:
     """`sac_model`, tokens chosen by the host, float input."""
-    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportRequest, run_export
 
     folder = tmp_path_factory.mktemp("sac_host")
     return run_export(ExportRequest(folder / "bundle", sac_checkpoint))
@@ -107,7 +107,7 @@ def sac_host(sac_checkpoint, tmp_path_factory) -> Bundle:
 @pytest.fixture(scope="session")
 def sac_graph(sac_checkpoint, tmp_path_factory) -> Bundle:
     """`sac_model`, tokens chosen in the graph, pixels as input."""
-    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportRequest, run_export
 
     folder = tmp_path_factory.mktemp("sac_graph")
     request = ExportRequest(
@@ -119,8 +119,8 @@ def sac_graph(sac_checkpoint, tmp_path_factory) -> Bundle:
 @pytest.fixture(scope="session")
 def other_graph(other_model, tmp_path_factory) -> Bundle:
     """`other_model`, tokens chosen in the graph, float input."""
-    from sacvit_deploy.exporters.bundle_from_model import ExportOptions, export_bundle
-    from sacvit_deploy.model.presets import preset_preprocessing
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
+    from sacvit_deploy.families.config import preset_preprocessing
 
     config = other_model.config
     options = ExportOptions(
@@ -144,7 +144,7 @@ def golden_checkpoint(golden_params, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_bundle(golden_checkpoint, tmp_path_factory) -> Bundle:
-    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportRequest, run_export
     from tests.tiny_models import GOLDEN_CF
 
     folder = tmp_path_factory.mktemp("golden_bundle")
@@ -154,7 +154,7 @@ def golden_bundle(golden_checkpoint, tmp_path_factory) -> Bundle:
 @pytest.fixture(scope="session")
 def dense_bundle(tmp_path_factory) -> Bundle:
     """Random weights, one stage."""
-    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportRequest, run_export
     from tests.tiny_models import DENSE
 
     folder = tmp_path_factory.mktemp("dense")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.exit_calibration import CalibrationPoint, ExitCalibration
+from sacvit_deploy.manifest import CalibrationPoint, ExitCalibration
 
 if TYPE_CHECKING:
     from sacvit_deploy.manifest import Precision
-    from sacvit_deploy.manifest_values import Runtime
+    from sacvit_deploy.spec import Runtime
 
 
 def exit_record(

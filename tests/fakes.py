@@ -13,6 +13,8 @@ import numpy as np
 
 from sacvit_deploy.bundle import EngineEntry, GraphEntry, Manifest
 from sacvit_deploy.engines.registry import OpenedSessions
+from sacvit_deploy.families.config import ModelConfig, graph_specs
+from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.spec import (
     COARSE_EMBEDDINGS,
     COARSE_FEATURES,
@@ -23,10 +25,7 @@ from sacvit_deploy.spec import (
     SCORE,
     SURVIVOR_ROWS,
     TARGET_INDEX,
-    ModelConfig,
     Preprocessing,
-    TwoStageConfig,
-    graph_specs,
 )
 
 if TYPE_CHECKING:

@@ -19,13 +19,8 @@ from sacvit_deploy.bundle import (
     update_manifest,
     write_manifest,
 )
-from sacvit_deploy.errors import (
-    BundleError,
-    BundleIntegrityError,
-    BundleVersionError,
-    ConfigError,
-)
-from sacvit_deploy.staging import folder_lock, swap_in
+from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
+from sacvit_deploy.files import folder_lock, swap_in
 from tests.fakes import CF, DENSE, SAC, fake_manifest
 
 

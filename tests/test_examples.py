@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.runtime.assets import sample_pictures
+from sacvit_deploy.samples import sample_pictures
 
 _EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 _PICTURES = [str(path) for path in sample_pictures()]

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from sacvit_deploy._optional import _EXTRA_OF, require
 from sacvit_deploy.errors import MissingDependencyError
+from sacvit_deploy.libraries import _EXTRA_OF, require
 
 
 def test_what_is_there_is_imported():

@@ -12,9 +12,9 @@ import click
 import pytest
 
 from sacvit_deploy.cli import VERBS, main
+from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.manifest import Manifest
-from sacvit_deploy.model.presets import PRESETS
-from sacvit_deploy.runtime.assets import sample_pictures
+from sacvit_deploy.samples import sample_pictures
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DOCUMENTS = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]

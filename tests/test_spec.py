@@ -7,7 +7,9 @@ import json
 import pytest
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.spec import ModelConfig, Preprocessing, TwoStageConfig, graph_specs
+from sacvit_deploy.families.config import ModelConfig, graph_specs
+from sacvit_deploy.families.two_stage import TwoStageConfig
+from sacvit_deploy.spec import Preprocessing
 
 TINY = ModelConfig("sac_vit", (32, 64), 4, 24, 4, 3, two_stage=TwoStageConfig())
 DENSE = ModelConfig("vit", (32, 32), 4, 24, 4, 3)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.staging import folder_lock, own_folder, swap_in, terminated_like_ctrl_c
+from sacvit_deploy.files import folder_lock, own_folder, swap_in, terminated_like_ctrl_c
 
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
 
@@ -157,7 +157,7 @@ def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
 _TERMINATED = """
 import os, signal, sys
 from pathlib import Path
-from sacvit_deploy.staging import own_folder
+from sacvit_deploy.files import own_folder
 
 with own_folder(Path(sys.argv[1])) as folder:
     (folder / "half").touch()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sacvit_deploy.runtime.assets import sample_pictures
+from sacvit_deploy.samples import sample_pictures
 
 # Generous, for a busy machine; on an idle one it takes about a second.
 LONGEST_S = 10

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sacvit_deploy.exporters.model_source import random_model
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.two_stage import TwoStageConfig
+from sacvit_deploy.model.build import random_model
 from sacvit_deploy.model.two_stage import TwoStageViT
-from sacvit_deploy.spec import ModelConfig, TwoStageConfig
 
 if TYPE_CHECKING:
-    from sacvit_deploy.model.vit import VisionTransformer
+    from sacvit_deploy.model.vit import Backbone
 
 # Rows and columns differ, so that one taken for the other shows.
 SAC = ModelConfig(
@@ -40,7 +41,7 @@ GOLDEN_CF = ModelConfig(
 GOLDEN_FILE = Path(__file__).parent / "golden" / "cfvit_small_7x7.npz"
 
 
-def strong_model(config: ModelConfig, seed: int = 0) -> TwoStageViT | VisionTransformer:
+def strong_model(config: ModelConfig, seed: int = 0) -> Backbone:
     """Fresh weights give almost the same answer to everything; these do not."""
     model = random_model(config, seed)
     generator = torch.Generator().manual_seed(seed)

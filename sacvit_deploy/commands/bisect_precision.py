@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from sacvit_deploy._optional import require
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.commands import options, precision_options
-from sacvit_deploy.visualize.report_file import check_writable
+from sacvit_deploy.commands import options
+from sacvit_deploy.files import check_output
+from sacvit_deploy.libraries import require
 
 
 @click.command("bisect-precision")
@@ -25,7 +25,7 @@ from sacvit_deploy.visualize.report_file import check_writable
     metavar="FILE",
     help="Where to write the nodes, one a line, for export --keep-float FILE.",
 )
-@precision_options.calibration_options
+@options.calibration_options
 @options.json_option
 def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any) -> None:
     """Find the smallest set of nodes of BUNDLE that has to stay in FP32.
@@ -39,8 +39,8 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
     require("onnx", "Converting graphs")
     from sacvit_deploy.exporters.precision.bisect import bisect_precision
 
-    check_writable(output)
-    request = precision_options.request(chosen["precision"], data, chosen)
+    check_output(output)
+    request = options.precision_request(chosen["precision"], data, chosen)
     found = bisect_precision(Bundle.open(bundle), request, options.progress)
     # Shown first: it took long, and the file may have become impossible meanwhile.
     if as_json:

@@ -11,13 +11,16 @@ import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
-from sacvit_deploy.engines.build import EngineRequest, build_engines, check_request, graphs_in
-from sacvit_deploy.engines.build_options import (
+from sacvit_deploy.engines.build import (
     BatchRange,
     BuildOptions,
+    EngineRequest,
+    build_engines,
+    check_request,
+    graphs_in,
     parse_compute_capabilities,
 )
-from sacvit_deploy.engines.tensorrt_flavour import default_runtime
+from sacvit_deploy.engines.tensorrt_library import default_runtime
 from sacvit_deploy.errors import BundleError
 
 if TYPE_CHECKING:

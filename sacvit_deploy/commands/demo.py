@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from sacvit_deploy.bundle import demo_bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.run import echo_results
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.runtime.assets import demo_bundle, sample_pictures
 from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.samples import sample_pictures
 from sacvit_deploy.visualize.token_map import token_map
 
 _NOTE = (

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sacvit_deploy.commands import options
-from sacvit_deploy.commands.backend_options import tell_passed_over
-from sacvit_deploy.evaluation.compared import read_compared
-from sacvit_deploy.evaluation.evaluate import EvaluationRequest, run_evaluation
-from sacvit_deploy.evaluation.evaluation_text import evaluation_lines
+from sacvit_deploy.commands.describe import evaluation_lines
+from sacvit_deploy.commands.options import tell_passed_over
+from sacvit_deploy.evaluation.evaluate import EvaluationRequest, read_compared, run_evaluation
+from sacvit_deploy.files import check_output, write_output
 from sacvit_deploy.visualize.report import html_report
-from sacvit_deploy.visualize.report_file import check_writable, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +61,7 @@ def command(report: Path | None, compare: Iterable[Path], as_json: bool, **chose
     request = EvaluationRequest(**chosen)
     compared = [row for file in compare for row in read_compared(file)]
     if report:
-        check_writable(report)
+        check_output(report)
     with options.progress_bar() as draw:
         evaluation = run_evaluation(
             request,
@@ -70,7 +69,7 @@ def command(report: Path | None, compare: Iterable[Path], as_json: bool, **chose
             lambda pipeline: tell_passed_over(pipeline, request.backend),
         )
     if report:
-        write_whole(report, html_report(evaluation, compared))
+        write_output(report, html_report(evaluation, compared))
     for skipped in evaluation.skipped:
         click.echo(f"Not read: {skipped.name}: {skipped.reason}", err=True)
     if as_json:

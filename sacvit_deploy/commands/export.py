@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from sacvit_deploy._optional import require
-from sacvit_deploy.commands import options, precision_options
-from sacvit_deploy.model.presets import preset as preset_config
+from sacvit_deploy.commands import options
+from sacvit_deploy.families.config import preset as preset_config
+from sacvit_deploy.libraries import require
 
 
 @click.command("export")
@@ -32,9 +32,9 @@ from sacvit_deploy.model.presets import preset as preset_config
 @click.option("--labels", type=click.Path(path_type=Path), help="Text file, one class name a line.")
 @click.option("--eta", default=0.5, show_default=True, help="Exit threshold in [0, 1].")
 @click.option("--alpha", type=float, help="Share of tokens looked at again, in (0, 1).")
-@precision_options.precision_option
-@precision_options.calibration_data_option
-@precision_options.calibration_options
+@options.precisions_option
+@options.calibration_data_option
+@options.calibration_options
 @options.force_option
 @options.json_option
 def command(checkpoint: Path | None, **chosen: Any) -> None:
@@ -47,7 +47,7 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
     if (checkpoint is None) != chosen["random_weights"]:
         raise click.UsageError("Give either a CHECKPOINT or --random-weights.")
     require("torch", "Exporting a model")
-    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportRequest, run_export
 
     names = ("output", "seed", "opset", "selection", "weight_storage", "labels")
     request = ExportRequest(
@@ -55,7 +55,7 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
         base=preset_config(chosen["preset"]) if chosen["preset"] else None,
         overrides=options.parse_overrides(chosen["overrides"], alpha=chosen["alpha"]),
         input_kind=chosen["input"],
-        precisions=precision_options.requests(chosen),
+        precisions=options.precision_requests(chosen),
         **{name: chosen[name] for name in (*names, "eta", "force")},
     )
     bundle = run_export(request, options.progress)
@@ -69,4 +69,4 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
         f"Parity with torch: worst {worst['tensor']} of {worst['role']}, "
         f"{worst['max_abs_error']:.2g} at batch {worst['batch']}."
     )
-    precision_options.echo_agreements(bundle)
+    options.echo_agreements(bundle)

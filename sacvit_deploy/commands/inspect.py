@@ -9,7 +9,7 @@ import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
-from sacvit_deploy.evaluation.description import describe_bundle
+from sacvit_deploy.commands.describe import describe_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path

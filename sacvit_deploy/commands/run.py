@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sacvit_deploy.commands import options
-from sacvit_deploy.commands.backend_options import tell_passed_over
+from sacvit_deploy.commands.options import tell_passed_over
 from sacvit_deploy.runtime.pipeline import load
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sacvit_deploy._optional import require
 from sacvit_deploy.commands import options
+from sacvit_deploy.libraries import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def command(config: Path, output: Path | None, as_json: bool) -> None:
       sacvit-deploy train demo.toml
     """
     require("torch", "Training a model")
-    from sacvit_deploy.training.config_file import read_train_config
+    from sacvit_deploy.training.config import read_train_config
     from sacvit_deploy.training.loop import train
 
     run = read_train_config(config)

@@ -1,23 +1,122 @@
-"""sacvit-deploy verify."""
+"""The limits of a verification, and its result in words."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from sacvit_deploy.bundle import Bundle, Precision, check_eta
-from sacvit_deploy.commands import options, verify_options
-from sacvit_deploy.evaluation.contestants import of_bundle, reference_for
-from sacvit_deploy.evaluation.verify import VerifyRequest, verify
-from sacvit_deploy.runtime.assets import sample_pictures
-from sacvit_deploy.samples import read_pictures
+from sacvit_deploy.commands import options
+from sacvit_deploy.comparison.network import of_bundle, reference_for
+from sacvit_deploy.comparison.verify import VerifyRequest, verify
+from sacvit_deploy.samples import read_pictures, sample_pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from sacvit_deploy.comparison.decisions import Agreement, MissedLimit
+    from sacvit_deploy.comparison.layers import LayerError
+    from sacvit_deploy.comparison.tensors import TensorParity
+    from sacvit_deploy.comparison.verify import Verification
     from sacvit_deploy.runtime.pictures import PictureSource
+
+
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
+
+_LIMITS = {
+    "max_exit_flip_rate": "Share of pictures that leave early in one and not in the other.",
+    "min_target_overlap": "Mean share of target tokens that are the same.",
+    "min_label_agreement": "Share of pictures with the same class.",
+    "max_probability_error": "Largest difference of a probability.",
+    "max_tensor_error": "Error of an output over its largest value; of a layer with --layers.",
+}
+_BAR_WIDTH = 20
+
+
+def limit_options(command: _Command) -> _Command:
+    """One option for each limit; without it, that of the lower precision of the two."""
+    for name, text in reversed(_LIMITS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        command = click.option(flag, type=click.FloatRange(0, 1), help=text)(command)
+    return command
+
+
+def limits_of(chosen: Mapping[str, Any]) -> dict[str, float]:
+    """The limits that were given, by name."""
+    return {name: chosen[name] for name in _LIMITS if chosen[name] is not None}
+
+
+def echo_verification(verification: Verification) -> None:
+    """What was compared, tensors, decisions, layers, and which limit was missed by how much."""
+    click.echo(f"{verification.candidate} against {verification.reference}")
+    for record in verification.graphs:
+        click.echo(_graph(record))
+    if verification.agreement:
+        click.echo(_decisions(verification.agreement))
+    else:
+        click.echo("decisions: not compared, since a graph gives numbers that are not finite")
+    if verification.layers is not None:
+        _echo_layers(verification)
+    for missed in verification.missed:
+        click.echo(_missed(missed))
+    click.echo("passed" if verification.passed else "FAILED")
+
+
+def _graph(record: TensorParity) -> str:
+    return (
+        f"{record.role}: worst tensor {record.tensor}, off by {record.max_abs_error:.2g} "
+        f"({record.relative_error:.2g} of its largest value) at batch {record.batch}"
+    )
+
+
+def _decisions(agreement: Agreement) -> str:
+    return (
+        f"decisions on {agreement.images} pictures: {agreement.exit_flip_rate:.1%} exit flips, "
+        f"{agreement.target_overlap:.1%} of target tokens the same, "
+        f"{agreement.label_agreement:.1%} of labels the same, "
+        f"probabilities off by {agreement.max_probability_error:.2g} at most"
+    )
+
+
+def _missed(missed: MissedLimit) -> str:
+    side = "at most" if missed.limit.startswith("max_") else "at least"
+    where = f" ({missed.where})" if missed.where else ""
+    return (
+        f"missed: {missed.limit}{where} is {missed.found:.3g}, {side} {missed.allowed:.3g} is "
+        f"allowed: {abs(missed.found - missed.allowed):.3g} too "
+        f"{'much' if side == 'at most' else 'little'}"
+    )
+
+
+def _echo_layers(verification: Verification) -> None:
+    layers = verification.layers or ()
+    click.echo("layer by layer: norm of the difference over norm of the reference")
+    width = max((len(layer.place) for layer in layers), default=0)
+    finite = [layer.error for layer in layers if layer.error < float("inf")]
+    largest = max(finite, default=0.0) or 1.0
+    for layer in layers:
+        bar = "#" * round(_BAR_WIDTH * min(1.0, layer.error / largest))
+        sign = "!" if verification.diverges(layer) else " "
+        click.echo(
+            f" {sign} {layer.role:<10}  {layer.place:<{width}}  {layer.kind:<7}  "
+            f"{layer.error:8.2e}  {bar:<{_BAR_WIDTH}}  {layer.tensor}"
+        )
+    first, limit = verification.first_diverging, verification.limits.max_tensor_error
+    if first:
+        click.echo(f"first beyond {limit:g}: {_layer(first)}")
+    else:
+        click.echo(f"no layer is more than {limit:g} off")
+    if step := verification.worst_step:
+        click.echo(f"the error grows most at {_layer(step)}")
+
+
+def _layer(layer: LayerError) -> str:
+    return (
+        f"{layer.place} of {layer.role}, {layer.error:.2g} off (tensor {layer.tensor}, made by "
+        f"node {layer.node})"
+    )
 
 
 @click.command("verify")
@@ -40,7 +139,7 @@ if TYPE_CHECKING:
 )
 @click.option("--layers", is_flag=True, help="Also layer by layer: where does it begin to differ?")
 @options.eta_option
-@verify_options.limit_options
+@limit_options
 @options.json_option
 @click.pass_context
 def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -> None:
@@ -52,7 +151,7 @@ def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -
       sacvit-deploy verify bundle --precision fp16 --against fp32 --data val.zip --layers
     """
     eta = chosen["eta"] if chosen["eta"] is None else check_eta(chosen["eta"])
-    limits = verify_options.limits(chosen)
+    limits = limits_of(chosen)
     request = VerifyRequest(_pictures(chosen["data"]), eta, limits, chosen["layers"])
     opened = Bundle.open(bundle)
     candidate = of_bundle(opened, chosen["precision"], chosen["backend"])
@@ -61,7 +160,7 @@ def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -
     if as_json:
         options.echo_json(verification.to_dict())
     else:
-        verify_options.echo(verification)
+        echo_verification(verification)
     ctx.exit(0 if verification.passed else 1)
 
 

@@ -16,14 +16,14 @@ from sacvit_deploy.engines.machine import (
     jetson_release,
     this_machine,
 )
-from sacvit_deploy.engines.onnxruntime_providers import (
+from sacvit_deploy.engines.onnxruntime_session import (
     CUDA,
     TENSORRT_RTX,
     available_providers,
     onnxruntime,
     unavailable_providers,
 )
-from sacvit_deploy.engines.tensorrt_flavour import (
+from sacvit_deploy.engines.tensorrt_library import (
     RUNTIMES,
     library_cuda,
     load_flavour,

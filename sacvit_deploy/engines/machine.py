@@ -6,13 +6,19 @@ No library is imported for it, so that it answers where none is installed.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sacvit_deploy.bundle import Bundle
+
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 _BOARD = Path("/proc/device-tree/model")
@@ -191,3 +197,25 @@ def _gpu(driver: Any, index: int) -> Gpu:
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         parts.append(str(value.value))
     return Gpu(os.fsdecode(name.value), ".".join(parts), memory.value)
+
+
+def cache_folder(bundle: Bundle) -> Path:
+    """A folder that belongs to exactly the files of this bundle; it may not exist yet.
+
+    A runtime tells its caches apart by the structure of a graph, so that two bundles with the same
+    network and other weights would otherwise share one. The bundle's own folder may be read-only,
+    and every file in it is covered by a hash.
+    """
+    files = bundle.manifest.files
+    digest = hashlib.sha256("".join(files[name].sha256 for name in sorted(files)).encode())
+    return _user_caches() / "sacvit-deploy" / digest.hexdigest()[:24]
+
+
+def _user_caches() -> Path:
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # no HOME and no such user, as in a container with a user id of its own
+        return Path(tempfile.gettempdir())

@@ -1,39 +1,144 @@
-"""From an ONNX file to a plan, the file format of engines, with one builder and in one go.
-
-The ONNX file is read by the library's own parser, so that this works where the onnx package is not
-installed, as on a Jetson.
-"""
+"""What a builder says while it works: log lines, progress, and the way to stop it."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.engines.build_monitor import (
-    BuildLog,
-    Progress,
-    cancelled_by_ctrl_c,
-    logger,
-    progress_monitor,
-)
-from sacvit_deploy.engines.precision_share import (
+from sacvit_deploy.engines.plan_inspection import (
     PrecisionDemand,
     PrecisionShare,
     network_layers,
     precision_share,
 )
+from sacvit_deploy.engines.tensorrt_library import BuildLog, logger
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.staging import check_writable, write_whole
+from sacvit_deploy.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from types import ModuleType
 
-    from sacvit_deploy.engines.build_monitor import OnProgress
-    from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
-    from sacvit_deploy.engines.tensorrt_flavour import Flavour
+    from sacvit_deploy.engines.build import BatchRange, BuildOptions
+    from sacvit_deploy.engines.tensorrt_library import Flavour
+
+
+# Share of the work done in [0, 1], and what is being done.
+OnProgress = Callable[[float, str], None]
+
+
+class Progress:
+    """Turns nested phases into one share of the work done.
+
+    A phase has steps, and a phase inside it takes the place of one step, as `IProgressMonitor`
+    describes. The share never falls: phases are announced when they begin and not before.
+
+    Attributes:
+        failure: What `on_progress` raised; the build is stopped, and whoever started it raises it.
+    """
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self.failure: Exception | None = None
+        self._on_progress = on_progress
+        self._phases: dict[str, _Phase] = {}
+        self._lock = threading.Lock()
+        self._share = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins."""
+        with self._lock:
+            self._phases[name] = _Phase(parent, max(steps, 1))
+        self._tell(name)
+
+    def step(self, name: str, step: int) -> None:
+        """A step, counted from 0, is done."""
+        with self._lock:
+            if name in self._phases:
+                self._phases[name].done = step + 1
+        self._tell(name)
+
+    def finish(self, name: str) -> None:
+        """A phase ends, perhaps before its last step."""
+        with self._lock:
+            self._phases.pop(name, None)
+
+    def _tell(self, name: str) -> None:
+        with self._lock:
+            self._share = max(self._share, self._share_of(name))
+            share = self._share
+        try:
+            self._on_progress(share, name)
+        except Exception as error:  # it must not cross the library's C++ code; see `failure`
+            self.failure = error
+
+    def _share_of(self, name: str) -> float:
+        """Share of the whole work that is done, seen from a phase upwards."""
+        share, phase = 0.0, self._phases.get(name)
+        while phase is not None:
+            share = min((phase.done + share) / phase.steps, 1.0)
+            phase = self._phases.get(phase.parent or "")
+        return share
+
+
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+def progress_monitor(trt: ModuleType, progress: Progress, cancelled: threading.Event) -> Any:
+    """An `IProgressMonitor` that reports, and stops the build once `cancelled` is set."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # known at run time
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.start(phase_name, parent_phase, num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress.step(phase_name, step)
+            return progress.failure is None and not cancelled.is_set()
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def cancelled_by_ctrl_c() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets; `KeyboardInterrupt` is raised when the block ends.
+
+    SIGTERM sets it too, where it goes the way of Ctrl-C.
+
+    An exception raised inside a callback would have to cross the library's C++ code, which ends the
+    process. So the builder is asked to stop, and the exception comes after it has.
+    """
+    cancelled = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield cancelled  # signals are the main thread's business
+        return
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        before[signal.SIGTERM] = signal.default_int_handler
+    for number in before:
+        signal.signal(number, lambda *_: cancelled.set())
+    try:
+        yield cancelled
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if cancelled.is_set():
+            raise KeyboardInterrupt
+
 
 _HARDWARE = {
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",

@@ -1,16 +1,219 @@
-"""Proof of precision once more, from the built engine, where there is a GPU that can open it."""
+"""Proof of precision: what a network is made of, read from the network the builder was given.
+
+Networks are strongly typed, so the builder keeps the types it is given; what has to be shown is
+that it was given those that were asked for. A weight counts with the bytes it is stored in and the
+type in which it reaches the arithmetic: half precision values that are cast to float before a
+MatMul are float.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.engines.build_monitor import BuildLog, logger
+from sacvit_deploy.engines.tensorrt_library import BuildLog, logger
 from sacvit_deploy.errors import EngineError
 
 if TYPE_CHECKING:
-    from sacvit_deploy.engines.tensorrt_flavour import Flavour
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
+
+    from sacvit_deploy.engines.tensorrt_library import Flavour
     from sacvit_deploy.manifest import Precision
+
+
+# Which weights count, the type they need, and the share that is enough.
+_NEEDED: dict[Precision, tuple[str, str, float]] = {
+    "fp32": ("weights", "float", 1.0),
+    "fp16": ("weights", "half", 0.95),
+    "int8": ("linear", "int8", 0.80),
+}
+# Between what is stored in a type and what computes in it, such as a head kept in float.
+_KEPT_SLACK = 0.05
+
+_KINDS = {"FLOAT": "float", "HALF": "half", "INT8": "int8"}
+_OTHER = "other"
+_BYTES = {"FLOAT": 4.0, "HALF": 2.0, "BF16": 2.0, "INT8": 1.0, "FP8": 1.0, "INT4": 0.5, "FP4": 0.5}
+# Change a weight's layout or type and compute nothing.
+_LAYOUT = {"SHUFFLE", "IDENTITY"}
+_RETYPE = {"CAST", "QUANTIZE"}
+_LINEAR = {"MATRIX_MULTIPLY", "CONVOLUTION"}
+_NO_ARITHMETIC = _LAYOUT | _RETYPE | {"DEQUANTIZE", "CONSTANT"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a network, as plain data.
+
+    Attributes:
+        kind: Name of its `LayerType`.
+        inputs: Names of the tensors it reads.
+        output: Name of its first output.
+        dtype: Name of the `DataType` of that output.
+        elements: Of a constant, or of a kernel stored inside the layer; else 0.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    output: str
+    dtype: str
+    elements: int = 0
+
+
+@dataclass(frozen=True)
+class PrecisionShare:
+    """How much of a network is in which type.
+
+    Attributes:
+        weights: Share of the bytes of all weights that are `half`, `int8`, `float`, and `other` if
+            there are any; adds up to 1.
+        linear: The same for the weights of MatMul and convolution layers.
+        layers: The same for the number of layers that compute.
+    """
+
+    weights: dict[str, float]
+    linear: dict[str, float]
+    layers: dict[str, float]
+
+
+def precision_share(layers: Sequence[Layer]) -> PrecisionShare:
+    """Count a network; see `network_layers`."""
+    readers: dict[str, list[Layer]] = {}
+    for layer in layers:
+        for name in layer.inputs:
+            readers.setdefault(name, []).append(layer)
+    weights: dict[str, float] = {}
+    linear: dict[str, float] = {}
+    for layer in layers:
+        if layer.elements and layer.dtype in _BYTES:
+            dtype, is_linear = _as_it_is_used(layer, readers)
+            for sizes in (weights, linear) if is_linear else (weights,):
+                sizes[dtype] = sizes.get(dtype, 0) + layer.elements * _BYTES[layer.dtype]
+    return PrecisionShare(_shares(weights), _shares(linear), _shares(_computing(layers)))
+
+
+@dataclass(frozen=True)
+class PrecisionDemand:
+    """What a network has to consist of.
+
+    Attributes:
+        precision: What was asked for.
+        kept_share: For graphs in which nodes are kept in FP32 on purpose: the share of their
+            weights that was converted, as recorded when they were made. None for all others.
+    """
+
+    precision: Precision
+    kept_share: float | None = None
+
+    def check(self, share: PrecisionShare, graph: str) -> None:
+        """Refuse a network that is not what was asked for.
+
+        Args:
+            share: What it consists of.
+            graph: Its name, for the message.
+
+        Raises:
+            EngineError: FP32 holds another type, FP16 less than 95 % half by weight bytes, or INT8
+                less than 80 % int8 by bytes of linear weights.
+        """
+        which, kind, needed = _NEEDED[self.precision]
+        if self.kept_share is not None:
+            needed = min(needed, self.kept_share - _KEPT_SLACK)
+        found = getattr(share, which)
+        if found[kind] >= needed and found[kind] > 0:
+            return
+        shown = ", ".join(f"{part:.1%} {name}" for name, part in found.items())
+        of = "all weights" if which == "weights" else "linear weights"
+        raise EngineError(
+            f"The graph {graph} is not {self.precision}: of the bytes of {of} it has {shown}; "
+            f"{needed:.0%} {kind} are needed. Nothing was written.",
+            f"Make the graph again: sacvit-deploy export --precision {self.precision}.",
+        )
+
+
+def network_layers(trt: ModuleType, network: Any) -> list[Layer]:
+    """The layers of an `INetworkDefinition` as plain data."""
+    layers = []
+    for index in range(network.num_layers):
+        trt_layer = network.get_layer(index)
+        if not trt_layer.num_outputs:  # an assertion about shapes
+            continue
+        inputs = [trt_layer.get_input(position) for position in range(trt_layer.num_inputs)]
+        tensor = trt_layer.get_output(0)
+        layers.append(
+            Layer(
+                trt_layer.type.name,
+                tuple(source.name for source in inputs if source is not None),
+                tensor.name,
+                tensor.dtype.name,
+                _elements(trt, trt_layer),
+            )
+        )
+    return layers
+
+
+def _elements(trt: ModuleType, trt_layer: Any) -> int:
+    if trt_layer.type == trt.LayerType.CONSTANT:
+        return int(trt.volume(trt_layer.get_output(0).shape))
+    if trt_layer.type != trt.LayerType.CONVOLUTION or trt_layer.num_inputs > 1:
+        return 0
+    # The parser stores a float or half kernel in the layer. Networks hand out the base class; the
+    # bindings have no other way down to the fields of a kind. Its size is counted from the shape:
+    # the values themselves would come as an array of whichever NumPy the bindings were made with.
+    trt_layer.__class__ = trt.IConvolutionLayer
+    channels = trt_layer.get_input(0).shape[1] // trt_layer.num_groups
+    return int(trt_layer.num_output_maps * channels * trt.volume(trt_layer.kernel_size_nd))
+
+
+def _as_it_is_used(weight: Layer, readers: Mapping[str, list[Layer]]) -> tuple[str, bool]:
+    """The type in which a weight reaches the arithmetic, and whether that is a linear layer's."""
+    if weight.kind in _LINEAR:
+        return weight.dtype, True
+    dtype, name, is_final = weight.dtype, weight.output, False
+    while len(readers.get(name, ())) == 1:
+        (reader,) = readers[name]
+        if reader.kind not in _NO_ARITHMETIC or reader.inputs[0] != name:  # a scale comes second
+            break
+        if reader.kind in _RETYPE and not is_final and reader.dtype in _BYTES:
+            dtype = reader.dtype
+        # Behind it the values are of a wider type, and no more of them are stored.
+        is_final = is_final or reader.kind == "DEQUANTIZE"
+        name = reader.output
+    return dtype, any(reader.kind in _LINEAR for reader in readers.get(name, ()))
+
+
+def _computing(layers: Sequence[Layer]) -> Counter[str]:
+    """Number of layers that compute in each type; those on integers, such as shapes, are out."""
+    producers = {layer.output: layer for layer in layers}
+    found: Counter[str] = Counter()
+    for layer in layers:
+        if layer.kind in _NO_ARITHMETIC or layer.dtype not in _BYTES:
+            continue
+        is_int8 = layer.kind in _LINEAR and all(
+            _is_dequantized(name, producers) for name in layer.inputs
+        )
+        found["INT8" if is_int8 else layer.dtype] += 1
+    return found
+
+
+def _is_dequantized(name: str, producers: Mapping[str, Layer]) -> bool:
+    """Whether a tensor is int8 but for its scale, so that a MatMul of two computes in int8."""
+    producer = producers.get(name)
+    while producer is not None and producer.kind in _LAYOUT:
+        producer = producers.get(producer.inputs[0])
+    return producer is not None and producer.kind == "DEQUANTIZE"
+
+
+def _shares(sizes: Mapping[str, float]) -> dict[str, float]:
+    total = sum(sizes.values())
+    parts = dict.fromkeys(("half", "int8", "float"), 0.0)
+    for dtype, size in sizes.items():
+        kind = _KINDS.get(dtype, _OTHER)
+        parts[kind] = parts.get(kind, 0.0) + size / total
+    return parts
+
 
 # Releases write "Half", "Row major linear FP16 format", "Int8", "... INT8 ...".
 _SPELLINGS = {"fp16": re.compile("half|fp16", re.I), "int8": re.compile("(?<!u)int8", re.I)}

@@ -11,15 +11,14 @@ import torch
 from onnxscript import opset18
 
 from sacvit_deploy.errors import ExportError
-from sacvit_deploy.exporters.views import example_inputs, view_for
+from sacvit_deploy.model.views import example_inputs, view_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import onnx
 
-    from sacvit_deploy.model.two_stage import TwoStageViT
-    from sacvit_deploy.model.vit import VisionTransformer
+    from sacvit_deploy.model.vit import Backbone
     from sacvit_deploy.spec import GraphSpec
 
 # LayerNormalization is one operator from 17 on, and 18 is the oldest set the exporter writes.
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
 
 
-def onnx_from_torch(
-    model: TwoStageViT | VisionTransformer, spec: GraphSpec, *, opset: int = 18
-) -> onnx.ModelProto:
+def onnx_from_torch(model: Backbone, spec: GraphSpec, *, opset: int = 18) -> onnx.ModelProto:
     """Translate the part of a model that `spec` describes.
 
     Args:

@@ -1,32 +1,317 @@
-"""Checkpoints: weights on disk, in our layout or a published one, read and written safely."""
+"""Reading weights from disk: safetensors and torch files, never running code found in them.
+
+What a file is, is told by its first bytes and not by its name. Torch files go through the
+weights-only reader. Training checkpoints also hold the command line, paths and numpy scalars; those
+are read as empty stand-ins, so that no constructor named by the file runs, known or unknown.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+import re
+import string
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from sacvit_deploy.errors import CheckpointError
-from sacvit_deploy.model.checkpoint_file import (
-    CONFIG_METADATA,
-    read_stored_config,
-    read_weights_file,
-)
-from sacvit_deploy.model.checkpoint_fit import check_finite, check_fit
-from sacvit_deploy.model.checkpoint_layout import to_own_layout
+from sacvit_deploy.errors import CheckpointError, ConfigError
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.manifest import FileRecord
+from sacvit_deploy.model.build import build_model
+from sacvit_deploy.model.checkpoint_fit import check_finite, check_fit, to_own_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from sacvit_deploy.model.vit import Backbone
 
-    from torch import Tensor
 
-    from sacvit_deploy.model.two_stage import TwoStageViT
-    from sacvit_deploy.model.vit import VisionTransformer
-    from sacvit_deploy.spec import ModelConfig
+_Global = Callable[..., Any] | tuple[Callable[..., Any], str]
+
+CONFIG_METADATA = "sacvit_deploy_config"
+
+# DeiT, CF-ViT and LF-ViT evaluate and publish "model", not its moving average, so that the average
+# is taken only where there is nothing else.
+_CONTAINERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "module",
+    "model_ema",
+    "state_dict_ema",
+)
+_WRAPPERS = ("module.", "model.")
+_COMPILED = "_orig_mod."
+_AVERAGE_COUNTER = "n_averaged"
+
+# What training scripts store beside the weights. The names are not imported: see _StandIn.
+_IGNORED_GLOBALS = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "builtins.list",
+    "builtins.dict",
+    "builtins.set",
+    "builtins.int",
+    "builtins.float",
+    *(
+        f"{module}.{name}"
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    ),
+    *(
+        f"{module}.multiarray.{name}"
+        for module in ("numpy.core", "numpy._core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    "numpy.dtype",
+    "numpy.ndarray",
+)
+
+_ZIP_START = b"PK\x03\x04"
+_PICKLE_START = b"\x80"
+_LENGTH_BYTES = 8
+_SAFETENSORS_START = b"{"
+_PRINTABLE = set(string.printable.encode())
+
+
+class _StandIn:
+    """Takes the place of a harmless object that is not needed, whatever it is built from."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        """Forget the arguments."""
+
+    def __setstate__(self, _state: object) -> None:
+        """Forget the state, too."""
+
+
+def _plain_dict(*_args: object) -> dict[object, object]:
+    """In place of a defaultdict: the reader fills nothing but plain dicts."""
+    return {}
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a checkpoint holds.
+
+    Attributes:
+        tensors: Under the names of the file, wrapper prefixes removed; floating ones as float32.
+        config: The configuration `save_checkpoint` stored beside them, if any.
+    """
+
+    tensors: dict[str, Tensor]
+    config: ModelConfig | None
+
+
+def read_weights_file(path: Path) -> WeightsFile:
+    """Read every tensor of a checkpoint.
+
+    The state dict may lie under `model`, `state_dict`, `model_state_dict`, `module`, `model_ema` or
+    `state_dict_ema`: the first of these that is there is taken.
+
+    Raises:
+        CheckpointError: The path is not a readable file, the file is damaged or not a checkpoint,
+            or it holds objects whose construction would run code.
+    """
+    if is_safetensors(path):
+        tensors, config = _read_safetensors(path)
+    else:
+        tensors, config = _find_state_dict(_read_torch(path), path), None
+    return WeightsFile(_unwrapped(tensors, path), config)
+
+
+def read_stored_config(path: Path) -> ModelConfig | None:
+    """The configuration in the metadata of a safetensors file; None where there is none.
+
+    Raises:
+        CheckpointError: The file cannot be read, or its configuration is not one.
+    """
+    if not is_safetensors(path):
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _parse_config(file.metadata(), path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, "safetensors", error) from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file starts like a safetensors file; False: like a torch file.
+
+    Raises:
+        CheckpointError: There is no such file, or it starts like neither.
+    """
+    start = _first_bytes(path)
+    # First: the length before the header may itself begin with the byte that begins a pickle.
+    if start[_LENGTH_BYTES:].startswith(_SAFETENSORS_START):
+        return True
+    if start.startswith((_ZIP_START, _PICKLE_START)):
+        return False
+    raise CheckpointError(
+        f"{path} is not a checkpoint: {_describe_start(path, start)}.",
+        _fix_for_other_file(path, start),
+    )
+
+
+def _first_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        inside = sorted(
+            p.name for p in path.iterdir() if p.suffix in {".safetensors", ".pth", ".pt", ".bin"}
+        )
+        raise CheckpointError(
+            f"{path} is a folder; a checkpoint is one file.",
+            f"Name the file in it: {', '.join(inside)}." if inside else "It holds no checkpoint.",
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no file {path}.", "Check the path.") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}.", "Check its permissions and the disk."
+        ) from error
+    if not start:
+        raise CheckpointError(
+            f"{path} is empty (0 bytes).", "Download it or write it again: the transfer broke off."
+        )
+    return start
+
+
+def _describe_start(path: Path, start: bytes) -> str:
+    if path.name.endswith(".index.json"):
+        return "it lists the shards of a checkpoint that was split over several files"
+    if set(start) <= _PRINTABLE:
+        return f"it is a text that starts with {start[:32].decode()!r}"
+    return f"it starts with the bytes {start[:8].hex(' ')}"
+
+
+def _fix_for_other_file(path: Path, start: bytes) -> str:
+    if path.name.endswith(".index.json"):
+        return (
+            "Join the shards into one file first: read each with safetensors.torch.load_file, "
+            "merge the dicts, and write them with safetensors.torch.save_file; then name that file."
+        )
+    if start.startswith(b"version https://git-lfs"):
+        return "It is a Git LFS pointer: fetch the file itself with: git lfs pull"
+    if start.lstrip().startswith(b"<"):
+        return "It is a web page, not the file it links to: download the checkpoint again."
+    return "Name a .safetensors file, or a .pth, .pt or .bin file written by torch.save."
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            return tensors, _parse_config(file.metadata(), path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, "safetensors", error) from error
+
+
+def _parse_config(metadata: Mapping[str, str] | None, path: Path) -> ModelConfig | None:
+    text = (metadata or {}).get(CONFIG_METADATA)
+    if text is None:
+        return None
+    try:
+        return ModelConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError, AttributeError, ConfigError) as error:
+        problem = error.problem if isinstance(error, ConfigError) else str(error)
+        raise CheckpointError(
+            f"The model configuration stored in {path} cannot be read: {problem}",
+            "Write the checkpoint again with this release.",
+        ) from error
+
+
+def _read_torch(path: Path) -> object:
+    stand_ins: list[_Global] = [(_StandIn, name) for name in _IGNORED_GLOBALS]
+    stand_ins.append((_plain_dict, "collections.defaultdict"))
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+            # Of files that the reader then refuses; the error says all there is to say.
+            warnings.simplefilter("ignore", UserWarning)
+            with path.open("rb") as file:  # not by path: torch goes by its suffix
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail anywhere in the reader
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise _refused_global(path, refused[1]) from error
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path} is a TorchScript archive, a program and not only weights.",
+                "Write the state dict of the model it was made from with torch.save.",
+            ) from error
+        raise _damaged(path, "torch", error) from error
+
+
+def _refused_global(path: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds an object of {name}, not only weights; reading that could run code from the "
+        "file, so it was refused.",
+        "If you trust its source, write the weights alone where that code is installed: "
+        "torch.save(torch.load(FILE, weights_only=False)['model'], 'weights.pth') for a dict, "
+        "torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pth') for a whole "
+        "model; then name weights.pth.",
+    )
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
+    # torch wraps the reader's own words in advice to load the file unsafely.
+    words = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    reason = words.partition("\n")[0].rstrip(".") or type(error).__name__
+    return CheckpointError(
+        f"{path} starts like a {kind} file but cannot be read ({path.stat().st_size} bytes): it is "
+        f"truncated, damaged or something else. The reader says: {reason}.",
+        "Compare its size with the source's and copy or download it again.",
+    )
+
+
+def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """Descend through the usual containers to the first dict that holds tensors."""
+    if isinstance(content, Mapping):
+        for name in _CONTAINERS:
+            if isinstance(content.get(name), Mapping) and content[name]:
+                return _find_state_dict(content[name], path)
+        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        if tensors:
+            return tensors
+    found = type(content).__name__
+    if isinstance(content, Mapping):
+        found = f"a dict of {', '.join(map(str, list(content)[:10])) or 'nothing'}"
+    raise CheckpointError(
+        f"{path} holds no weights: found {found}.",
+        f"Name a file with a state dict, bare or under one of: {', '.join(_CONTAINERS)}.",
+    )
+
+
+def _unwrapped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Without the prefixes that DDP, torch.compile and Lightning put before every name."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        bare = name.replace(_COMPILED, "")
+        while bare.startswith(_WRAPPERS):
+            bare = bare.partition(".")[2]
+        if bare == _AVERAGE_COUNTER:
+            continue
+        if bare in result:
+            raise CheckpointError(
+                f"{path} holds two tensors for {bare}, one of them as {name}.",
+                "Write one of the two models to a file of its own.",
+            )
+        result[bare] = _as_float32(tensor)
+    return result
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
 
 def load_checkpoint(path: Path, config: ModelConfig) -> dict[str, Tensor]:
@@ -57,7 +342,7 @@ def load_checkpoint(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(model: TwoStageViT | VisionTransformer, path: Path) -> None:
+def load_weights(model: Backbone, path: Path) -> None:
     """Fill a model with the weights of a file.
 
     Raises:
@@ -99,3 +384,34 @@ def read_config(path: Path) -> ModelConfig | None:
         CheckpointError: The file cannot be read.
     """
     return read_stored_config(path)
+
+
+def checkpoint_model(path: Path, config: ModelConfig) -> Backbone:
+    """The network with the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: The file cannot be read or does not belong to this network.
+    """
+    model = build_model(config)
+    load_weights(model, path)
+    return model.eval()
+
+
+def checkpoint_config(path: Path, base: ModelConfig | None) -> ModelConfig:
+    """The configuration to read a checkpoint with: the one asked for, or its own.
+
+    Raises:
+        ConfigError: None was asked for and the checkpoint records none.
+    """
+    config = base or read_config(path)
+    if config is None:
+        raise ConfigError(
+            f"{path} does not say which network it holds, and no preset was given.",
+            "Name it with --preset, for example --preset sac_deit_small_patch16_224.",
+        )
+    return config
+
+
+def checkpoint_origin(path: Path) -> dict[str, Any]:
+    """The bundle's record of the checkpoint its weights came from."""
+    return {"origin": "checkpoint", "file": path.name, "sha256": FileRecord.of(path).sha256}

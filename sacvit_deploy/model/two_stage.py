@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sacvit_deploy.model.attention import ClusterKernel, Clusters
-from sacvit_deploy.model.vit import Backbone, Mlp, VisionTransformer
+from sacvit_deploy.model.vit import Backbone, Mlp
 
 if TYPE_CHECKING:
-    from sacvit_deploy.spec import ModelConfig
+    from sacvit_deploy.families.config import ModelConfig
 
 
 class EarlyExitOutput(NamedTuple):
@@ -211,12 +211,3 @@ class TwoStageViT(Backbone):
         coarse = self.early_exit(image)
         selection = select_tokens(coarse.score, self.config)
         return TwoStageOutput(coarse, self.refine(image, coarse, selection), selection)
-
-
-def build_model(
-    config: ModelConfig, *, cluster_kernel: ClusterKernel = "masked"
-) -> TwoStageViT | VisionTransformer:
-    """The network a configuration describes, freshly initialised."""
-    if config.two_stage is None:
-        return VisionTransformer(config)
-    return TwoStageViT(config, cluster_kernel=cluster_kernel)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sacvit_deploy.model.attention import Attention, Clusters
 
 if TYPE_CHECKING:
-    from sacvit_deploy.spec import ModelConfig
+    from sacvit_deploy.families.config import ModelConfig
 
 _INIT_STD = 0.02
 

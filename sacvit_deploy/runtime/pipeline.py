@@ -1,4 +1,4 @@
-"""From pictures to results, with the sessions of one bundle."""
+"""From what a user gives to the arrays that the network takes, timed."""
 
 from __future__ import annotations
 
@@ -13,29 +13,89 @@ import numpy as np
 from sacvit_deploy.bundle import Bundle, check_eta
 from sacvit_deploy.engines.registry import AUTO, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
-from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.runtime.budget import BudgetGoal
-from sacvit_deploy.runtime.observation import Observation
+from sacvit_deploy.errors import ConfigError, ImageError
+from sacvit_deploy.runtime.control.budget import BudgetGoal
+from sacvit_deploy.runtime.control.budget_controller import BudgetController
+from sacvit_deploy.runtime.control.observation import Observation
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from sacvit_deploy.runtime.reader import PictureReader, name_of
 from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.samples import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from sacvit_deploy.bundle import Manifest, Precision
     from sacvit_deploy.engines.registry import OpenedSessions
-    from sacvit_deploy.errors import ImageError
-    from sacvit_deploy.runtime.budgeted_pipeline import BudgetedPipeline
-    from sacvit_deploy.runtime.drift import DriftReport
+    from sacvit_deploy.runtime.control.budget import Budget
+    from sacvit_deploy.runtime.control.drift import DriftReport
+    from sacvit_deploy.runtime.control.stats import Stats
     from sacvit_deploy.runtime.pictures import PictureSource
-    from sacvit_deploy.runtime.scheduler import Outcome
-    from sacvit_deploy.runtime.stats import Stats
+    from sacvit_deploy.runtime.scheduler import Array, Outcome
 
-    # Not Sequence, which a str is too.
     Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
+
+
+class PictureReader:
+    """Prepares pictures and tells how long each took."""
+
+    def __init__(
+        self,
+        preprocess: Preprocessor,
+        clock: Callable[[], float],
+        prepared: Callable[[float], None],
+    ) -> None:
+        """Keep what is needed.
+
+        Args:
+            preprocess: From a picture to the input tensor.
+            clock: Seconds since whenever.
+            prepared: Told the milliseconds of each picture.
+        """
+        self._preprocess = preprocess
+        self._clock = clock
+        self._prepared = prepared
+
+    def read(self, source: PictureSource) -> Array:
+        """The input tensor (3, H, W) of one picture.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        start = self._clock()
+        array = self._preprocess(source)
+        self._prepared((self._clock() - start) * 1e3)
+        return array
+
+    def read_all(
+        self, sources: Sequence[PictureSource], start: int
+    ) -> tuple[list[Array], ImageError | None]:
+        """Input tensors (3, H, W) up to the first picture that cannot be read, and its error.
+
+        Args:
+            sources: The pictures.
+            start: Index of the first of them, for the error.
+        """
+        arrays: list[Array] = []
+        for index, source in enumerate(sources, start):
+            try:
+                arrays.append(self.read(source))
+            except ImageError as error:  # noqa: PERF203  the loop ends here
+                failure = ImageError(f"At index {index}: {error.problem}", error.fix)
+                failure.__cause__ = error
+                return arrays, failure
+        return arrays, None
+
+
+def name_of(source: PictureSource) -> str | None:
+    """Path as it was given; None for a picture that has none."""
+    if isinstance(source, Sample):
+        return source.name
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+
 
 CALL_BATCH = 32
 STREAM_BATCH = 8
@@ -246,9 +306,6 @@ class Pipeline:
             ConfigError: A value is out of range, the network has one stage, or the accuracy asked
                 for is not in the calibration, or there is none.
         """
-        # That module builds on this one.
-        from sacvit_deploy.runtime.budgeted_pipeline import BudgetedPipeline
-
         goal = BudgetGoal(ms, fps, min_eta, max_eta, min_top1, max_accuracy_drop, hysteresis)
         return BudgetedPipeline(self, goal)
 
@@ -315,3 +372,90 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
 def _check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} is {value!r}.", "Make it a whole number, 1 or more.")
+
+
+class BudgetedPipeline(Pipeline):
+    """Shares the sessions of a pipeline; every call and stream moves its threshold.
+
+    `Pipeline.with_budget` makes one. It has statistics of its own, and no `eta` can be given to it.
+    One budget holds for everything that is classified with it, from whichever thread.
+    """
+
+    def __init__(self, pipeline: Pipeline, goal: BudgetGoal) -> None:
+        """Start from the threshold of a pipeline.
+
+        Args:
+            pipeline: Of two stages; it stays as it is.
+            goal: What to hold; its bounds hold an accuracy too if it names one.
+
+        Raises:
+            ConfigError: The network has one stage, or the accuracy cannot be held.
+        """
+        clock = pipeline.scheduler.clock
+        super().__init__(pipeline.manifest, pipeline.opened, eta=pipeline.eta, clock=clock)
+        bounded = goal.bounded(self.calibration)
+        self._controller = BudgetController(bounded, self.manifest.config, pipeline.eta)
+        self._reader = PictureReader(self.preprocess, clock, self._prepared)
+        self._stages = _BudgetedScheduler(self, self._controller)
+
+    @property
+    def budget(self) -> Budget:
+        """Where the budget stands at this moment."""
+        return self._controller.report()
+
+    @property
+    def eta(self) -> float:
+        """The threshold that the next batch meets, in [0, 1]; the budget moves it."""
+        return self._controller.eta
+
+    @eta.setter
+    def eta(self, value: float) -> None:
+        raise _moved_by_budget(value)
+
+    def _threshold(self, asked: float | None) -> float:
+        if asked is not None:
+            raise _moved_by_budget(asked)
+        return self._controller.eta
+
+    def _prepared(self, ms: float) -> None:
+        self._observation.prepared(ms)
+        self._controller.saw_preprocess(ms)
+
+
+class _BudgetedScheduler(Scheduler):
+    """Asks the controller for the threshold of each batch, and tells it how each stage went."""
+
+    def __init__(self, pipeline: Pipeline, controller: BudgetController) -> None:
+        super().__init__(
+            pipeline.manifest.config,
+            pipeline.opened.sessions,
+            pipeline.manifest.selection,
+            pipeline.temperature,
+            pipeline.scheduler.clock,
+        )
+        self._controller = controller
+
+    def _decide(
+        self,
+        logits: Array,
+        eta: float,
+        start: float,
+    ) -> tuple[list[Outcome], NDArray[np.int64]]:
+        # Not the eta given: a stream asks for it once, and it moves with every batch.
+        outcomes, survivors = super()._decide(logits, self._controller.eta, start)
+        self._controller.saw_first(outcomes)
+        return outcomes, survivors
+
+    def _refined(
+        self, waiting: Sequence[Outcome], answers: tuple[Array, NDArray[np.int64]], start: float
+    ) -> list[Outcome]:
+        refined = super()._refined(waiting, answers, start)
+        self._controller.saw_refined(refined)
+        return refined
+
+
+def _moved_by_budget(eta: float) -> ConfigError:
+    return ConfigError(
+        f"The threshold eta={eta!r} was given to a pipeline whose budget moves it.",
+        "Bound it with min_eta and max_eta of with_budget, or use the pipeline without a budget.",
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sacvit_deploy.runtime.exit_rule import softmax
+from sacvit_deploy.runtime.algorithm import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,10 +10,9 @@ import numpy as np
 
 from sacvit_deploy.engines.session import sharing_memory
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.exit_calibration import check_temperature
-from sacvit_deploy.runtime.exit_rule import confidence, exits
-from sacvit_deploy.runtime.mapping import fine_index
-from sacvit_deploy.runtime.selection import select_tokens
+from sacvit_deploy.families.config import graph_specs
+from sacvit_deploy.manifest import check_temperature
+from sacvit_deploy.runtime.algorithm import confidence, exits, fine_index, select_tokens
 from sacvit_deploy.spec import (
     FINE_INDEX,
     IMAGE,
@@ -22,7 +21,6 @@ from sacvit_deploy.spec import (
     SCORE,
     SURVIVOR_ROWS,
     TARGET_INDEX,
-    graph_specs,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sacvit_deploy.engines.session import DeviceSession, Session
-    from sacvit_deploy.spec import ModelConfig, Role, Selection
+    from sacvit_deploy.families.config import ModelConfig
+    from sacvit_deploy.spec import Role, Selection
 
     Array = NDArray[Any]
     Tensors = Mapping[str, Array]

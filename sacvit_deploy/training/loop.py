@@ -15,17 +15,12 @@ from torch import Tensor
 from sacvit_deploy.errors import DataError, SacvitDeployError
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from sacvit_deploy.training.augmentation import mix_batch
-from sacvit_deploy.training.batches import epoch_loader
 from sacvit_deploy.training.config import TrainConfig
-from sacvit_deploy.training.distributed import joined_processes
-from sacvit_deploy.training.draws import generator_for, seed_torch
-from sacvit_deploy.training.losses import Losses, smooth_targets
-from sacvit_deploy.training.metrics import MetricsLog
+from sacvit_deploy.training.data import epoch_loader, generator_for, read_batches, seed_torch
+from sacvit_deploy.training.metrics import MetricsLog, validate
+from sacvit_deploy.training.objective import Losses, smooth_targets
 from sacvit_deploy.training.optimizer import learning_rate
-from sacvit_deploy.training.pictures import read_batches
-from sacvit_deploy.training.run_state import load_run, save_run
-from sacvit_deploy.training.setup import Workbench, set_up
-from sacvit_deploy.training.validation import validate
+from sacvit_deploy.training.run import Workbench, joined_processes, load_run, save_run, set_up
 
 RUN_FILE, LAST_FILE, BEST_FILE = "run.safetensors", "last.safetensors", "best.safetensors"
 METRICS_FILE, CONFIG_FILE = "metrics.jsonl", "config.json"

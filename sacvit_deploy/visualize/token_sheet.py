@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
-from sacvit_deploy.visualize.canvas import Ink, Type, fitted, text_width, wrapped
-from sacvit_deploy.visualize.colours import viridis
+from sacvit_deploy.visualize.canvas import Ink, Type, fitted, text_width, viridis, wrapped
 
 if TYPE_CHECKING:
     from sacvit_deploy.visualize.canvas import Box, Canvas, Point
-    from sacvit_deploy.visualize.token_look import TokenLook
+    from sacvit_deploy.visualize.token_map import TokenLook
 
 PAPER = (255, 255, 255)
 _INK, _QUIET = (24, 24, 27), (82, 82, 91)

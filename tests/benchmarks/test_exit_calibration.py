@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import exit_calibration as script
-from sacvit_deploy.evaluation.exit_goal import ExitGoal
+from sacvit_deploy.evaluation.exit_threshold import ExitGoal
 from tests.evaluation.answers_made_up import population
 from tests.fakes import SAC
 

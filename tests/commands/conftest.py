@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from sacvit_deploy.cli import main
-from sacvit_deploy.exporters import bundle_from_model
+from sacvit_deploy.exporters import export
 from tests.exporters.graphs import read_graph
 
 
@@ -67,7 +67,7 @@ def copied(sac_host, tmp_path) -> Path:
 def translated(sac_host, monkeypatch) -> None:
     """No translation: the graphs of `sac_host`."""
     monkeypatch.setattr(
-        bundle_from_model,
+        export,
         "onnx_from_torch",
         lambda _model, spec, *, opset: read_graph(sac_host, spec.role),
     )

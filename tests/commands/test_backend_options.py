@@ -6,12 +6,12 @@ import json
 import pytest
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.commands import backend_options
-from sacvit_deploy.engines import compatibility
+from sacvit_deploy.commands import options
+from sacvit_deploy.engines import registry
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.registry import OpenedSessions
-from sacvit_deploy.runtime.assets import sample_pictures
 from sacvit_deploy.runtime.pipeline import Pipeline
+from sacvit_deploy.samples import sample_pictures
 from tests.engines.engine_bundles import Workplace
 from tests.fakes import SAC, fake_manifest, fake_sessions
 
@@ -28,7 +28,7 @@ NOTHING, H200 = (), (Gpu("H200", "9.0", 1 << 37),)
 def bundle(tmp_path, monkeypatch) -> Bundle:
     """With engines for a GPU that is not here."""
     bundle = Workplace.make(tmp_path, monkeypatch, SAC).bundle(selection="host")
-    monkeypatch.setattr(compatibility, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    monkeypatch.setattr(registry, "this_machine", lambda: Machine("linux-x86_64", None, ()))
     return bundle
 
 
@@ -59,14 +59,14 @@ def test_who_chooses_is_told_nothing(invoke, bundle):
     ],
 )
 def test_only_what_one_could_expect_is_named(tmp_path, monkeypatch, gpus, engines, told):
-    monkeypatch.setattr(backend_options, "this_machine", lambda: Machine("linux", "13.0", gpus))
+    monkeypatch.setattr(options, "this_machine", lambda: Machine("linux", "13.0", gpus))
     manifest = fake_manifest()
     if engines:
         place = Workplace.make(tmp_path, monkeypatch, SAC)
         built = place.bundle("tensorrt-rtx").manifest.engines
         manifest = dataclasses.replace(manifest, engines=built)
     opened = OpenedSessions("onnxruntime", fake_sessions(SAC), SKIPPED)
-    lines = list(backend_options.passed_over_lines(Pipeline(manifest, opened)))
+    lines = list(options.passed_over_lines(Pipeline(manifest, opened)))
     if told:
         assert lines.pop(0) == f"computing with onnxruntime in fp32 ({opened.provider})"
     assert [line.partition(":")[0].removeprefix("  not ") for line in lines] == told

@@ -6,7 +6,7 @@ from PIL import Image
 
 import sacvit_deploy
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.runtime.assets import sample_pictures
+from sacvit_deploy.samples import sample_pictures
 
 
 def test_the_demo_classifies_every_picture(invoke, tmp_path):

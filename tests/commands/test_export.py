@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.exporters import bundle_from_model
+from sacvit_deploy.exporters import export
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from tests.tiny_models import DENSE, SAC, strong_model
 
@@ -16,9 +16,7 @@ TINY = ["--set", "depth=1", "--set", "embed_dim=24", "--set", "num_classes=3"]
 
 @pytest.fixture
 def nothing_exported(monkeypatch) -> None:
-    monkeypatch.setattr(
-        bundle_from_model, "onnx_from_torch", lambda *_, **__: pytest.fail("was exported")
-    )
+    monkeypatch.setattr(export, "onnx_from_torch", lambda *_, **__: pytest.fail("was exported"))
 
 
 def test_random_weights_of_a_preset_with_other_fields(invoke, tmp_path):

@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.comparison.decisions import Agreement
 from sacvit_deploy.exporters.precision.bisect import Bisection
 from sacvit_deploy.exporters.precision.request import read_keep
-from sacvit_deploy.runtime.assets import sample_pictures
-from sacvit_deploy.runtime.decisions import Agreement
+from sacvit_deploy.samples import sample_pictures
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from sacvit_deploy.bundle import MANIFEST
-from sacvit_deploy.runtime.assets import sample_pictures
 from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.samples import sample_pictures
 
 PICTURES = sample_pictures()
 

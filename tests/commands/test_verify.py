@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sacvit_deploy.model.checkpoints import save_checkpoint
-from sacvit_deploy.runtime.assets import sample_pictures
+from sacvit_deploy.samples import sample_pictures
 from tests.tiny_models import SAC
 
 

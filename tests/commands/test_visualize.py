@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from PIL import Image
 
-from sacvit_deploy.runtime.assets import sample_pictures
+from sacvit_deploy.samples import sample_pictures
 
 CAT, COFFEE = sample_pictures()[:2]
 

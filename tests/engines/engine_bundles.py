@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
-from sacvit_deploy.engines import compatibility
+from sacvit_deploy.engines import registry
 from sacvit_deploy.engines.machine import Gpu as MachineGpu
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import open_sessions
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from sacvit_deploy.engines.registry import OpenedSessions
     from sacvit_deploy.engines.session import SessionOptions
+    from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.manifest import EngineRuntime, GraphEntry
-    from sacvit_deploy.spec import ModelConfig, Selection
+    from sacvit_deploy.spec import Selection
 
 VERSION = {"tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1.116"}
 HERE = Machine("linux-x86_64", "13.0", (MachineGpu("Imaginary", "8.6", 1 << 34),))
@@ -50,8 +51,8 @@ class Workplace:
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda(gpu))
         for module in modules.values():
             monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(compatibility, "this_machine", lambda: HERE)
-        monkeypatch.setattr(compatibility, "library_cuda", lambda _: None)
+        monkeypatch.setattr(registry, "this_machine", lambda: HERE)
+        monkeypatch.setattr(registry, "library_cuda", lambda _: None)
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         return cls(folder, gpu, modules)
 

@@ -17,8 +17,9 @@ import numpy as np
 from tests.fakes import FakeSession
 
 if TYPE_CHECKING:
+    from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.manifest import GraphEntry
-    from sacvit_deploy.spec import ModelConfig, Selection
+    from sacvit_deploy.spec import Selection
     from tests.engines.fake_cuda import Gpu
 
 SCRATCH_BYTES = {"early_exit": 4096, "refine": 8192}

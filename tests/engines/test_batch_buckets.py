@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sacvit_deploy.engines.batch_buckets import BatchBuckets
 from sacvit_deploy.engines.session import SessionOptions
+from sacvit_deploy.engines.tensorrt_engine import BatchBuckets
 from sacvit_deploy.errors import EngineError
 
 

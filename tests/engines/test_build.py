@@ -15,17 +15,16 @@ import pytest
 
 from sacvit_deploy.bundle import Bundle, FileRecord, publish, update_manifest
 from sacvit_deploy.engines import build, plan
-from sacvit_deploy.engines.build import EngineRequest, build_engines
-from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
+from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
 from sacvit_deploy.engines.machine import Gpu, Machine
-from sacvit_deploy.engines.tensorrt_flavour import Flavour
+from sacvit_deploy.engines.tensorrt_library import Flavour
 from sacvit_deploy.errors import (
     BundleError,
     BundleIntegrityError,
     EngineError,
     MissingDependencyError,
 )
-from sacvit_deploy.staging import folder_lock
+from sacvit_deploy.files import folder_lock
 from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")

@@ -9,8 +9,7 @@ import pytest
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines import build
-from sacvit_deploy.engines.build import EngineRequest, build_engines
-from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
+from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
 from sacvit_deploy.engines.machine import Machine
 
 pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
@@ -27,10 +26,10 @@ _BUILD_LIMIT_S = 60  # 3 s on an idle core; the machines that run this are share
 )
 def deit_small(request, tmp_path_factory) -> Bundle:
     """FP32, FP16 and INT8 graphs; the collapse limits are another test's matter."""
-    from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportRequest, run_export
     from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
-    from sacvit_deploy.model.presets import preset
-    from sacvit_deploy.runtime.assets import sample_pictures
+    from sacvit_deploy.families.config import preset
+    from sacvit_deploy.samples import sample_pictures
 
     size, selection = request.param
     folder = tmp_path_factory.mktemp(f"deit-{size}-{selection}")

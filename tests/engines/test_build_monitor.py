@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from sacvit_deploy.engines.build_monitor import BuildLog, Progress, cancelled_by_ctrl_c
+from sacvit_deploy.engines.plan import Progress, cancelled_by_ctrl_c
+from sacvit_deploy.engines.tensorrt_library import BuildLog
 
 
 def walk(progress: Progress) -> None:

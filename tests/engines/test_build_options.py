@@ -4,11 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.engines.build_options import (
-    BatchRange,
-    BuildOptions,
-    parse_compute_capabilities,
-)
+from sacvit_deploy.engines.build import BatchRange, BuildOptions, parse_compute_capabilities
 from sacvit_deploy.errors import EngineError
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from sacvit_deploy.engines.cache_folder import cache_folder
+from sacvit_deploy.engines.machine import cache_folder
 
 
 def test_it_belongs_to_the_files_of_one_bundle(bundle, monkeypatch, tmp_path):

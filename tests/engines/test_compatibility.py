@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from sacvit_deploy.bundle import Bundle, publish, staging_folder
-from sacvit_deploy.engines import compatibility
-from sacvit_deploy.engines.compatibility import checked_plan, mismatches
+from sacvit_deploy.engines import registry
 from sacvit_deploy.engines.machine import Gpu, Machine
-from sacvit_deploy.engines.tensorrt_flavour import Flavour
+from sacvit_deploy.engines.registry import checked_plan, mismatches
+from sacvit_deploy.engines.tensorrt_library import Flavour
 from sacvit_deploy.errors import BundleIntegrityError, EngineError, MissingDependencyError
 from tests.fakes import ENGINE
 
@@ -121,8 +121,8 @@ def test_a_hardware_compatible_engine_runs_from_ampere_on(here, fits):
 def built(bundle, monkeypatch) -> Bundle:
     """A bundle with an engine of four bytes, and a TensorRT that must not be given them."""
     module = SimpleNamespace(__version__="10.3.0")
-    monkeypatch.setattr(compatibility, "load_flavour", lambda name: Flavour(name, module))  # type: ignore[arg-type]
-    monkeypatch.setattr(compatibility, "library_cuda", lambda name: None)
+    monkeypatch.setattr(registry, "load_flavour", lambda name: Flavour(name, module))  # type: ignore[arg-type]
+    monkeypatch.setattr(registry, "library_cuda", lambda name: None)
     with staging_folder(bundle) as staging:
         (staging / "engines").mkdir()
         (staging / ENGINE.file).write_bytes(b"plan")

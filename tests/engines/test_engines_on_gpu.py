@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines.build import EngineRequest, build_engines
-from sacvit_deploy.engines.build_options import BatchRange, BuildOptions
+from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import SessionOptions, sharing_memory
 from sacvit_deploy.runtime.scheduler import Scheduler

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sacvit_deploy.engines.onnxruntime_providers import (
+from sacvit_deploy.engines.onnxruntime_session import (
     CPU,
     CUDA,
     TENSORRT,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sacvit_deploy.engines.plan_inspection import check_plan
-from sacvit_deploy.engines.tensorrt_flavour import Flavour
+from sacvit_deploy.engines.tensorrt_library import Flavour
 from sacvit_deploy.errors import EngineError
 
 # As TensorRT writes uint8 and int64; neither makes an engine int8.

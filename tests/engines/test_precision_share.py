@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sacvit_deploy.engines.precision_share import (
+from sacvit_deploy.engines.plan_inspection import (
     Layer,
     PrecisionDemand,
     PrecisionShare,

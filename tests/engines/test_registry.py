@@ -6,7 +6,7 @@ import pytest
 
 import sacvit_deploy
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines import compatibility, registry
+from sacvit_deploy.engines import registry
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import EngineWarning, backends, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
@@ -75,7 +75,7 @@ def test_auto_takes_the_engines_of_this_machine(workplace, runtime) -> None:
 
 def test_an_engine_of_another_machine_is_skipped_without_a_warning(workplace, monkeypatch) -> None:
     bundle = workplace.bundle(selection="host")
-    monkeypatch.setattr(compatibility, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    monkeypatch.setattr(registry, "this_machine", lambda: Machine("linux-x86_64", None, ()))
     opened = open_sessions(bundle)
     assert opened.backend == "onnxruntime"
     assert "built for compute capability 8.6" in opened.skipped["tensorrt"]

@@ -18,11 +18,9 @@ import pytest
 import sacvit_deploy.engines
 
 FILES = (
-    "build_monitor.py",
     "plan.py",
     "plan_inspection.py",
-    "precision_share.py",
-    "tensorrt_flavour.py",
+    "tensorrt_library.py",
 )
 MODULE_NAMES = {"trt", "module"}
 # The name of a variable to the class of what is in it; the code keeps to these names.

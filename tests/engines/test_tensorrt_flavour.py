@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from sacvit_deploy.engines import machine, tensorrt_flavour
-from sacvit_deploy.engines.tensorrt_flavour import (
+from sacvit_deploy.engines import machine, tensorrt_library
+from sacvit_deploy.engines.tensorrt_library import (
     Flavour,
     default_runtime,
     library_cuda,
@@ -95,7 +95,7 @@ def test_a_library_that_does_not_load_is_no_traceback(monkeypatch):
     def broken(module, purpose):
         raise OSError("libnvinfer.so.10: cannot open shared object file")
 
-    monkeypatch.setattr(tensorrt_flavour, "require", broken)
+    monkeypatch.setattr(tensorrt_library, "require", broken)
     with pytest.raises(EngineError, match=r"cannot be loaded: libnvinfer.*\n.*doctor"):
         load_flavour("tensorrt")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines import compatibility, registry
+from sacvit_deploy.engines import registry
 from sacvit_deploy.engines.session import SessionOptions, sharing_memory
 from sacvit_deploy.engines.tensorrt_engine import CacheWarning
 from sacvit_deploy.engines.tensorrt_session import CudaGraphWarning
@@ -282,8 +282,10 @@ def test_sessions_of_one_bundle_share_memory_and_of_two_runtimes_do_not(workplac
 
 
 def test_a_truncated_plan_says_what_the_library_says(workplace, runtime, monkeypatch) -> None:
+    whole = registry.checked_plan
+
     def truncated(*arguments):
-        flavour, plan = compatibility.checked_plan(*arguments)
+        flavour, plan = whole(*arguments)
         return flavour, plan[:20]
 
     monkeypatch.setattr(registry, "checked_plan", truncated)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.evaluation.answers import StageAnswers
-from sacvit_deploy.runtime.decisions import Decisions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

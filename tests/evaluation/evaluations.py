@@ -6,10 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from sacvit_deploy.evaluation.answers import Skipped, StageAnswers
+from sacvit_deploy.comparison.decisions import Decisions
+from sacvit_deploy.evaluation.answers import Setting, Skipped, StageAnswers
 from sacvit_deploy.evaluation.evaluate import evaluate_answers
-from sacvit_deploy.evaluation.setting import Setting
-from sacvit_deploy.runtime.decisions import Decisions
 from sacvit_deploy.runtime.pipeline import Pipeline
 from tests.fakes import SAC, fake_manifest, fake_opened
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sacvit_deploy.comparison.decisions import scheduler_decisions
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.evaluation.answers import collect_answers
-from sacvit_deploy.runtime.decisions import scheduler_decisions
 from sacvit_deploy.runtime.pipeline import Pipeline, load
 from sacvit_deploy.samples import read_samples
 from tests.fakes import CF, DENSE, SAC, fake_manifest, fake_opened

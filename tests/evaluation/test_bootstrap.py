@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.evaluation import bootstrap
-from sacvit_deploy.evaluation.bootstrap import bootstrap_intervals, mean_of, percentile_of
+from sacvit_deploy.evaluation.statistics import bootstrap_intervals, mean_of, percentile_of
 
 
 def test_it_covers_the_truth_as_often_as_it_says():
@@ -44,7 +43,7 @@ def test_the_seed_decides_and_the_size_of_a_chunk_does_not(monkeypatch):
     first = bootstrap_intervals(statistics, 100, seed=4)
     assert bootstrap_intervals(statistics, 100, seed=4) == first
     assert bootstrap_intervals(statistics, 100, seed=5) != first
-    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", 1000)
+    monkeypatch.setattr("sacvit_deploy.evaluation.statistics._DRAWN_AT_ONCE", 1000)
     assert bootstrap_intervals(statistics, 100, seed=4) == first
 
 

@@ -17,12 +17,11 @@ from sacvit_deploy.errors import (
     DataError,
     GoalError,
 )
-from sacvit_deploy.evaluation import calibrate
-from sacvit_deploy.evaluation.calibrate import CalibrationRequest, calibrate_bundle
-from sacvit_deploy.evaluation.exit_goal import ExitGoal
-from sacvit_deploy.evaluation.exit_threshold import ThresholdSearch
+from sacvit_deploy.evaluation import exit_calibration
+from sacvit_deploy.evaluation.exit_calibration import CalibrationRequest, calibrate_bundle
+from sacvit_deploy.evaluation.exit_threshold import ExitGoal, ThresholdSearch
+from sacvit_deploy.files import folder_lock
 from sacvit_deploy.runtime.pipeline import load
-from sacvit_deploy.staging import folder_lock
 from tests.exit_records import exit_record
 from tests.labelled_pictures import write_pictures
 
@@ -105,13 +104,13 @@ def unmeasured(*arguments, **named):
 
 
 def test_one_stage_has_no_exit(dense_bundle, data, monkeypatch):
-    monkeypatch.setattr(calibrate, "collect_answers", unmeasured)
+    monkeypatch.setattr(exit_calibration, "collect_answers", unmeasured)
     with pytest.raises(ConfigError, match="one stage"):
         calibrate_bundle(dense_bundle.path, data, request())
 
 
 def test_too_few_pictures_are_refused_at_once(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrate, "collect_answers", unmeasured)
+    monkeypatch.setattr(exit_calibration, "collect_answers", unmeasured)
     few = write_pictures(tmp_path / "few", Bundle.open(bundle).manifest.labels, 20)
     with pytest.raises(DataError, match="20 pictures"):
         calibrate_bundle(bundle, few, request())
@@ -120,21 +119,21 @@ def test_too_few_pictures_are_refused_at_once(bundle, tmp_path, monkeypatch):
 def test_a_bundle_that_cannot_be_written_is_refused_at_once(bundle, data, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     with monkeypatch.context() as inner:
-        inner.setattr(calibrate, "collect_answers", unmeasured)
+        inner.setattr(exit_calibration, "collect_answers", unmeasured)
         with pytest.raises(BundleError, match="--dry-run"):
             calibrate_bundle(bundle, data, request())
     calibrate_bundle(bundle, data, dataclasses.replace(request(), write=False))
 
 
 def while_it_measures(monkeypatch, action) -> None:
-    real = vars(calibrate)["collect_answers"]
+    real = vars(exit_calibration)["collect_answers"]
 
     def collect(*arguments, **named):
         answers = real(*arguments, **named)
         action()
         return answers
 
-    monkeypatch.setattr(calibrate, "collect_answers", collect)
+    monkeypatch.setattr(exit_calibration, "collect_answers", collect)
 
 
 def test_what_came_to_the_bundle_meanwhile_stays(bundle, data, monkeypatch):
@@ -158,7 +157,7 @@ def test_nobody_else_changes_the_bundle_while_it_is_written(bundle, data, monkey
             assert not is_free
         return update_manifest(opened, manifest)
 
-    monkeypatch.setattr(calibrate, "update_manifest", watched)
+    monkeypatch.setattr(exit_calibration, "update_manifest", watched)
     calibrate_bundle(bundle, data, request())
     assert len(Bundle.open(bundle).manifest.exit_calibrations) == 1
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from sacvit_deploy.comparison.network import of_bundle, reference_for
 from sacvit_deploy.errors import BundleError, CheckpointError, ConfigError
-from sacvit_deploy.evaluation.contestants import of_bundle, reference_for
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from tests.tiny_models import OTHER_CHOICES, strong_model
 

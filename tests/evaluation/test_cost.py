@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sacvit_deploy.evaluation.cost import dense_macs, graph_macs, mean_macs_g
-from sacvit_deploy.model.presets import preset
-from sacvit_deploy.spec import graph_specs
+from sacvit_deploy.families.config import graph_macs, graph_specs, mean_macs_g, preset
+from sacvit_deploy.families.vit import dense_macs
 from tests.evaluation.mac_counter import counted_macs
 from tests.exporters.graphs import read_graph
 from tests.tiny_models import OTHER_CHOICES, SAC
@@ -85,7 +84,7 @@ def test_the_graph_of_the_dense_network():
 def _exported(config, kernel, role="refine"):
     """One graph as it leaves the exporter."""
     from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
-    from sacvit_deploy.model.two_stage import build_model
+    from sacvit_deploy.model.two_stage import TwoStageViT
 
     (spec,) = (spec for spec in graph_specs(config) if spec.role == role)
-    return onnx_from_torch(build_model(config, cluster_kernel=kernel), spec)
+    return onnx_from_torch(TwoStageViT(config, cluster_kernel=kernel), spec)

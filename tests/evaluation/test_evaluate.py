@@ -5,19 +5,19 @@ import json
 import numpy as np
 import pytest
 
+from sacvit_deploy.commands.describe import evaluation_lines
 from sacvit_deploy.errors import ConfigError, DataError
-from sacvit_deploy.evaluation.compared import read_compared
 from sacvit_deploy.evaluation.evaluate import (
     SWEEP,
     EvaluationRequest,
     evaluate_answers,
+    read_compared,
     run_evaluation,
 )
-from sacvit_deploy.evaluation.evaluation_text import evaluation_lines
-from sacvit_deploy.evaluation.operating_point import Exit
-from sacvit_deploy.evaluation.reliability import reliability
-from sacvit_deploy.exit_calibration import ExitCalibration
-from sacvit_deploy.runtime.exit_rule import confidence
+from sacvit_deploy.evaluation.exit_sweep import Exit
+from sacvit_deploy.evaluation.statistics import reliability
+from sacvit_deploy.manifest import ExitCalibration
+from sacvit_deploy.runtime.algorithm import confidence
 from tests.evaluation.evaluations import SETTING, fake_answers, fake_evaluation, fake_pipeline
 from tests.fakes import DENSE, SAC
 from tests.labelled_pictures import write_pictures

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.errors import ConfigError, GoalError
-from sacvit_deploy.evaluation.exit_goal import ExitGoal, choose_exit
 from sacvit_deploy.evaluation.exit_sweep import sweep_exits
+from sacvit_deploy.evaluation.exit_threshold import ExitGoal, choose_exit
 from tests.evaluation.answers_made_up import EARLY_MS, REFINE_MS, made_up_answers, population
 from tests.fakes import SAC
 

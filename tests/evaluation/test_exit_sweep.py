@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sacvit_deploy.evaluation.cost import mean_macs_g
 from sacvit_deploy.evaluation.exit_sweep import LARGEST_CURVE, sweep_exits
-from sacvit_deploy.runtime.exit_rule import confidence, exits
+from sacvit_deploy.families.config import mean_macs_g
+from sacvit_deploy.runtime.algorithm import confidence, exits
 from tests.evaluation.answers_made_up import EARLY_MS, REFINE_MS, made_up_answers, population
 from tests.fakes import CF, SAC
 

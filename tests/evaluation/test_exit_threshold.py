@@ -8,9 +8,9 @@ import pytest
 
 from sacvit_deploy.errors import DataError, GoalError
 from sacvit_deploy.evaluation.answers import Skipped
-from sacvit_deploy.evaluation.exit_goal import ExitGoal
 from sacvit_deploy.evaluation.exit_sweep import sweep_exits
 from sacvit_deploy.evaluation.exit_threshold import (
+    ExitGoal,
     ThresholdSearch,
     find_threshold,
     measure_threshold,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.evaluation.temperature import (
+from sacvit_deploy.evaluation.statistics import (
     LARGEST,
     SMALLEST,
     fit_temperature,

@@ -10,16 +10,9 @@ import pytest
 import torch
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.errors import (
-    BundleError,
-    CheckpointError,
-    ConfigError,
-    ExportError,
-    ParityError,
-)
-from sacvit_deploy.exporters import bundle_from_model
-from sacvit_deploy.exporters.bundle_from_model import ExportOptions, export_bundle
-from sacvit_deploy.exporters.export_request import ExportRequest, run_export
+from sacvit_deploy.errors import BundleError, CheckpointError, ConfigError, ExportError, ParityError
+from sacvit_deploy.exporters import export
+from sacvit_deploy.exporters.export import ExportOptions, ExportRequest, export_bundle, run_export
 from tests.exporters.graphs import read_graph
 from tests.tiny_models import DENSE, SAC
 
@@ -41,19 +34,19 @@ def translated(sac_host, monkeypatch) -> list[str]:
         asked.append(spec.role)
         return read_graph(sac_host, spec.role)
 
-    monkeypatch.setattr(bundle_from_model, "onnx_from_torch", from_disk)
+    monkeypatch.setattr(export, "onnx_from_torch", from_disk)
     return asked
 
 
 def fail_at(role: str, error: type[BaseException], monkeypatch) -> None:
-    before = vars(bundle_from_model)["onnx_from_torch"]
+    before = vars(export)["onnx_from_torch"]
 
     def fails(model, spec, *, opset):
         if spec.role == role:
             raise error("stopped", "here")
         return before(model, spec, opset=opset)
 
-    monkeypatch.setattr(bundle_from_model, "onnx_from_torch", fails)
+    monkeypatch.setattr(export, "onnx_from_torch", fails)
 
 
 def content(folder) -> dict[str, bytes]:
@@ -167,9 +160,7 @@ def test_eta_is_checked_first(sac_host, eta):
 
 @pytest.fixture
 def nothing_exported(monkeypatch):
-    monkeypatch.setattr(
-        bundle_from_model, "onnx_from_torch", lambda *_, **__: pytest.fail("was exported")
-    )
+    monkeypatch.setattr(export, "onnx_from_torch", lambda *_, **__: pytest.fail("was exported"))
 
 
 @pytest.mark.parametrize(

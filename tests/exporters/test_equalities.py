@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sacvit_deploy.runtime.assets import sample_pictures
-from sacvit_deploy.runtime.exit_rule import confidence
-from sacvit_deploy.runtime.mapping import fine_index
+from sacvit_deploy.runtime.algorithm import confidence, fine_index, select_tokens
 from sacvit_deploy.runtime.pipeline import Pipeline, load
-from sacvit_deploy.runtime.selection import select_tokens
+from sacvit_deploy.samples import sample_pictures
 from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS, TARGET_INDEX
 from tests.exporters.graphs import normalised, session
 from tests.fakes import random_pictures

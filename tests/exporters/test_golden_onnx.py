@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.runtime.exit_rule import confidence
-from sacvit_deploy.runtime.mapping import fine_index
+from sacvit_deploy.runtime.algorithm import confidence, fine_index, select_tokens
 from sacvit_deploy.runtime.pipeline import Pipeline, load
-from sacvit_deploy.runtime.selection import select_tokens
 from sacvit_deploy.spec import IMAGE, LOGITS, SCORE
 from tests.exporters.graphs import session
 

@@ -11,7 +11,7 @@ from sacvit_deploy.errors import ExportError
 from sacvit_deploy.exporters import onnx_from_torch as module
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
 from sacvit_deploy.exporters.passes import DEFAULT_PASSES, check_contract, run_passes
-from sacvit_deploy.spec import graph_specs
+from sacvit_deploy.families.config import graph_specs
 from tests.exporters.graphs import read_graph, run_model
 from tests.tiny_models import DENSE, strong_model
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from sacvit_deploy.errors import ParityError
-from sacvit_deploy.exporters.parity import (
+from sacvit_deploy.comparison.tensors import (
     PROBABILITIES,
     ParityInputs,
     TensorParity,
     check_parity,
     measure_parity,
 )
+from sacvit_deploy.errors import ParityError
 from sacvit_deploy.spec import Preprocessing
 
 

@@ -17,7 +17,8 @@ from sacvit_deploy.exporters.passes.fold_normalisation import FoldNormalisation
 from sacvit_deploy.exporters.passes.gather_token_rows import gather_token_rows
 from sacvit_deploy.exporters.passes.order_gelu import order_gelu
 from sacvit_deploy.exporters.passes.static_resize import static_resize
-from sacvit_deploy.spec import GraphSpec, Preprocessing, TensorSpec, graph_specs
+from sacvit_deploy.families.config import graph_specs
+from sacvit_deploy.spec import GraphSpec, Preprocessing, TensorSpec
 from tests.exporters.graphs import op_counts, read_graph, run_model
 from tests.tiny_models import SAC
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from sacvit_deploy.exporters.bundle_from_model import ExportOptions, export_bundle
-from sacvit_deploy.exporters.model_source import random_model
-from sacvit_deploy.exporters.parity import PROBABILITIES
-from sacvit_deploy.model.presets import preset, preset_preprocessing
-from sacvit_deploy.runtime.mapping import fine_index
-from sacvit_deploy.runtime.selection import select_tokens
+from sacvit_deploy.comparison.tensors import PROBABILITIES
+from sacvit_deploy.exporters.export import ExportOptions, export_bundle
+from sacvit_deploy.families.config import preset, preset_preprocessing
+from sacvit_deploy.model.build import random_model
+from sacvit_deploy.runtime.algorithm import fine_index, select_tokens
 from sacvit_deploy.spec import IMAGE, SCORE, SURVIVOR_ROWS, TARGET_INDEX
 from tests.exporters.graphs import normalised, read_graph, session
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sacvit_deploy.exporters.model_source import random_model
-from sacvit_deploy.exporters.views import (
+from sacvit_deploy.families.config import graph_specs
+from sacvit_deploy.model.build import random_model
+from sacvit_deploy.model.views import (
     EarlyExitView,
     RefineFromScoreView,
     RefineView,
@@ -12,7 +13,7 @@ from sacvit_deploy.exporters.views import (
     example_inputs,
     view_for,
 )
-from sacvit_deploy.spec import SURVIVOR_ROWS, graph_specs
+from sacvit_deploy.spec import SURVIVOR_ROWS
 from tests.tiny_models import DENSE, OTHER_CHOICES, SAC, strong_model, strong_two_stage
 
 CONFIGS = [SAC, OTHER_CHOICES]

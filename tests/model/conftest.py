@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sacvit_deploy.spec import ModelConfig, TwoStageConfig
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.two_stage import TwoStageConfig
 
 
 @pytest.fixture

@@ -13,19 +13,15 @@ import torch
 from safetensors.torch import save_file
 
 from sacvit_deploy.errors import CheckpointError
-from sacvit_deploy.model.checkpoint_file import is_safetensors
+from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoints import (
+    is_safetensors,
     load_checkpoint,
     load_weights,
     read_config,
     save_checkpoint,
 )
-from sacvit_deploy.model.two_stage import (
-    TwoStageViT,
-    build_model,
-    resize_position_table,
-    select_tokens,
-)
+from sacvit_deploy.model.two_stage import TwoStageViT, resize_position_table, select_tokens
 
 
 def weights_of(config, seed=0):

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from sacvit_deploy.errors import CheckpointError
+from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoints import load_checkpoint, load_weights, read_config
-from sacvit_deploy.model.two_stage import build_model
 
 
 def weights_of(config):

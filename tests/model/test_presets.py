@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.model.presets import PRESETS, preset, preset_preprocessing
-from sacvit_deploy.model.two_stage import build_model
+from sacvit_deploy.families.config import PRESETS, preset, preset_preprocessing
+from sacvit_deploy.model.build import build_model
 
 BODIES = (
     "deit_tiny_patch16_224",

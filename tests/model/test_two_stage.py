@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.model import attention
+from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.two_stage import (
     FeatureFusion,
     TokenSelection,
     TwoStageViT,
-    build_model,
     fine_index,
     halve_image,
     resize_position_table,
     select_tokens,
 )
 from sacvit_deploy.model.vit import Block, VisionTransformer
-from sacvit_deploy.spec import ModelConfig, TwoStageConfig
 
 BOTH_UPDATES = pytest.mark.parametrize("cls_update", ["joint", "mean"])
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sacvit_deploy.model.two_stage import build_model
-from sacvit_deploy.spec import ModelConfig
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.model.build import build_model
 
 
 def layer_norm(x, weight, bias):

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.exit_calibration import CalibrationPoint
-from sacvit_deploy.runtime.budget import BudgetGoal, BudgetWarning
+from sacvit_deploy.manifest import CalibrationPoint
+from sacvit_deploy.runtime.control.budget import BudgetGoal, BudgetWarning
+from sacvit_deploy.runtime.control.budget_controller import (
+    MovingAverage,
+    RecentConfidences,
+    StageCosts,
+)
 from sacvit_deploy.runtime.pipeline import Pipeline
-from sacvit_deploy.runtime.recent_costs import MovingAverage, RecentConfidences, StageCosts
 from tests.exit_records import exit_record
 from tests.fake_machine import FRAME, Machine, classify
 from tests.fakes import DENSE, fake_manifest, fake_opened

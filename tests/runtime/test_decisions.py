@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sacvit_deploy.runtime.decisions import (
+from sacvit_deploy.comparison.decisions import (
     LIMITS,
     Agreement,
     AgreementLimits,

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.runtime.drift import DriftMonitor, DriftWarning, drift_report, effective_count
+from sacvit_deploy.runtime.control.drift import (
+    DriftMonitor,
+    DriftWarning,
+    drift_report,
+    effective_count,
+)
 from sacvit_deploy.runtime.scheduler import Outcome
 from tests.exit_records import exit_record
 from tests.fake_machine import FRAME, Machine, classify
 
 if TYPE_CHECKING:
-    from sacvit_deploy.exit_calibration import ExitCalibration
+    from sacvit_deploy.manifest import ExitCalibration
 
 ETA = 0.6
 LOGITS = np.zeros(3, np.float32)

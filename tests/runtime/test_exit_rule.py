@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.runtime.exit_rule import confidence, exits, softmax
+from sacvit_deploy.runtime.algorithm import confidence, exits, softmax
 
 ROWS = np.array([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0], [-1e4, 0.0, 1e4]], dtype=np.float32)
 

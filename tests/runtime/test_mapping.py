@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.runtime.mapping import fine_index
+from sacvit_deploy.runtime.algorithm import fine_index
 
 
 @pytest.mark.parametrize("grid", [(7, 7), (9, 9), (3, 4), (4, 3), (1, 5)])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.runtime.network import Network
+from sacvit_deploy.comparison.network import Network
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.spec import Preprocessing
 from tests.fakes import SAC, fake_sessions, random_pictures

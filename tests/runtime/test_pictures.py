@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from sacvit_deploy.errors import ImageError
-from sacvit_deploy.runtime.assets import sample_pictures
 from sacvit_deploy.runtime.pictures import FORMATS, MAX_PIXELS, read_picture
+from sacvit_deploy.samples import sample_pictures
 
 ORIENTATION = 0x0112
 

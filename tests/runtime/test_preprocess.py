@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.runtime.assets import sample_pictures
 from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.samples import sample_pictures
 from sacvit_deploy.spec import Preprocessing
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

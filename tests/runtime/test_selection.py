@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sacvit_deploy.runtime.selection import select_tokens
+from sacvit_deploy.runtime.algorithm import select_tokens
 
 
 def test_best_first_and_of_equal_scores_the_lowest_index() -> None:

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from sacvit_deploy.runtime.control.stats import Stats, confidence_bin
 from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.runtime.scheduler import Outcome
-from sacvit_deploy.runtime.stats import Stats, confidence_bin
 from tests.fake_machine import FRAME, Machine
 from tests.fakes import DENSE, fake_manifest, fake_opened, random_pictures
 

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sacvit_deploy.comparison.decisions import Decisions, compare_decisions
 from sacvit_deploy.engines.registry import OpenedSessions
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.runtime.decisions import Decisions, compare_decisions
-from sacvit_deploy.runtime.exit_rule import confidence, softmax
+from sacvit_deploy.runtime.algorithm import confidence, softmax
 from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.runtime.scheduler import Scheduler
 from tests.exit_records import exit_record

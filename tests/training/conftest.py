@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sacvit_deploy.spec import ModelConfig, TwoStageConfig
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.training.config import (
     AugmentationConfig,
     DataConfig,

@@ -10,14 +10,15 @@ from PIL import Image
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.spec import Preprocessing
 from sacvit_deploy.training.augmentation import (
+    OPERATIONS,
     erase,
     evaluation_tensor,
     mix_batch,
+    rand_augment,
     random_box,
     training_tensor,
 )
 from sacvit_deploy.training.config import AugmentationConfig
-from sacvit_deploy.training.rand_augment import OPERATIONS, rand_augment
 
 DEIT = AugmentationConfig()
 STILL = AugmentationConfig(1.0, 0.0, 0, 0.0, 0.0, 0.0, 0.0)

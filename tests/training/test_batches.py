@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from sacvit_deploy.errors import DataError
-from sacvit_deploy.training.batches import BatchPlan
-from sacvit_deploy.training.distributed import Processes
-from sacvit_deploy.training.pictures import epoch_order
+from sacvit_deploy.training.data import BatchPlan, epoch_order
+from sacvit_deploy.training.run import Processes
 
 CPU = torch.device("cpu")
 

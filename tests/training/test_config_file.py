@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.training.config_file import read_train_config, train_config_from_dict
+from sacvit_deploy.training.config import read_train_config, train_config_from_dict
 
 _TOML = """
 output = "runs/demo"

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from sacvit_deploy.errors import CheckpointError, ConfigError, DataError, SacvitDeployError
+from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoints import load_checkpoint, read_config, save_checkpoint
-from sacvit_deploy.model.two_stage import build_model
 from sacvit_deploy.training import loop
 from sacvit_deploy.training.config import LossConfig
 from sacvit_deploy.training.loop import Progress, train
-from sacvit_deploy.training.setup import set_up
+from sacvit_deploy.training.run import set_up
 from tests.training.conftest import TINY_DENSE
 
 _ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from sacvit_deploy.training.config import LossConfig
-from sacvit_deploy.training.losses import RecipeLoss, divergence, smooth_targets
+from sacvit_deploy.training.objective import RecipeLoss, divergence, smooth_targets
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from sacvit_deploy.model.two_stage import build_model
-from sacvit_deploy.training.drop_path import add_drop_path
+from sacvit_deploy.model.build import build_model
+from sacvit_deploy.training.objective import add_drop_path
 from sacvit_deploy.training.optimizer import AveragedWeights, learning_rate, make_optimizer
 
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from sacvit_deploy.errors import DataError
-from sacvit_deploy.model.presets import preset_preprocessing
+from sacvit_deploy.families.config import preset_preprocessing
 from sacvit_deploy.samples import Sample, read_samples
-from sacvit_deploy.training.pictures import (
+from sacvit_deploy.training.data import (
     Key,
     TrainingPictures,
     UnreadablePictureWarning,

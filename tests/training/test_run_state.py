@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from sacvit_deploy.errors import CheckpointError
-from sacvit_deploy.model.two_stage import build_model
-from sacvit_deploy.training import run_state
+from sacvit_deploy.model.build import build_model
 from sacvit_deploy.training.optimizer import AveragedWeights, make_optimizer
-from sacvit_deploy.training.run_state import RunState, config_digest, load_run, save_run
+from sacvit_deploy.training.run import RunState, config_digest, load_run, save_run
 
 
 def fresh(run, seed: int) -> RunState:
@@ -54,7 +53,7 @@ def test_a_full_disk_leaves_the_last_good_run(run, tmp_path, monkeypatch):
         target.write_bytes(b"half of")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_state, "save_file", full)
+    monkeypatch.setattr("sacvit_deploy.training.run.save_file", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         save_run(path, state, run)
     assert path.read_bytes() == before

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.visualize.colours import viridis
+from sacvit_deploy.visualize.canvas import viridis
 
 
 @pytest.mark.parametrize(

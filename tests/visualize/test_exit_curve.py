@@ -7,11 +7,10 @@ from types import ModuleType
 import pytest
 
 from sacvit_deploy.errors import ConfigError, MissingDependencyError
-from sacvit_deploy.evaluation.calibrate import BundleCalibration
-from sacvit_deploy.evaluation.exit_goal import ExitGoal
-from sacvit_deploy.evaluation.exit_threshold import ThresholdSearch, find_threshold
-from sacvit_deploy.visualize import exit_curve
-from sacvit_deploy.visualize.exit_curve import check_plot_file, write_exit_curve
+from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
+from sacvit_deploy.evaluation.exit_threshold import ExitGoal, ThresholdSearch, find_threshold
+from sacvit_deploy.visualize import charts
+from sacvit_deploy.visualize.charts import check_plot_file, write_exit_curve
 from tests.evaluation.answers_made_up import population
 from tests.fakes import SAC
 
@@ -19,7 +18,7 @@ from tests.fakes import SAC
 @pytest.fixture
 def without_matplotlib(monkeypatch):
     """What is checked before the library is needed."""
-    monkeypatch.setattr(exit_curve, "require", lambda module, purpose: ModuleType(module))
+    monkeypatch.setattr(charts, "require", lambda module, purpose: ModuleType(module))
 
 
 def calibrated(goal: ExitGoal) -> BundleCalibration:

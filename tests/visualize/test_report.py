@@ -11,11 +11,11 @@ from xml.etree import ElementTree
 import pytest
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.evaluation.compared import Compared
-from sacvit_deploy.evaluation.operating_point import Exit
+from sacvit_deploy.evaluation.evaluate import Compared
+from sacvit_deploy.evaluation.exit_sweep import Exit
+from sacvit_deploy.files import check_output, write_output
+from sacvit_deploy.visualize.plot import Axis, Mark, Plot
 from sacvit_deploy.visualize.report import html_report
-from sacvit_deploy.visualize.report_file import check_writable, write_whole
-from sacvit_deploy.visualize.svg_plot import Axis, Mark, Plot
 from tests.evaluation.evaluations import fake_evaluation
 from tests.fakes import DENSE, SAC
 
@@ -154,16 +154,16 @@ def test_labels_do_not_lie_on_each_other():
 
 def test_a_report_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "report.html"
-    check_writable(file)
+    check_output(file)
     assert list(tmp_path.iterdir()) == []
-    write_whole(file, "first")
+    write_output(file, "first")
 
     def fails(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(ConfigError, match="disk full"):
-        write_whole(file, "second")
+        write_output(file, "second")
     assert file.read_text() == "first"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -171,4 +171,4 @@ def test_a_report_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [".", "none/report.html"])
 def test_a_place_that_cannot_be_written_is_known_before(name, tmp_path):
     with pytest.raises(ConfigError, match=r"folder|cannot be written"):
-        check_writable(tmp_path / Path(name))
+        check_output(tmp_path / Path(name))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sacvit_deploy.errors import ConfigError, ImageError
 from sacvit_deploy.spec import SCORE
-from sacvit_deploy.visualize.token_look import look
+from sacvit_deploy.visualize.token_map import look
 from tests.fakes import DENSE, SAC, random_pictures
 from tests.visualize.token_fakes import fake_pipeline
 

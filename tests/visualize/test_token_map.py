@@ -10,7 +10,7 @@ from PIL import Image
 
 import sacvit_deploy
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.visualize.colours import viridis
+from sacvit_deploy.visualize.canvas import viridis
 from sacvit_deploy.visualize.token_map import token_map
 from tests.visualize.token_fakes import (
     COLUMNS,

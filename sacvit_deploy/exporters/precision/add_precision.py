@@ -1,4 +1,4 @@
-"""Add a lower precision to a bundle."""
+"""How much of a graph's weights is in which type."""
 
 from __future__ import annotations
 
@@ -8,31 +8,62 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.bundle import (
-    GraphEntry,
-    check_unchanged,
-    locked,
-    publish,
-    staging_folder,
-)
+from onnx import TensorProto, numpy_helper
+
+from sacvit_deploy.bundle import GraphEntry, check_unchanged, locked, publish, staging_folder
+from sacvit_deploy.comparison.graphs import resolve_keep
 from sacvit_deploy.exporters.passes import check_contract
-from sacvit_deploy.exporters.precision.collapse import check_decisions
-from sacvit_deploy.exporters.precision.conversion import prepare
-from sacvit_deploy.exporters.precision.places import resolve_keep
-from sacvit_deploy.exporters.precision.shares import linear_weight_shares, weight_shares
+from sacvit_deploy.exporters.precision.conversion import check_decisions, prepare
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.spec import GraphSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import onnx
 
     from sacvit_deploy.bundle import Bundle, EngineEntry, Manifest
+    from sacvit_deploy.comparison.decisions import Agreement
     from sacvit_deploy.exporters.precision.conversion import Conversion, Kept
     from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
-    from sacvit_deploy.runtime.decisions import Agreement
     from sacvit_deploy.spec import Role
+
+
+_KINDS: dict[int, str] = {
+    TensorProto.FLOAT16: "half",
+    TensorProto.INT8: "int8",
+    TensorProto.FLOAT: "float",
+}
+
+
+def weight_shares(model: onnx.ModelProto) -> dict[str, float]:
+    """Share of the bytes of all constants in `half`, `int8` and `float`; indices do not count."""
+    return _shares(model.graph.initializer)
+
+
+def linear_weight_shares(model: onnx.ModelProto) -> dict[str, float]:
+    """The same, of the weights of the patch embedding, the linear layers and the head only."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    names = set()
+    for node in model.graph.node:
+        if node.op_type not in {"MatMul", "Gemm", "Conv"}:
+            continue
+        name = node.input[1]
+        if name in makers and makers[name].op_type in {"DequantizeLinear", "Cast"}:
+            name = makers[name].input[0]
+        names.add(name)
+    return _shares(stored[name] for name in names & stored.keys())
+
+
+def _shares(tensors: Iterable[onnx.TensorProto]) -> dict[str, float]:
+    counts = dict.fromkeys(_KINDS.values(), 0)
+    for tensor in tensors:
+        if tensor.data_type in _KINDS:
+            counts[_KINDS[tensor.data_type]] += numpy_helper.to_array(tensor).nbytes
+    total = max(sum(counts.values()), 1)
+    return {kind: count / total for kind, count in counts.items()}
+
 
 _RECORDED_TOOLS = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy")
 

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from sacvit_deploy.comparison.graphs import places, resolve_keep
 from sacvit_deploy.errors import PrecisionError
-from sacvit_deploy.exporters.precision.collapse import holds
-from sacvit_deploy.exporters.precision.conversion import prepare
-from sacvit_deploy.exporters.precision.places import places, resolve_keep
+from sacvit_deploy.exporters.precision.conversion import holds, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.comparison.decisions import Agreement
     from sacvit_deploy.exporters.precision.conversion import Conversion
     from sacvit_deploy.exporters.precision.request import PrecisionRequest
-    from sacvit_deploy.runtime.decisions import Agreement
 
 _T = TypeVar("_T")
 

@@ -1,53 +1,80 @@
-"""The graphs of a bundle in a lower precision, and how far they decide as the FP32 ones do."""
+"""A bar for work that takes minutes."""
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+import numpy as np
 import onnx
 
-from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
-from sacvit_deploy.errors import EngineError
-from sacvit_deploy.exporters.precision.calibrate import CalibratingSession
-from sacvit_deploy.exporters.precision.channels import ChannelSession, channels_by_place
-from sacvit_deploy.exporters.precision.half_precision import half_model, rounding_model
-from sacvit_deploy.exporters.precision.layers import read_graph
-from sacvit_deploy.exporters.precision.pictures import BATCH, chosen_pictures
-from sacvit_deploy.exporters.precision.places import resolve_keep
-from sacvit_deploy.exporters.precision.progress import with_bar
-from sacvit_deploy.exporters.precision.quantize import int8_model, rounded_weights
-from sacvit_deploy.exporters.precision.sessions import (
-    LiteralSession,
-    RecordingSession,
-)
-from sacvit_deploy.exporters.precision.smooth import smooth, with_inserted
-from sacvit_deploy.runtime.decisions import (
+from sacvit_deploy.comparison.decisions import (
     Agreement,
     Decisions,
+    agreement_limits,
     compare_decisions,
     scheduler_decisions,
 )
+from sacvit_deploy.comparison.graphs import (
+    LiteralSession,
+    RecordingSession,
+    read_graph,
+    resolve_keep,
+    rounding_model,
+)
+from sacvit_deploy.comparison.layers import (
+    GraphLayers,
+    layer_errors,
+    probes,
+    tensor_names,
+    worst_step,
+)
+from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
+from sacvit_deploy.errors import EngineError, PrecisionError
+from sacvit_deploy.exporters.precision.half_precision import half_model
+from sacvit_deploy.exporters.precision.int8 import int8_model, rounded_weights
+from sacvit_deploy.exporters.precision.ranges import (
+    CalibratingSession,
+    ChannelSession,
+    channels_by_place,
+)
+from sacvit_deploy.exporters.precision.request import BATCH, chosen_pictures
+from sacvit_deploy.exporters.precision.smooth import smooth, with_inserted
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
     from onnxruntime.quantization import TensorsData
 
     from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.comparison.decisions import AgreementLimits
+    from sacvit_deploy.comparison.layers import LayerError
     from sacvit_deploy.engines.session import Session
-    from sacvit_deploy.exporters.precision.pictures import PictureSet
-    from sacvit_deploy.exporters.precision.request import PrecisionRequest
-    from sacvit_deploy.exporters.precision.rounding import RoundedWeight
+    from sacvit_deploy.exporters.precision.int8 import RoundedWeight
+    from sacvit_deploy.exporters.precision.request import PictureSet, PrecisionRequest
     from sacvit_deploy.spec import Role
 
     Feeds = Mapping[str, NDArray[Any]]
     Kept = Mapping[Role, frozenset[str]]
+
+
+_T = TypeVar("_T")
+
+
+def with_bar(items: Iterable[_T], length: int, label: str) -> Iterator[_T]:
+    """The items, with a bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    with click.progressbar(items, length=length, label=label, file=sys.stderr) as shown:
+        yield from shown
 
 
 @dataclass
@@ -184,3 +211,84 @@ def _decide(
     batches = with_bar(pictures.batches(preprocessor), count, label)
     scheduler = Scheduler(manifest.config, sessions, manifest.selection)
     return scheduler_decisions(scheduler, batches)
+
+
+def limits_for(conversion: Conversion) -> AgreementLimits:
+    """The limits of the precision for as many pictures as there are."""
+    images = len(conversion.pictures.sources)
+    precision = conversion.request.precision
+    return agreement_limits(precision, images, random=conversion.bundle.is_random)
+
+
+def holds(conversion: Conversion, agreement: Agreement | None) -> bool:
+    """Whether an agreement is within the limits."""
+    return agreement is not None and limits_for(conversion).hold(agreement)
+
+
+def check_decisions(conversion: Conversion, kept: Kept) -> Agreement:
+    """How far the converted network agrees, if it does.
+
+    Raises:
+        PrecisionError: Beyond the limits; it names the layer where the error appears.
+    """
+    agreement = conversion.agreement(kept)
+    if agreement is not None and holds(conversion, agreement):
+        return agreement
+    precision = conversion.request.precision
+    raise PrecisionError(
+        f"In {precision} this network decides otherwise than in fp32. On "
+        f"{len(conversion.pictures.sources)} pictures ({conversion.pictures.name}): "
+        f"{_found(agreement)}. {_wanted(limits_for(conversion))}. It first goes wrong at "
+        f"{first_wrong_place(conversion, kept)}.",
+        f"Nothing was written. Find what has to stay in FP32 with sacvit-deploy bisect-precision "
+        f"BUNDLE DATA --precision {precision} -o keep.txt, then export with --keep-float keep.txt"
+        + ("; or try another --calibration-method." if precision == "int8" else "."),
+    )
+
+
+def first_wrong_place(conversion: Conversion, kept: Kept) -> str:
+    """The place with the first value that is not finite, or else the largest jump of the error.
+
+    Each graph gets the FP32 inputs of one batch of pictures, so that an error is its own.
+
+    Returns:
+        Such as `blocks.3.mlp.fc2 of the refine graph (the result of node x is 81.2% off)`.
+    """
+    by_graph = (_errors(conversion, role, kept[role]) for role in conversion.models)
+    worst = worst_step(layer for layers in by_graph for layer in layers)
+    return _named(worst) if worst else "no layer that could be compared"
+
+
+def _named(layer: LayerError) -> str:
+    size = f"{layer.error:.1%} off" if np.isfinite(layer.error) else "not finite"
+    return f"{layer.place} of the {layer.role} graph (the result of node {layer.node} is {size})"
+
+
+def _errors(conversion: Conversion, role: Role, kept: frozenset[str]) -> list[LayerError]:
+    """At the end of every linear layer and half block, in order."""
+    found = probes(conversion.models[role], role)
+    names = {role: tensor_names(found)}
+    graphs = (conversion.models[role], conversion.literal(role, kept))
+    values = [
+        GraphLayers({role: graph}, names, conversion.scratch).values(
+            role, found, conversion.feeds[role]
+        )
+        for graph in graphs
+    ]
+    return layer_errors(role, found, *values)
+
+
+def _found(agreement: Agreement | None) -> str:
+    if agreement is None:
+        return "its logits are not finite (NaN or infinite)"
+    return (
+        f"{agreement.label_agreement:.1%} of labels and {agreement.target_overlap:.1%} of target "
+        f"tokens are the same, {agreement.exit_flip_rate:.1%} of exits flip"
+    )
+
+
+def _wanted(limits: AgreementLimits) -> str:
+    return (
+        f"Limits: at least {limits.min_label_agreement:.1%} and {limits.min_target_overlap:.0%}, "
+        f"at most {limits.max_exit_flip_rate:.1%}"
+    )

@@ -25,15 +25,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from sacvit_deploy.exporters.precision.calibrate import linear_layers
-from sacvit_deploy.exporters.precision.places import constants
+from sacvit_deploy.comparison.graphs import constants, linear_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.exporters.precision.channels import Channels
+    from sacvit_deploy.exporters.precision.ranges import Channels
     from sacvit_deploy.spec import Role
 
     Array = NDArray[Any]

@@ -16,19 +16,19 @@ from sacvit_deploy.bundle import (
     staging_folder,
     update_manifest,
 )
-from sacvit_deploy.engines.registry import open_sessions
-from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError, DataError
-from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
-from sacvit_deploy.exporters.precision import pictures as chosen
-from sacvit_deploy.exporters.precision.progress import with_bar
-from sacvit_deploy.exporters.precision.request import read_keep
-from sacvit_deploy.runtime.decisions import (
+from sacvit_deploy.comparison.decisions import (
     LIMITS,
     AgreementLimits,
     compare_decisions,
     compare_logits,
     scheduler_decisions,
 )
+from sacvit_deploy.engines.registry import open_sessions
+from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError, DataError
+from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
+from sacvit_deploy.exporters.precision import request as chosen
+from sacvit_deploy.exporters.precision.conversion import with_bar
+from sacvit_deploy.exporters.precision.request import read_keep
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.runtime.scheduler import Scheduler
 from tests.exporters.graphs import normalised

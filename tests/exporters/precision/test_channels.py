@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.exporters.precision.channels import Channels
+from sacvit_deploy.exporters.precision.ranges import Channels
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 
 from sacvit_deploy.bundle import Bundle, update_manifest
+from sacvit_deploy.comparison.decisions import LIMITS
 from sacvit_deploy.errors import PrecisionError
-from sacvit_deploy.exporters.bundle_from_model import ExportOptions, export_bundle
+from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision.bisect import bisect_precision, smallest
 from sacvit_deploy.exporters.precision.request import read_keep
-from sacvit_deploy.model.presets import preset_preprocessing
-from sacvit_deploy.runtime.decisions import LIMITS
+from sacvit_deploy.families.config import preset_preprocessing
 from tests.exporters.precision.conftest import copy_of
 from tests.tiny_models import SAC, strong_two_stage
 

@@ -5,10 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sacvit_deploy.exporters.precision.half_precision import half_model, rounding_model
-from sacvit_deploy.exporters.precision.places import places
-from sacvit_deploy.exporters.precision.sessions import LiteralSession
-from sacvit_deploy.exporters.precision.shares import linear_weight_shares, weight_shares
+from sacvit_deploy.comparison.graphs import LiteralSession, places, rounding_model
+from sacvit_deploy.exporters.precision.add_precision import linear_weight_shares, weight_shares
+from sacvit_deploy.exporters.precision.half_precision import half_model
 from tests.exporters.graphs import normalised, op_counts, read_graph, run_model
 
 GRAPHS = [

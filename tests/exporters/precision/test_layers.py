@@ -6,16 +6,16 @@ import numpy as np
 import onnx
 import pytest
 
-from sacvit_deploy.exporters.export_request import ExportRequest, run_export
-from sacvit_deploy.exporters.precision.layers import (
+from sacvit_deploy.comparison.graphs import read_graph
+from sacvit_deploy.comparison.layers import (
     LayerError,
     Probe,
     Spot,
     layer_errors,
     probes,
-    read_graph,
     worst_step,
 )
+from sacvit_deploy.exporters.export import ExportRequest, run_export
 
 SPOT = Spot("blocks.0.mlp.fc1", enters=False)
 PROBE = Probe("val_1", "node_1", "blocks.0.mlp.fc1", SPOT)

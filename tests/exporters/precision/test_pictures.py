@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import shutil
 
-from sacvit_deploy.exporters.precision.pictures import chosen_pictures
-from sacvit_deploy.exporters.precision.request import PrecisionRequest
+from sacvit_deploy.exporters.precision.request import PrecisionRequest, chosen_pictures
 
 
 def test_frames_of_a_camera_need_no_class_folders(pictures, tmp_path):

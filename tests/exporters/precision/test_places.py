@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sacvit_deploy.comparison.graphs import linear_nodes, places, resolve_keep
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.exporters.precision.places import linear_nodes, places, resolve_keep
 from tests.exporters.graphs import read_graph
 
 if TYPE_CHECKING:

@@ -5,15 +5,10 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from sacvit_deploy.exporters.precision.calibrate import (
-    CalibratingSession,
-    linear_layers,
-    quantised_nodes,
-)
-from sacvit_deploy.exporters.precision.places import linear_nodes, places
-from sacvit_deploy.exporters.precision.quantize import int8_model
-from sacvit_deploy.exporters.precision.rounding import RoundedWeight, rounded_weight
-from sacvit_deploy.exporters.precision.shares import linear_weight_shares
+from sacvit_deploy.comparison.graphs import linear_layers, linear_nodes, places, quantised_nodes
+from sacvit_deploy.exporters.precision.add_precision import linear_weight_shares
+from sacvit_deploy.exporters.precision.int8 import RoundedWeight, int8_model, rounded_weight
+from sacvit_deploy.exporters.precision.ranges import CalibratingSession
 from tests.exporters.graphs import normalised, op_counts, read_graph, run_model, session
 
 GRAPHS = [

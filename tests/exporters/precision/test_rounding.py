@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.exporters.precision.rounding import LEVELS, rounded_weight
+from sacvit_deploy.exporters.precision.int8 import LEVELS, rounded_weight
 
 INPUTS, OUTPUTS = 200, 24  # more inputs than one block of corrections
 

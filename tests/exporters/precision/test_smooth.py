@@ -5,15 +5,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sacvit_deploy.exporters.precision.calibrate import linear_layers
-from sacvit_deploy.exporters.precision.channels import (
-    Channels,
-    ChannelSession,
-    channels_by_place,
-)
+from sacvit_deploy.comparison.graphs import linear_layers, tensor_values
 from sacvit_deploy.exporters.precision.half_precision import half_model
-from sacvit_deploy.exporters.precision.quantize import rounded_weights
-from sacvit_deploy.exporters.precision.sessions import tensor_values
+from sacvit_deploy.exporters.precision.int8 import rounded_weights
+from sacvit_deploy.exporters.precision.ranges import Channels, ChannelSession, channels_by_place
 from sacvit_deploy.exporters.precision.smooth import smooth, smoothable, with_inserted
 from tests.exporters.graphs import normalised, op_counts, read_graph, run_model
 

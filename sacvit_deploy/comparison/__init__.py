@@ -1,0 +1,1 @@
+"""Two ways of running a network, compared."""

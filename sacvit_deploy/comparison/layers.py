@@ -1,0 +1,238 @@
+"""Two networks layer by layer: every linear layer, and every sum on the residual path.
+
+Tensors of one exporter's graphs keep their names in every precision. Graphs of different exports,
+and torch, have in common where in the network a tensor stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import onnx
+
+from sacvit_deploy.comparison.graphs import (
+    constants,
+    linear_nodes,
+    places,
+    read_graph,
+    rounding_model,
+    tensor_values,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from sacvit_deploy.bundle import Bundle, Precision
+    from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.spec import Role
+
+    Feeds = Mapping[str, NDArray[Any]]
+    Values = Mapping["Spot", NDArray[Any]]
+
+
+class Spot(NamedTuple):
+    """Where in any network of one configuration a tensor stands.
+
+    Attributes:
+        place: Of a linear layer, or of a LayerNormalization.
+        enters: Whether it is what enters there, and not the result, with its bias.
+    """
+
+    place: str
+    enters: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One tensor of an FP32 graph that is compared.
+
+    Attributes:
+        tensor: Its name.
+        node: Name of the node that makes it.
+        place: Of that node in the network.
+        spot: Where it stands.
+    """
+
+    tensor: str
+    node: str
+    place: str
+    spot: Spot
+
+
+class LayerSource(Protocol):
+    """Whatever can be looked into."""
+
+    def values(self, role: Role, probes: list[Probe], feeds: Feeds) -> Values:
+        """The tensors of one graph at some spots, those it has."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one tensor is from the reference.
+
+    Attributes:
+        role: Of the graph.
+        place: Layer of the network, for example `blocks.3.mlp.fc1`.
+        kind: The `product` of a linear layer, or the residual `sum` behind it.
+        tensor: Of the ONNX graph.
+        node: That makes it.
+        error: Norm of the difference over the norm of the reference; infinite if a value is not
+            finite.
+    """
+
+    role: Role
+    place: str
+    kind: Literal["product", "sum"]
+    tensor: str
+    node: str
+    error: float
+
+
+@dataclass(frozen=True)
+class GraphLayers:
+    """ONNX graphs of one bundle, computed exactly as they say.
+
+    Attributes:
+        models: By role, in any precision.
+        tensors: What the tensor at a spot is called in them, by role.
+        scratch: A folder for files nobody keeps.
+    """
+
+    models: Mapping[Role, onnx.ModelProto]
+    tensors: Mapping[Role, Mapping[Spot, str]]
+    scratch: Path
+
+    def values(self, role: Role, probes: list[Probe], feeds: Feeds) -> Values:
+        """See `LayerSource.values`."""
+        known = self.tensors[role]
+        wanted = {probe.spot: known[probe.spot] for probe in probes if probe.spot in known}
+        file = self.scratch / f"{role}.probes.onnx"
+        found = tensor_values(self.models[role], wanted.values(), feeds, file)
+        return {spot: found[name] for spot, name in wanted.items()}
+
+
+def probes(model: onnx.ModelProto, role: Role) -> list[Probe]:
+    """The tensors of an FP32 graph to compare, in the order of the graph."""
+    place_of = places(model, role)
+    spots: dict[str, Spot] = {}
+    for node in model.graph.node:
+        if node.op_type == "LayerNormalization":
+            spots[node.input[0]] = Spot(place_of[node.name], enters=True)
+    biased = _biased_outputs(model)
+    for node in linear_nodes(model):
+        result = biased.get(node.output[0], node.output[0])
+        spots[result] = Spot(place_of[node.name], enters=False)
+    return [
+        Probe(tensor, node.name, place_of[node.name], spots[tensor])
+        for node in model.graph.node
+        for tensor in node.output
+        if tensor in spots
+    ]
+
+
+def _biased_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Tensors to which a constant is added, and what comes out.
+
+    Before it, INT8 may differ by a constant: what enters was moved, and the bias makes up for it.
+    """
+    known = constants(model)
+    return {
+        name: node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Add" and known.intersection(node.input)
+        for name in node.input
+        if name not in known
+    }
+
+
+def tensor_names(found: list[Probe]) -> dict[Spot, str]:
+    """What the tensor at each spot is called."""
+    return {probe.spot: probe.tensor for probe in found}
+
+
+def layer_errors(
+    role: Role, found: list[Probe], wanted: Values, measured: Values
+) -> list[LayerError]:
+    """The error at every spot that both have, in the order of the graph.
+
+    Args:
+        role: Of the graph.
+        found: Its probes.
+        wanted: Of the reference.
+        measured: Of the candidate, fed with the same tensors.
+    """
+    return [
+        LayerError(
+            role=role,
+            place=probe.place,
+            kind="sum" if probe.spot.enters else "product",
+            tensor=probe.tensor,
+            node=probe.node,
+            error=_relative(
+                _comparable(probe, wanted[probe.spot]), _comparable(probe, measured[probe.spot])
+            ),
+        )
+        for probe in found
+        if probe.spot in wanted and probe.spot in measured
+    ]
+
+
+def worst_step(layers: Iterable[LayerError]) -> LayerError | None:
+    """The first layer with a value that is not finite, or else the largest jump of the error.
+
+    Args:
+        layers: In the order of the network; each graph begins anew. None if there are none.
+    """
+    largest: dict[Role, float] = {}
+    jumps = []
+    for layer in layers:
+        if not np.isfinite(layer.error):
+            return layer
+        before = largest.setdefault(layer.role, 0.0)
+        jumps.append((layer.error - before, layer))
+        largest[layer.role] = max(before, layer.error)
+    return max(jumps, key=lambda jump: jump[0])[1] if jumps else None
+
+
+def _comparable(probe: Probe, values: NDArray[Any]) -> NDArray[Any]:
+    """Query and key of `attn.qkv`: INT8 may have scaled the value, and undone it in `attn.proj`."""
+    if probe.place.endswith("attn.qkv") and not probe.spot.enters:
+        return values[..., : values.shape[-1] // 3 * 2]
+    return values
+
+
+def _relative(wanted: NDArray[Any], found: NDArray[Any]) -> float:
+    exact = wanted.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = found.astype(np.float64).reshape(exact.shape) - exact
+        error = float(np.linalg.norm(difference)) / max(float(np.linalg.norm(exact)), 1e-30)
+    return error if np.isfinite(error) else float("inf")
+
+
+def bundle_probes(bundle: Bundle) -> dict[Role, list[Probe]]:
+    """What can be compared, named as in the FP32 graphs."""
+    entries = [graph for graph in bundle.manifest.graphs if graph.precision == "fp32"]
+    return {e.role: probes(read_graph(bundle.graph_path(e)), e.role) for e in entries}
+
+
+def bundle_layers(bundle: Bundle, precision: Precision, scratch: Path) -> GraphLayers:
+    """The graphs of one precision; FP16 is rounded at every tensor, as a GPU does.
+
+    Args:
+        bundle: With FP32 graphs, whose names those of every precision share.
+        precision: Which of its graphs to look into.
+        scratch: An existing folder for files nobody keeps.
+    """
+    names = {role: tensor_names(found) for role, found in bundle_probes(bundle).items()}
+    models = {role: _literal(bundle, bundle.graph(role, precision)) for role in names}
+    return GraphLayers(models, names, scratch)
+
+
+def _literal(bundle: Bundle, entry: GraphEntry) -> onnx.ModelProto:
+    graph = read_graph(bundle.graph_path(entry))
+    return rounding_model(graph) if entry.precision == "fp16" else graph

@@ -1,0 +1,259 @@
+"""How far a mean over pictures may be from what other pictures would give."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Interval = tuple[float, float]
+    Statistic = Callable[[NDArray[np.int64]], NDArray[Any]]
+
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+# Indices drawn at once: 32 MB.
+_DRAWN_AT_ONCE = 1 << 22
+
+
+def bootstrap_intervals(
+    statistics: Mapping[str, Statistic], images: int, *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Interval]:
+    """Percentile intervals at 95 % (Efron 1979), all from the same resamples.
+
+    Args:
+        statistics: By name; each takes rows of drawn pictures (r, images) and gives (r,).
+        images: Pictures there are.
+        seed: Of the draws.
+        resamples: Data sets drawn, each of `images` pictures with replacement.
+
+    Returns:
+        Lower and upper end of each statistic.
+    """
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in statistics}
+    step = max(1, _DRAWN_AT_ONCE // images)
+    for start in range(0, resamples, step):
+        rows = generator.integers(0, images, (min(step, resamples - start), images))
+        for name, statistic in statistics.items():
+            found[name].append(statistic(rows))
+    tails = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
+    ends = {name: np.percentile(np.concatenate(parts), tails) for name, parts in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def mean_of(values: NDArray[Any]) -> Statistic:
+    """The mean of one value per picture, (images,)."""
+    return lambda rows: values[rows].mean(axis=1)
+
+
+def percentile_of(values: NDArray[Any], percentile: float) -> Statistic:
+    """A percentile of one value per picture, (images,)."""
+    return lambda rows: np.percentile(values[rows], percentile, axis=1)
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The pictures of one class.
+
+    Attributes:
+        class_index: Of the network.
+        label: Its name.
+        images: How many, at least 1.
+        top1: Share of right answers of the mixture.
+        early_exit_fraction: Share that leaves early; None for a network of one stage.
+        top1_early_exit_only: Share of right answers of the first stage; None for one stage.
+        top1_refine_only: Share of right answers of the second stage; None for one stage.
+    """
+
+    class_index: int
+    label: str
+    images: int
+    top1: float
+    early_exit_fraction: float | None = None
+    top1_early_exit_only: float | None = None
+    top1_refine_only: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often one class was taken for another, or for itself.
+
+    Attributes:
+        true: Class index.
+        predicted: Class index.
+        images: How many pictures, at least 1.
+    """
+
+    true: int
+    predicted: int
+    images: int
+
+
+def class_rows(
+    true: NDArray[np.int64], labels: Sequence[str], shares: dict[str, NDArray[np.bool_]]
+) -> tuple[ClassRow, ...]:
+    """One row for every class that has pictures, in class order.
+
+    Args:
+        true: Class of each picture, (n,).
+        labels: Name of each class.
+        shares: By the name of a field of `ClassRow`, which pictures count, (n,).
+    """
+    images = np.bincount(true, minlength=len(labels))
+    counts = {
+        name: np.bincount(true, which.astype(np.float64), minlength=len(labels))
+        for name, which in shares.items()
+    }
+    return tuple(
+        ClassRow(
+            index,
+            labels[index],
+            int(images[index]),
+            **{name: float(count[index] / images[index]) for name, count in counts.items()},
+        )
+        for index in np.flatnonzero(images).tolist()
+    )
+
+
+def confusions(true: NDArray[np.int64], predicted: NDArray[np.int64]) -> tuple[Confusion, ...]:
+    """The confusion matrix without its zeros, by true and then by predicted class.
+
+    Args:
+        true: Class of each picture, (n,).
+        predicted: What it was taken for, (n,).
+    """
+    pairs, counts = np.unique(np.stack([true, predicted], axis=1), axis=0, return_counts=True)
+    found = zip(pairs.tolist(), counts.tolist(), strict=True)
+    return tuple(Confusion(pair[0], pair[1], count) for pair, count in found)
+
+
+BINS = 15
+"""As many as Guo et al. take."""
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Pictures of about the same confidence.
+
+    Attributes:
+        lower: Smallest confidence, not included but in the first bin.
+        upper: Largest confidence, included.
+        images: How many; the two means are 0 where it is 0.
+        confidence: Their mean confidence.
+        accuracy: Their share of right answers.
+    """
+
+    lower: float
+    upper: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy.
+
+    Attributes:
+        ece: Expected calibration error: the mean distance of the two, in [0, 1] (Guo et al. 2017,
+            "On Calibration of Modern Neural Networks", eq. 3).
+        bins: Of equal width over [0, 1].
+    """
+
+    ece: float
+    bins: tuple[ReliabilityBin, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"ece": self.ece, "reliability": [asdict(each) for each in self.bins]}
+
+
+def reliability(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = BINS
+) -> Reliability:
+    """Compare confidence and accuracy bin by bin.
+
+    Args:
+        confidence: Largest probability of each picture, (n,), in (0, 1], n at least 1.
+        right: Whether that class was the true one, (n,).
+        bins: Of equal width, 1 or more.
+    """
+    # The upper end of a bin belongs to it, so that a confidence of 1 is in the last.
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    images = np.bincount(place, minlength=bins)
+    filled = np.maximum(images, 1)
+    sure = np.bincount(place, confidence, minlength=bins) / filled
+    good = np.bincount(place, right.astype(np.float64), minlength=bins) / filled
+    ece = float((np.abs(sure - good) * images).sum() / len(confidence))
+    edges = np.linspace(0, 1, bins + 1).tolist()
+    rows = zip(edges, edges[1:], images.tolist(), sure.tolist(), good.tolist(), strict=False)
+    return Reliability(ece, tuple(ReliabilityBin(*row) for row in rows))
+
+
+SMALLEST, LARGEST = 0.05, 20.0
+
+_GOLDEN = (5**0.5 - 1) / 2
+# Of the logarithm, so of the temperature by share.
+_TOLERANCE = 1e-6
+
+
+def negative_log_likelihood(
+    logits: NDArray[Any], class_index: NDArray[np.int64], temperature: float
+) -> float:
+    """Mean over the pictures of minus the log probability of the true class, in nats.
+
+    Args:
+        logits: (n, C).
+        class_index: True classes, (n,).
+        temperature: Divides the logits, above 0.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    true = np.take_along_axis(scaled, class_index[:, None], axis=1)[:, 0]
+    return float((np.log(np.exp(scaled).sum(axis=1)) - true).mean())
+
+
+def fit_temperature(logits: NDArray[Any], class_index: NDArray[np.int64]) -> float:
+    """The temperature in [0.05, 20] with the least negative log likelihood (Guo et al. 2017).
+
+    The likelihood is concave in 1/T, so that there is one valley and golden sections find it. Where
+    every answer is right it has no bottom, and the smallest temperature is given.
+
+    Args:
+        logits: (n, C).
+        class_index: True classes, (n,).
+    """
+    found = _least(
+        lambda log: negative_log_likelihood(logits, class_index, float(np.exp(log))),
+        float(np.log(SMALLEST)),
+        float(np.log(LARGEST)),
+    )
+    return float(np.exp(found))
+
+
+def _least(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function with one valley is least, by golden sections."""
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = function(left), function(right)
+    while high - low > _TOLERANCE:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = function(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = function(right)
+    return (low + high) / 2

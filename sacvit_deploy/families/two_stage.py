@@ -1,0 +1,223 @@
+"""What two-stage families have in common: configuration, graphs and cost.
+
+A two-stage network looks at a half-size picture first. Where it is not confident, it keeps the most
+attended tokens as targets, looks at them in full resolution, and reuses the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sacvit_deploy.decode import check_field, check_types
+from sacvit_deploy.families.vit import (
+    block_layers,
+    body_macs,
+    check_image_size,
+    deit_presets,
+    demo_preset,
+    image_spec,
+    logits_spec,
+    mlp_macs,
+    patch_macs,
+)
+from sacvit_deploy.spec import (
+    BATCH,
+    COARSE_EMBEDDINGS,
+    COARSE_FEATURES,
+    FINE_INDEX,
+    NON_TARGET_INDEX,
+    SCORE,
+    SURVIVOR_ROWS,
+    SURVIVORS,
+    TARGET_INDEX,
+    TensorSpec,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sacvit_deploy.families.config import ModelConfig
+    from sacvit_deploy.families.family import Attention, Tensors
+    from sacvit_deploy.spec import InputKind, Role, Selection
+
+# alpha * N is meant in the reals: .88 * 25 must be 22, whatever the last bit of the product.
+_COUNT_SLACK = 1e-9
+_FUSION_LAYERS = ("fusion.norm", "fusion.mlp.fc1", "fusion.mlp.fc2")
+
+PUBLISHED_NAMES = {
+    "pos_embed_list.0": "pos_embed_coarse",
+    "pos_embed_list.1": "pos_embed_fine",
+    "reuse_block.0.": "fusion.norm.",
+    "reuse_block.1.": "fusion.mlp.",
+}
+"""Prefixes of tensor names in the checkpoints of CF-ViT and LF-ViT, and what they are here."""
+
+TWO_STAGE_MODEL = "sacvit_deploy.model.two_stage:TwoStageViT"
+TWO_STAGE_VIEW = "sacvit_deploy.model.views:two_stage_view"
+
+
+@dataclass(frozen=True)
+class TwoStageConfig:
+    """Everything that distinguishes one two-stage network from another.
+
+    Attributes:
+        alpha: Share of coarse tokens looked at again in full resolution, in (0, 1).
+        target_rounding: M = floor(alpha N) in SAC-ViT, ceil(alpha N) in CF-ViT.
+        exit_comparison: Exit when the largest softmax probability is `>` (SAC-ViT) or `>=`
+            (CF-ViT) the threshold eta.
+        attention: `clustered` restricts targets to targets and non-targets to non-targets
+            (SAC-ViT); `joint` lets every token attend to every other (CF-ViT).
+        cls_update: How the class token, which belongs to both clusters, is updated. `joint`: its
+            query attends to all tokens. `mean`: the mean of what it gets from each cluster.
+        score_first_block: First 0-based block whose class attention counts in Eq. 10.
+        score_beta: Weight of the past in the moving average of Eq. 10, in [0, 1).
+        score_start: Value of the moving average before the first block: `zero`, or the `first`
+            class attention itself.
+        non_target_source: Tokens reused for non-targets: the patch `embedding` with coarse
+            positions as it entered block 0, or the `final` normalised token.
+        position_tables: 2 learned tables (coarse, fine), or 1 fine table from which the coarse
+            one is interpolated.
+    """
+
+    alpha: float = 0.5
+    target_rounding: Literal["floor", "ceil"] = "floor"
+    exit_comparison: Literal[">", ">="] = ">"
+    attention: Literal["clustered", "joint"] = "clustered"
+    cls_update: Literal["joint", "mean"] = "joint"
+    score_first_block: int = 3
+    score_beta: float = 0.99
+    score_start: Literal["zero", "first"] = "zero"
+    non_target_source: Literal["embedding", "final"] = "embedding"
+    position_tables: Literal[1, 2] = 2
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_field(
+            0 < self.alpha < 1, "alpha", self.alpha, "a number between 0 and 1, both excluded"
+        )
+        check_field(0 <= self.score_beta < 1, "score_beta", self.score_beta, "a number in [0, 1)")
+        check_field(
+            self.score_first_block >= 0, "score_first_block", self.score_first_block, "0 or more"
+        )
+
+    def num_targets(self, num_coarse_tokens: int) -> int:
+        """M, of N coarse tokens."""
+        product = self.alpha * num_coarse_tokens
+        if self.target_rounding == "floor":
+            return math.floor(product + _COUNT_SLACK)
+        return math.ceil(product - _COUNT_SLACK)
+
+
+def two_stage_presets(prefix: str, stages: TwoStageConfig) -> dict[str, dict[str, Any]]:
+    """Every DeiT body and the demo's, in two stages."""
+    # Of the demo's five blocks the last three: the share of DeiT's that counts.
+    demo = dataclasses.replace(stages, score_first_block=2)
+    return {
+        **{name: {**body, "two_stage": stages} for name, body in deit_presets(prefix).items()},
+        **{name: {**body, "two_stage": demo} for name, body in demo_preset(prefix).items()},
+    }
+
+
+def check_two_stage(config: ModelConfig) -> None:
+    """Refuse a configuration that cannot have two stages.
+
+    Raises:
+        ConfigError: The part about the stages is missing, or does not fit the body.
+    """
+    stages = config.two_stage
+    if stages is None:
+        check_field(False, "two_stage", stages, f"set: the family {config.family} has two stages")
+        return
+    check_image_size(config, 2 * config.patch_size, "twice the")
+    first = stages.score_first_block
+    wanted = f"a block of this network, 0 to {config.depth - 1}"
+    check_field(first < config.depth, "score_first_block", first, wanted)
+    tokens = config.num_coarse_tokens
+    wanted = f"such that at least one and not all of the {tokens} coarse tokens are targets"
+    check_field(1 <= config.num_targets < tokens, "alpha", stages.alpha, wanted)
+
+
+def two_stage_tensors(
+    config: ModelConfig, selection: Selection, input_kind: InputKind
+) -> dict[Role, tuple[Tensors, Tensors]]:
+    """Inputs and outputs of both graphs.
+
+    With `selection="host"` the refine graph takes the survivors' rows of every tensor and the
+    indices the host chose. With `"graph"` it takes the tensors of the whole batch as the early-exit
+    graph left them plus the survivors' row numbers, and chooses by itself.
+    """
+    image = image_spec(config, input_kind)
+    handed = _hand_off(config)
+    early_exit = (image,), (logits_spec(config), *handed)
+    targets, tokens = config.num_targets, config.num_coarse_tokens
+    if selection == "graph":
+        rows = TensorSpec(SURVIVOR_ROWS, "int64", (SURVIVORS,))
+        chosen = TensorSpec(TARGET_INDEX, "int64", (SURVIVORS, targets))
+        refine: tuple[Tensors, Tensors] = (
+            (image, *handed, rows),
+            (logits_spec(config, SURVIVORS), chosen),
+        )
+        return {"early_exit": early_exit, "refine": refine}
+    indices = (
+        TensorSpec(TARGET_INDEX, "int64", (BATCH, targets)),
+        TensorSpec(NON_TARGET_INDEX, "int64", (BATCH, tokens - targets)),
+        TensorSpec(FINE_INDEX, "int64", (BATCH, 4 * targets)),
+    )
+    without_score = (tensor for tensor in handed if tensor.name != SCORE)
+    refine = (image, *without_score, *indices), (logits_spec(config),)
+    return {"early_exit": early_exit, "refine": refine}
+
+
+def two_stage_macs(config: ModelConfig, attention: Attention) -> dict[Role, int]:
+    """Multiply-accumulates of both graphs; see `graph_macs`."""
+    return {"early_exit": _early_exit_macs(config), "refine": _refine_macs(config, attention)}
+
+
+def two_stage_layers(role: Role) -> Iterator[str]:
+    """Layers with weights, in order: the fusion comes first in the second stage."""
+    if role == "refine":
+        yield from _FUSION_LAYERS
+    yield from block_layers()
+
+
+def _hand_off(config: ModelConfig) -> Tensors:
+    """What the first stage leaves for the second; embeddings only where they are reused."""
+    tokens, width = config.num_coarse_tokens, config.embed_dim
+    tensors = [TensorSpec(SCORE, "float32", (BATCH, tokens))]
+    if config.stages.non_target_source == "embedding":
+        tensors.append(TensorSpec(COARSE_EMBEDDINGS, "float32", (BATCH, tokens, width)))
+    tensors.append(TensorSpec(COARSE_FEATURES, "float32", (BATCH, tokens, width)))
+    return tuple(tensors)
+
+
+def _early_exit_macs(config: ModelConfig) -> int:
+    tokens = config.num_coarse_tokens
+    length = tokens + 1
+    # Eq. 10 takes one more row of the scores in each block from the first that counts.
+    class_rows = (config.depth - config.stages.score_first_block) * length * config.embed_dim
+    return body_macs(config, length, length**2) + patch_macs(config, tokens) + class_rows
+
+
+def _refine_macs(config: ModelConfig, attention: Attention) -> int:
+    targets = config.num_targets
+    others = config.num_coarse_tokens - targets
+    length = 1 + 4 * targets + others
+    pairs = _pairs(config, 4 * targets, others, attention)
+    # Every patch of the picture is embedded, and the targets are taken from among them.
+    patches = patch_macs(config, config.num_fine_tokens)
+    return body_macs(config, length, pairs) + patches + targets * mlp_macs(config)
+
+
+def _pairs(config: ModelConfig, targets: int, others: int, attention: Attention) -> int:
+    """Query and key tokens that meet in the second stage."""
+    length = 1 + targets + others
+    twice = config.stages.cls_update == "mean"
+    if config.stages.attention == "joint":
+        return length**2
+    if attention == "masked":
+        return (length + twice) * length
+    class_token = length + 1 if twice else length
+    return class_token + targets * (targets + 1) + others * (others + 1)

@@ -1,0 +1,155 @@
+"""The dense Vision Transformer on the DeiT body: the baseline of every comparison.
+
+The other families reuse its body, so its sizes, layer names and costs are here. Touvron et al.,
+"Training data-efficient image transformers & distillation through attention" (ICML 2021).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sacvit_deploy.decode import check_field
+from sacvit_deploy.families.family import Family
+from sacvit_deploy.spec import BATCH, IMAGE, LOGITS, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sacvit_deploy.families.config import ModelConfig
+    from sacvit_deploy.families.family import Attention, Tensors
+    from sacvit_deploy.spec import InputKind, Role, Selection
+
+# DeiT, table 1: embed_dim, depth, num_heads; and the picture sides there are presets for.
+_BODIES = {
+    "deit_tiny": ((192, 12, 3), (224,)),
+    "deit_small": ((384, 12, 6), (224, 288)),
+    "deit_base": ((768, 12, 12), (224,)),
+}
+# Small enough to train on a desktop: 64 px pictures in 50 classes.
+_DEMO = {
+    "image_size": (64, 64),
+    "patch_size": 8,
+    "embed_dim": 384,
+    "depth": 5,
+    "num_heads": 6,
+    "num_classes": 50,
+    "mlp_ratio": 2.0,
+}
+_BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+
+
+def deit_presets(prefix: str) -> dict[str, dict[str, Any]]:
+    """Every DeiT body under a prefix, with its fields of `ModelConfig`."""
+    presets: dict[str, dict[str, Any]] = {}
+    for body, ((width, depth, heads), sides) in _BODIES.items():
+        for side in sides:
+            presets[f"{prefix}{body}_patch16_{side}"] = {
+                "image_size": (side, side),
+                "patch_size": 16,
+                "embed_dim": width,
+                "depth": depth,
+                "num_heads": heads,
+            }
+    return presets
+
+
+def demo_preset(prefix: str) -> dict[str, dict[str, Any]]:
+    """The small body of the demo under a prefix."""
+    return {f"{prefix}demo_patch8_64": dict(_DEMO)}
+
+
+def image_spec(config: ModelConfig, input_kind: InputKind) -> TensorSpec:
+    """The input of every graph that sees the picture, (B, 3, H, W)."""
+    dtype: Any = "uint8" if input_kind == "uint8" else "float32"
+    return TensorSpec(IMAGE, dtype, (BATCH, 3, *config.image_size))
+
+
+def logits_spec(config: ModelConfig, batch: str = BATCH) -> TensorSpec:
+    """The logits, (B, C)."""
+    return TensorSpec(LOGITS, "float32", (batch, config.num_classes))
+
+
+def block_layers() -> Iterator[str]:
+    """Names of the layers of the blocks, block by block, without end."""
+    block = 0
+    while True:
+        yield from (f"blocks.{block}.{name}" for name in _BLOCK_LAYERS)
+        block += 1
+
+
+def body_macs(config: ModelConfig, length: int, pairs: int) -> int:
+    """Blocks and head for a sequence of `length` tokens, `pairs` of which meet in attention."""
+    width = config.embed_dim
+    linear = length * (4 * width * width + mlp_macs(config))
+    return config.depth * (linear + 2 * pairs * width) + width * config.num_classes
+
+
+def mlp_macs(config: ModelConfig) -> int:
+    """One token through an MLP."""
+    return 2 * config.embed_dim * round(config.embed_dim * config.mlp_ratio)
+
+
+def patch_macs(config: ModelConfig, count: int) -> int:
+    """The embedding of `count` patches."""
+    return count * 3 * config.patch_size**2 * config.embed_dim
+
+
+def dense_macs(config: ModelConfig) -> int:
+    """Multiply-accumulates of the dense network of the same body on the whole picture."""
+    tokens = config.num_fine_tokens
+    return body_macs(config, tokens + 1, (tokens + 1) ** 2) + patch_macs(config, tokens)
+
+
+def _check(config: ModelConfig) -> None:
+    check_field(
+        config.two_stage is None,
+        "two_stage",
+        config.two_stage,
+        f"null: the family {config.family} has one stage",
+    )
+    check_image_size(config, config.patch_size, "the")
+
+
+def check_image_size(config: ModelConfig, step: int, what: str) -> None:
+    """Refuse a picture that patches do not divide.
+
+    Args:
+        config: The network.
+        step: What both sides have to be multiples of, in pixels.
+        what: `the` or `twice the`, of the patch size.
+
+    Raises:
+        ConfigError: A side is no multiple.
+    """
+    fits = all(side > 0 and side % step == 0 for side in config.image_size)
+    wanted = f"two multiples of {step} ({what} patch size)"
+    check_field(fits, "image_size", config.image_size, wanted)
+
+
+def _tensors(
+    config: ModelConfig, _: Selection, input_kind: InputKind
+) -> dict[Role, tuple[Tensors, Tensors]]:
+    return {"single": ((image_spec(config, input_kind),), (logits_spec(config),))}
+
+
+def _macs(config: ModelConfig, _: Attention) -> dict[Role, int]:
+    return {"single": dense_macs(config)}
+
+
+def _layers(_: Role) -> Iterator[str]:
+    return block_layers()
+
+
+VIT = Family(
+    name="vit",
+    title="ViT",
+    presets=deit_presets("") | demo_preset(""),
+    files={"single": "model.onnx"},
+    check=_check,
+    tensors=_tensors,
+    macs=_macs,
+    layers=_layers,
+    model="sacvit_deploy.model.vit:VisionTransformer",
+    view="sacvit_deploy.model.views:single_view",
+    checkpoint_names={},
+)

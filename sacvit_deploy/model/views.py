@@ -1,0 +1,130 @@
+"""One traceable face of the model for each graph; the model itself knows nothing of ONNX."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sacvit_deploy.families import family_named
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.model.two_stage import (
+    EarlyExitOutput,
+    TokenSelection,
+    TwoStageViT,
+    select_tokens,
+)
+from sacvit_deploy.spec import FINE_INDEX, SURVIVOR_ROWS, TARGET_INDEX, GraphSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from sacvit_deploy.model.vit import Backbone, VisionTransformer
+
+
+# Three images of which two survive: no two dynamic axes of an example have the same size, and
+# neither is 1, so that tracing cannot take one for the other or for a constant.
+EXAMPLE_SIZES = {"batch": 3, "survivors": 2}
+
+
+class SingleView(nn.Module):
+    """The dense network: image to logits."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """Outputs in the order of the graph's contract."""
+        return (self.model(image),)
+
+
+class EarlyExitView(nn.Module):
+    """First stage: image to logits, score and what the second stage reuses."""
+
+    def __init__(self, model: TwoStageViT) -> None:
+        super().__init__()
+        self.model = model
+        self.with_embeddings = model.config.stages.non_target_source == "embedding"
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Outputs in the order of the graph's contract."""
+        out = self.model.early_exit(image)
+        embeddings = (out.embeddings,) if self.with_embeddings else ()
+        return (out.logits, out.score, *embeddings, out.features)
+
+
+class RefineView(nn.Module):
+    """Second stage with the tokens chosen on the host."""
+
+    def __init__(self, model: TwoStageViT) -> None:
+        super().__init__()
+        self.model = model
+        self.with_embeddings = model.config.stages.non_target_source == "embedding"
+
+    def forward(self, image: Tensor, *tensors: Tensor) -> tuple[Tensor]:
+        """`tensors`: the hand-off without the score, then target, non-target and fine indices."""
+        *handed, target, non_target, fine = tensors
+        coarse = _early_exit_output(self.model.config, None, handed)
+        selection = TokenSelection(target, non_target, fine)
+        return (self.model.refine(image, coarse, selection),)
+
+
+class RefineFromScoreView(nn.Module):
+    """Second stage that picks the survivors' rows and the tokens by itself."""
+
+    def __init__(self, model: TwoStageViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """`tensors`: the whole batch's hand-off, score first, then the survivors' row numbers."""
+        *handed, rows = tensors
+        score, *rest = (torch.index_select(tensor, 0, rows) for tensor in handed)
+        coarse = _early_exit_output(self.model.config, score, rest)
+        selection = select_tokens(score, self.model.config)
+        logits = self.model.refine(torch.index_select(image, 0, rows), coarse, selection)
+        return logits, selection.target
+
+
+def _early_exit_output(
+    config: ModelConfig, score: Tensor | None, handed: list[Tensor]
+) -> EarlyExitOutput:
+    """The hand-off as the model knows it; what the configuration does not reuse is left empty."""
+    features = handed[-1]
+    embeddings = handed[0] if config.stages.non_target_source == "embedding" else features[:0]
+    absent = features[:0]
+    return EarlyExitOutput(absent, absent if score is None else score, embeddings, features)
+
+
+def single_view(model: VisionTransformer, _: GraphSpec) -> nn.Module:
+    """The view of a network that has one graph."""
+    return SingleView(model)
+
+
+def two_stage_view(model: TwoStageViT, spec: GraphSpec) -> nn.Module:
+    """The view of one of two stages."""
+    if spec.role == "early_exit":
+        return EarlyExitView(model)
+    by_host = any(tensor.name == TARGET_INDEX for tensor in spec.inputs)
+    return RefineView(model) if by_host else RefineFromScoreView(model)
+
+
+def view_for(model: Backbone, spec: GraphSpec) -> nn.Module:
+    """The view whose inputs and outputs are those of `spec`, in evaluation mode."""
+    view: nn.Module = family_named(model.config.family).load("view")(model, spec)
+    return view.eval()
+
+
+def example_inputs(spec: GraphSpec, config: ModelConfig) -> tuple[Tensor, ...]:
+    """Tensors of the right shapes and valid values to trace a view with."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(_example(tensor, config, generator) for tensor in spec.inputs)
+
+
+def _example(spec: TensorSpec, config: ModelConfig, generator: torch.Generator) -> Tensor:
+    shape = [EXAMPLE_SIZES[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+    if spec.dtype != "int64":
+        return torch.rand(shape, generator=generator)
+    limit = {SURVIVOR_ROWS: EXAMPLE_SIZES["batch"], FINE_INDEX: config.num_fine_tokens}
+    high = limit.get(spec.name, config.num_coarse_tokens)
+    return torch.randint(high, shape, generator=generator)

@@ -1,0 +1,95 @@
+"""When the first stage is sure enough."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities along the last axis, temperature 1.
+
+    In float64, so that a threshold is compared with the confidence and not with its rounding: in
+    float32 everything above 1 - 3e-8 is 1.
+    """
+    exponentials = np.exp(_below_maximum(logits))
+    shares: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def confidence(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
+    """The largest softmax probability of each row, (B, C) to (B,).
+
+    Args:
+        logits: (B, C).
+        temperature: The logits are divided by it first, above 0; more than 1 makes the network
+            less sure, less than 1 surer (Guo et al. 2017, eq. 9).
+    """
+    scaled = _below_maximum(logits) / temperature
+    largest: NDArray[np.float64] = 1.0 / np.exp(scaled).sum(axis=-1)
+    return largest
+
+
+def exits(
+    confidence: NDArray[np.float64], eta: float, comparison: Literal[">", ">="]
+) -> NDArray[np.bool_]:
+    """Which rows leave after the first stage.
+
+    A confidence is never 0, so every row leaves at eta 0 under both comparisons. At eta 1 none
+    does, by rule: a confidence may round to exactly 1, and eta 1 means the second stage alone.
+
+    Args:
+        confidence: (B,), in (0, 1].
+        eta: The threshold, in [0, 1].
+        comparison: `>` in SAC-ViT, `>=` in CF-ViT.
+    """
+    if eta >= 1:
+        return np.zeros(confidence.shape, dtype=np.bool_)
+    return confidence > eta if comparison == ">" else confidence >= eta
+
+
+def _below_maximum(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Logits less the largest of their row, so that no exponential overflows."""
+    wide = logits.astype(np.float64)
+    below: NDArray[np.float64] = wide - wide.max(axis=-1, keepdims=True)
+    return below
+
+
+def select_tokens(
+    score: NDArray[Any], num_targets: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split the coarse tokens by score; of equal scores the lowest index wins.
+
+    Args:
+        score: (B, N), finite.
+        num_targets: M.
+
+    Returns:
+        Targets (B, M) and non-targets (B, N-M), each best first.
+    """
+    # Negated, because numpy sorts upwards and reversing a stable sort would put ties backwards.
+    order = np.argsort(-score, axis=1, kind="stable").astype(np.int64, copy=False)
+    return order[:, :num_targets], order[:, num_targets:]
+
+
+def fine_index(coarse: NDArray[np.int64], coarse_columns: int) -> NDArray[np.int64]:
+    """The four children of each coarse token (Hu et al., SAC-ViT, Eq. 11).
+
+    The token at row r and column c of the coarse grid covers rows 2r, 2r+1 and columns 2c, 2c+1 of
+    the fine grid, whose rows are twice as long.
+
+    Args:
+        coarse: Coarse indices, (B, M).
+        coarse_columns: H1, the columns of the coarse grid.
+
+    Returns:
+        Fine indices, (B, 4M), child by child, target by target.
+    """
+    first = 4 * coarse - 2 * (coarse % coarse_columns)
+    below = 2 * coarse_columns
+    children = first[..., None] + np.array([0, 1, below, below + 1], dtype=np.int64)
+    return children.reshape(*coarse.shape[:-1], -1)

@@ -1,0 +1,1 @@
+"""What watches a pipeline, and what steers its exit."""

@@ -1,0 +1,176 @@
+"""What a stream may cost, and where the control of it stands."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from sacvit_deploy.bundle import check_eta
+from sacvit_deploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sacvit_deploy.manifest import ExitCalibration
+
+
+BudgetState = Literal["learning", "holding", "spare", "over"]
+
+
+class BudgetWarning(UserWarning):
+    """A budget cannot be held within its bounds."""
+
+
+@dataclass(frozen=True)
+class BudgetGoal:
+    """What a picture may cost, and how far the threshold may be moved for it.
+
+    Attributes:
+        ms: Mean time in both stages for a picture, above 0; or
+        fps: pictures a second, reading and preparing them counted, above 0.
+        min_eta: The threshold never goes below, in [0, 1].
+        max_eta: Nor above, in [0, 1].
+        min_top1: Accuracy that is kept, by the calibration of the exit, in [0, 1].
+        max_accuracy_drop: The same, counted down from the second stage alone.
+        hysteresis: The threshold stays where it is while the expected cost is no further from the
+            goal than this share of it, in [0, 1).
+
+    Raises:
+        ConfigError: Not exactly one of `ms` and `fps` is given, or a value is out of range.
+    """
+
+    ms: float | None = None
+    fps: float | None = None
+    min_eta: float = 0.0
+    max_eta: float = 1.0
+    min_top1: float | None = None
+    max_accuracy_drop: float | None = None
+    hysteresis: float = 0.03
+
+    def __post_init__(self) -> None:
+        if (self.ms is None) == (self.fps is None):
+            raise ConfigError(
+                f"The budget is ms={self.ms} and fps={self.fps}.",
+                "Give one of them: mean milliseconds a picture, or pictures a second.",
+            )
+        wanted = self.ms if self.fps is None else self.fps
+        if wanted is None or isinstance(wanted, bool) or not 0 < wanted < math.inf:
+            raise ConfigError(f"The budget is {wanted!r}.", "Make it a finite number above 0.")
+        if not check_eta(self.min_eta) <= check_eta(self.max_eta):
+            raise ConfigError(
+                f"The least eta is {self.min_eta:g} and the largest {self.max_eta:g}.",
+                "Let min_eta be no larger than max_eta.",
+            )
+        if not 0 <= self.hysteresis < 1:
+            raise ConfigError(f"The hysteresis is {self.hysteresis!r}.", "Make it 0 to below 1.")
+        if self.min_top1 is not None and self.max_accuracy_drop is not None:
+            raise ConfigError(
+                f"The accuracy to keep is min_top1={self.min_top1} and "
+                f"max_accuracy_drop={self.max_accuracy_drop}.",
+                "Give at most one of them.",
+            )
+        for name in ("min_top1", "max_accuracy_drop"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise ConfigError(f"{name} is {share!r}.", "Make it a share from 0 to 1.")
+
+    def bounded(self, record: ExitCalibration | None) -> BudgetGoal:
+        """The same goal with bounds between which the accuracy is kept.
+
+        The bounds are measured thresholds: the stretch of the curve around its best one where every
+        one is good enough.
+
+        Args:
+            record: The calibration for the precision and runtime in use; None if there is none.
+
+        Raises:
+            ConfigError: There is no calibration, it never reaches that accuracy, or not within
+                `min_eta` and `max_eta`.
+        """
+        if self.min_top1 is None and self.max_accuracy_drop is None:
+            return self
+        if record is None or not record.curve:
+            raise ConfigError(
+                "An accuracy is to be kept, and the exit was not calibrated for this precision and "
+                "runtime, so that nobody knows which eta keeps it.",
+                "Calibrate it: sacvit-deploy calibrate BUNDLE DATA, or give min_eta.",
+            )
+        wanted = self._wanted_top1(record)
+        low, high = _stretch([point.top1 >= wanted for point in record.curve], _best(record))
+        if low is None or high is None:
+            raise ConfigError(
+                f"A top-1 accuracy of {wanted:.1%} is to be kept; the most in the calibration is "
+                f"{record.curve[_best(record)].top1:.1%}.",
+                "Ask for less.",
+            )
+        first, last = record.curve[low].eta, record.curve[high].eta
+        if first > self.max_eta or last < self.min_eta:
+            raise ConfigError(
+                f"A top-1 accuracy of {wanted:.1%} needs an eta from {first:g} to {last:g}; the "
+                f"bounds are {self.min_eta:g} and {self.max_eta:g}.",
+                "Widen the bounds, or ask for less accuracy.",
+            )
+        return replace(self, min_eta=max(self.min_eta, first), max_eta=min(self.max_eta, last))
+
+    def _wanted_top1(self, record: ExitCalibration) -> float:
+        if self.min_top1 is not None:
+            return self.min_top1
+        # 1e-9: the difference of two counted shares is rounded.
+        return record.curve[-1].top1 - (self.max_accuracy_drop or 0.0) - 1e-9
+
+    def __str__(self) -> str:
+        return (
+            f"{self.ms:g} ms a picture" if self.fps is None else f"{self.fps:g} pictures a second"
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where a controller stands.
+
+    Attributes:
+        state: `learning` until 20 pictures were seen; `holding` the goal; `spare`: faster than the
+            goal with eta at its upper bound; `over`: slower with eta at its lower bound.
+        eta: The threshold now.
+        min_eta: Its lower bound.
+        max_eta: Its upper bound.
+        goal_ms: Milliseconds a picture may cost in both stages; of a frame rate, what reading and
+            preparing a picture leave of its period.
+        expected_ms: What a picture costs at `eta`, on average.
+        refine_fraction: Share of the last 200 pictures that are refined at `eta`.
+        early_ms: First stage, moving average.
+        refine_ms: Second stage, moving average; a guess from the number of tokens until a picture
+            was refined.
+        preprocess_ms: Reading and preparing a picture, moving average; 0 before the first.
+    """
+
+    state: BudgetState
+    eta: float
+    min_eta: float
+    max_eta: float
+    goal_ms: float
+    expected_ms: float
+    refine_fraction: float
+    early_ms: float
+    refine_ms: float
+    preprocess_ms: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def _best(record: ExitCalibration) -> int:
+    top1 = [point.top1 for point in record.curve]
+    return top1.index(max(top1))
+
+
+def _stretch(good: list[bool], around: int) -> tuple[int | None, int | None]:
+    """First and last of the neighbours that are all good; None and None if that one is not."""
+    if not good[around]:
+        return None, None
+    low = high = around
+    while low > 0 and good[low - 1]:
+        low -= 1
+    while high < len(good) - 1 and good[high + 1]:
+        high += 1
+    return low, high

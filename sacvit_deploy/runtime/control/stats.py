@@ -1,0 +1,167 @@
+"""What a pipeline has done so far: pictures, exits, what each way cost, how sure it was.
+
+Constant memory on an endless stream: latencies go into bins whose edges grow by 2 %, so that a
+percentile is within 1 % of the true one, whatever was measured and however long.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sacvit_deploy.manifest import HISTOGRAM_BINS
+from sacvit_deploy.runtime.result import stage_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sacvit_deploy.runtime.result import Stage
+    from sacvit_deploy.runtime.scheduler import Outcome
+
+
+_SHORTEST_MS = 1e-3
+_LONGEST_MS = 1e5
+_GROWTH = math.log(1.02)
+_LATENCY_BINS = math.ceil(math.log(_LONGEST_MS / _SHORTEST_MS) / _GROWTH) + 1
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long something took, in milliseconds a picture.
+
+    Attributes:
+        pictures: Measured.
+        latency_ms_mean: Exact.
+        latency_ms_p50: The median, within 1 % as the other percentiles.
+        latency_ms_p95: 95 % took no longer.
+        latency_ms_p99: 99 % took no longer.
+    """
+
+    pictures: int
+    latency_ms_mean: float
+    latency_ms_p50: float
+    latency_ms_p95: float
+    latency_ms_p99: float
+
+
+@dataclass(frozen=True)
+class PipelineStats:
+    """What a pipeline did since it was made, or since `reset`.
+
+    A picture's latency is its share of the time its batch took in the stages it went through; at
+    batch 1 that is what it took. Waiting for other pictures of a stream, and preprocessing, are
+    not in it.
+
+    Attributes:
+        pictures: Classified.
+        early_exit_fraction: Share that left after the first stage; None before the first picture,
+            and for a network of one stage.
+        stages: Latency by the stage a picture left from: `early_exit`, `refine` (both stages
+            together), `single`; only those that occurred.
+        latency_ms_mean: Of all pictures; None before the first.
+        preprocess: Reading and preparing a picture; None before the first.
+        confidence_histogram: Share of pictures in each of 20 equal bins of the first stage's
+            confidence over [0, 1], as in a calibration record; None where
+            `early_exit_fraction` is.
+    """
+
+    pictures: int
+    early_exit_fraction: float | None
+    stages: Mapping[Stage, Latency]
+    latency_ms_mean: float | None
+    preprocess: Latency | None
+    confidence_histogram: tuple[float, ...] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+class Stats:
+    """Counts pictures as they are classified; safe to use from several threads at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything so far."""
+        with self._lock:
+            self._stages: defaultdict[Stage, _Times] = defaultdict(_Times)
+            self._preprocess = _Times()
+            self._confidences = [0] * HISTOGRAM_BINS
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Count classified pictures."""
+        with self._lock:
+            for outcome in outcomes:
+                self._stages[stage_of(outcome)].add(outcome.early_ms + outcome.refine_ms)
+                if outcome.early_exit_confidence is not None:
+                    self._confidences[confidence_bin(outcome.early_exit_confidence)] += 1
+
+    def add_preprocess(self, ms: float) -> None:
+        """Count a picture that was read and prepared in so many milliseconds."""
+        with self._lock:
+            self._preprocess.add(ms)
+
+    def snapshot(self) -> PipelineStats:
+        """Everything counted so far, at one moment."""
+        with self._lock:
+            stages = {stage: times.latency() for stage, times in self._stages.items()}
+            total_ms = sum(times.total_ms for times in self._stages.values())
+            preprocess = self._preprocess.latency() if self._preprocess.count else None
+            confidences = tuple(self._confidences)
+        pictures = sum(latency.pictures for latency in stages.values())
+        two_stage = sum(confidences)
+        early = stages["early_exit"].pictures if "early_exit" in stages else 0
+        return PipelineStats(
+            pictures=pictures,
+            early_exit_fraction=early / two_stage if two_stage else None,
+            stages=stages,
+            latency_ms_mean=total_ms / pictures if pictures else None,
+            preprocess=preprocess,
+            confidence_histogram=tuple(n / two_stage for n in confidences) if two_stage else None,
+        )
+
+
+def confidence_bin(confidence: float) -> int:
+    """Which of 20 equal bins over [0, 1]; 1 itself belongs to the last."""
+    return min(int(confidence * HISTOGRAM_BINS), HISTOGRAM_BINS - 1)
+
+
+class _Times:
+    """A histogram of milliseconds with bins of equal ratio."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total_ms = 0.0
+        self._bins = [0] * _LATENCY_BINS
+
+    def add(self, ms: float) -> None:
+        self.count += 1
+        self.total_ms += ms
+        inside = min(max(ms, _SHORTEST_MS), _LONGEST_MS)
+        self._bins[int(math.log(inside / _SHORTEST_MS) / _GROWTH)] += 1
+
+    def latency(self) -> Latency:
+        """What was added, summed up; at least one picture."""
+        return Latency(
+            self.count,
+            self.total_ms / self.count,
+            self._percentile(0.50),
+            self._percentile(0.95),
+            self._percentile(0.99),
+        )
+
+    def _percentile(self, share: float) -> float:
+        """The middle, by ratio, of the bin where so large a share has been counted."""
+        wanted = math.ceil(share * self.count)
+        seen = 0
+        for index, count in enumerate(self._bins):  # noqa: B007  the last index is the answer
+            seen += count
+            if seen >= wanted:
+                break
+        return _SHORTEST_MS * math.exp((index + 0.5) * _GROWTH)
