@@ -1,8 +1,8 @@
-"""Reading weights from disk: safetensors and torch files, never running code found in them.
+"""Checkpoints on disk: safetensors and torch files, read without running code from them.
 
-What a file is, is told by its first bytes and not by its name. Torch files go through the
-weights-only reader. Training checkpoints also hold the command line, paths and numpy scalars; those
-are read as empty stand-ins, so that no constructor named by the file runs, known or unknown.
+The first bytes of a file tell its format, not its name. Torch files go through the weights-only
+reader. Training checkpoints also hold the command line, paths and numpy scalars. Those are read as
+empty stand-ins, so that no constructor named in the file runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import string
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,26 +31,16 @@ from sacvit_deploy.model.checkpoint_fit import check_finite, check_fit, to_own_l
 if TYPE_CHECKING:
     from sacvit_deploy.model.vit import Backbone
 
-
-_Global = Callable[..., Any] | tuple[Callable[..., Any], str]
-
 CONFIG_METADATA = "sacvit_deploy_config"
 
-# DeiT, CF-ViT and LF-ViT evaluate and publish "model", not its moving average, so that the average
-# is taken only where there is nothing else.
-_CONTAINERS = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "module",
-    "model_ema",
-    "state_dict_ema",
-)
+# DeiT, CF-ViT and LF-ViT evaluate and publish "model", not its moving average. The average is used
+# only where nothing else is stored.
+_CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
 _WRAPPERS = ("module.", "model.")
 _COMPILED = "_orig_mod."
 _AVERAGE_COUNTER = "n_averaged"
 
-# What training scripts store beside the weights. The names are not imported: see _StandIn.
+# Objects that training scripts store beside the weights. The names are not imported: see _StandIn.
 _IGNORED_GLOBALS = (
     "argparse.Namespace",
     "types.SimpleNamespace",
@@ -80,59 +70,87 @@ _SAFETENSORS_START = b"{"
 _PRINTABLE = set(string.printable.encode())
 
 
-class _StandIn:
-    """Takes the place of a harmless object that is not needed, whatever it is built from."""
-
-    def __new__(cls, *_args: object, **_kwargs: object) -> _StandIn:
-        return super().__new__(cls)
-
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
-        """Forget the arguments."""
-
-    def __setstate__(self, _state: object) -> None:
-        """Forget the state, too."""
-
-
-def _plain_dict(*_args: object) -> dict[object, object]:
-    """In place of a defaultdict: the reader fills nothing but plain dicts."""
-    return {}
-
-
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
-        tensors: Under the names of the file, wrapper prefixes removed; floating ones as float32.
-        config: The configuration `save_checkpoint` stored beside them, if any.
+        tensors: By the file's names without wrapper prefixes; floating tensors are float32.
+        config: Configuration stored by `save_checkpoint`, if any.
     """
 
     tensors: dict[str, Tensor]
     config: ModelConfig | None
 
 
-def read_weights_file(path: Path) -> WeightsFile:
-    """Read every tensor of a checkpoint.
+def load_checkpoint(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """Read the weights of a model from a file in any known layout.
 
-    The state dict may lie under `model`, `state_dict`, `model_state_dict`, `module`, `model_ema` or
-    `state_dict_ema`: the first of these that is there is taken.
+    Safetensors files and files written by `torch.save` are read, with the names of this package,
+    of CF-ViT and LF-ViT, or of DeiT and timm. Position tables of another resolution are
+    interpolated. A dense DeiT becomes the start of a two-stage network.
+
+    Args:
+        path: The file.
+        config: Model that will load the weights.
+
+    Returns:
+        A float32 state dict on the CPU that `build_model(config)` loads strictly.
 
     Raises:
-        CheckpointError: The path is not a readable file, the file is damaged or not a checkpoint,
-            or it holds objects whose construction would run code.
+        CheckpointError: The file cannot be read, or its weights do not fit the model or are not
+            finite. Every key that does not fit is named.
     """
-    if is_safetensors(path):
-        tensors, config = _read_safetensors(path)
-    else:
-        tensors, config = _find_state_dict(_read_torch(path), path), None
-    return WeightsFile(_unwrapped(tensors, path), config)
+    file = read_weights_file(path)
+    try:
+        state = to_own_layout(file.tensors, config, file.config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.problem}", error.fix) from error
+    check_fit(state, config, str(path))
+    check_finite(file.tensors, str(path))
+    return state
 
 
-def read_stored_config(path: Path) -> ModelConfig | None:
-    """The configuration in the metadata of a safetensors file; None where there is none.
+def load_weights(model: Backbone, path: Path) -> None:
+    """Load the weights of a file into a model.
 
     Raises:
-        CheckpointError: The file cannot be read, or its configuration is not one.
+        CheckpointError: See `load_checkpoint`. The model is unchanged then.
+    """
+    model.load_state_dict(load_checkpoint(path, model.config), strict=True)
+
+
+def checkpoint_model(path: Path, config: ModelConfig) -> Backbone:
+    """Build the network with the weights of a checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: See `load_checkpoint`.
+    """
+    model = build_model(config)
+    load_weights(model, path)
+    return model.eval()
+
+
+def checkpoint_config(path: Path, base: ModelConfig | None) -> ModelConfig:
+    """Choose the configuration of a checkpoint's network: the requested one, or the stored one.
+
+    Raises:
+        ConfigError: None was requested and the checkpoint stores none.
+    """
+    config = base or read_config(path)
+    if config is None:
+        raise ConfigError(
+            f"{path} does not say which network it holds, and no preset was given.",
+            "Name it with --preset, for example --preset sac_deit_small_patch16_224.",
+        )
+    return config
+
+
+def read_config(path: Path) -> ModelConfig | None:
+    """Read the configuration stored by `save_checkpoint`; None if the file has none.
+
+    Raises:
+        CheckpointError: The file or its configuration cannot be read.
     """
     if not is_safetensors(path):
         return None
@@ -143,14 +161,31 @@ def read_stored_config(path: Path) -> ModelConfig | None:
         raise _damaged(path, "safetensors", error) from error
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether the file starts like a safetensors file; False: like a torch file.
+def read_weights_file(path: Path) -> WeightsFile:
+    """Read every tensor of a checkpoint.
+
+    The state dict may be stored under `model`, `state_dict`, `model_state_dict`, `module`,
+    `model_ema` or `state_dict_ema`. The first of these wins.
 
     Raises:
-        CheckpointError: There is no such file, or it starts like neither.
+        CheckpointError: The file cannot be read, is damaged or not a checkpoint, or holds objects
+            whose construction would run code.
+    """
+    if is_safetensors(path):
+        tensors, config = _read_safetensors(path)
+    else:
+        tensors, config = _find_state_dict(_read_torch(path), path), None
+    return WeightsFile(_unwrapped(tensors, path), config)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell a safetensors file (True) from a torch file (False) by its first bytes.
+
+    Raises:
+        CheckpointError: The file does not exist or is neither.
     """
     start = _first_bytes(path)
-    # First: the length before the header may itself begin with the byte that begins a pickle.
+    # Checked first: the header's length may begin with the byte that begins a pickle.
     if start[_LENGTH_BYTES:].startswith(_SAFETENSORS_START):
         return True
     if start.startswith((_ZIP_START, _PICKLE_START)):
@@ -159,6 +194,37 @@ def is_safetensors(path: Path) -> bool:
         f"{path} is not a checkpoint: {_describe_start(path, start)}.",
         _fix_for_other_file(path, start),
     )
+
+
+def save_checkpoint(path: Path, state_dict: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Write weights and their configuration as one safetensors file, atomically.
+
+    Args:
+        path: The file; an existing one is replaced.
+        state_dict: Weights in this package's layout, on any device, of any floating dtype.
+        config: Configuration of their model, stored as JSON in the metadata.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    metadata = {"format": "pt", CONFIG_METADATA: json.dumps(config.to_dict())}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, unfinished, metadata=metadata)
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be written: {error}.",
+            "Check that its folder exists, may be written to, and has space left.",
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def checkpoint_origin(path: Path) -> dict[str, Any]:
+    """The bundle's record of the checkpoint its weights came from."""
+    return {"origin": "checkpoint", "file": path.name, "sha256": FileRecord.of(path).sha256}
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -231,13 +297,13 @@ def _parse_config(metadata: Mapping[str, str] | None, path: Path) -> ModelConfig
 
 
 def _read_torch(path: Path) -> object:
-    stand_ins: list[_Global] = [(_StandIn, name) for name in _IGNORED_GLOBALS]
+    stand_ins: list[Any] = [(_StandIn, name) for name in _IGNORED_GLOBALS]
     stand_ins.append((_plain_dict, "collections.defaultdict"))
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
-            # Of files that the reader then refuses; the error says all there is to say.
+            # The reader warns about files that it then refuses; the error is enough.
             warnings.simplefilter("ignore", UserWarning)
-            with path.open("rb") as file:  # not by path: torch goes by its suffix
+            with path.open("rb") as file:  # torch would choose a reader by the path's suffix
                 return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail anywhere in the reader
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -249,6 +315,24 @@ def _read_torch(path: Path) -> object:
                 "Write the state dict of the model it was made from with torch.save.",
             ) from error
         raise _damaged(path, "torch", error) from error
+
+
+class _StandIn:
+    """A placeholder for a harmless object that is not needed; accepts and ignores any state."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        """Ignore the arguments."""
+
+    def __setstate__(self, _state: object) -> None:
+        """Ignore the state."""
+
+
+def _plain_dict(*_args: object) -> dict[object, object]:
+    """Stand in for a defaultdict, since the reader fills plain dicts only."""
+    return {}
 
 
 def _refused_global(path: Path, name: str) -> CheckpointError:
@@ -263,7 +347,7 @@ def _refused_global(path: Path, name: str) -> CheckpointError:
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
-    # torch wraps the reader's own words in advice to load the file unsafely.
+    # torch wraps the reader's message in advice to load the file unsafely.
     words = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     reason = words.partition("\n")[0].rstrip(".") or type(error).__name__
     return CheckpointError(
@@ -274,7 +358,7 @@ def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
 
 
 def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """Descend through the usual containers to the first dict that holds tensors."""
+    """Search the usual containers for the first dict that holds tensors."""
     if isinstance(content, Mapping):
         for name in _CONTAINERS:
             if isinstance(content.get(name), Mapping) and content[name]:
@@ -292,7 +376,7 @@ def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Without the prefixes that DDP, torch.compile and Lightning put before every name."""
+    """Remove the prefixes that DDP, torch.compile and Lightning add to every name."""
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = name.replace(_COMPILED, "")
@@ -312,106 +396,3 @@ def _unwrapped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def _as_float32(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
-
-
-def load_checkpoint(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Read the weights of a model from a file in any known layout.
-
-    Accepted are `.safetensors` files and files of `torch.save` (read weights-only), with the names
-    of this package, of CF-ViT and LF-ViT, or of DeiT and timm. Position tables of another
-    resolution are interpolated. A dense DeiT becomes the start of a two-stage network.
-
-    Args:
-        path: The file.
-        config: The model the weights are for.
-
-    Returns:
-        A float32 state dict on the CPU that `build_model(config).load_state_dict` takes strictly.
-
-    Raises:
-        CheckpointError: The file cannot be read, or its weights do not fit the model or are not
-            finite. Every key that does not fit is named.
-    """
-    file = read_weights_file(path)
-    try:
-        state = to_own_layout(file.tensors, config, file.config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error.problem}", error.fix) from error
-    check_fit(state, config, str(path))
-    check_finite(file.tensors, str(path))
-    return state
-
-
-def load_weights(model: Backbone, path: Path) -> None:
-    """Fill a model with the weights of a file.
-
-    Raises:
-        CheckpointError: As `load_checkpoint` does; the model is then unchanged.
-    """
-    model.load_state_dict(load_checkpoint(path, model.config), strict=True)
-
-
-def save_checkpoint(path: Path, state_dict: Mapping[str, Tensor], config: ModelConfig) -> None:
-    """Write weights and their configuration as one safetensors file, which appears whole or not.
-
-    Args:
-        path: The file; one that exists is replaced.
-        state_dict: In this package's layout; any device and floating dtype.
-        config: Of the model the weights belong to; stored as JSON in the metadata.
-
-    Raises:
-        CheckpointError: The file cannot be written.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    metadata = {"format": "pt", CONFIG_METADATA: json.dumps(config.to_dict())}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, unfinished, metadata=metadata)
-        os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"The checkpoint {path} cannot be written: {error}.",
-            "Check that its folder exists, may be written to, and has space left.",
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def read_config(path: Path) -> ModelConfig | None:
-    """The configuration `save_checkpoint` stored with the weights; None where there is none.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-    """
-    return read_stored_config(path)
-
-
-def checkpoint_model(path: Path, config: ModelConfig) -> Backbone:
-    """The network with the weights of a checkpoint.
-
-    Raises:
-        CheckpointError: The file cannot be read or does not belong to this network.
-    """
-    model = build_model(config)
-    load_weights(model, path)
-    return model.eval()
-
-
-def checkpoint_config(path: Path, base: ModelConfig | None) -> ModelConfig:
-    """The configuration to read a checkpoint with: the one asked for, or its own.
-
-    Raises:
-        ConfigError: None was asked for and the checkpoint records none.
-    """
-    config = base or read_config(path)
-    if config is None:
-        raise ConfigError(
-            f"{path} does not say which network it holds, and no preset was given.",
-            "Name it with --preset, for example --preset sac_deit_small_patch16_224.",
-        )
-    return config
-
-
-def checkpoint_origin(path: Path) -> dict[str, Any]:
-    """The bundle's record of the checkpoint its weights came from."""
-    return {"origin": "checkpoint", "file": path.name, "sha256": FileRecord.of(path).sha256}
