@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
-    from sacvit_deploy.bundle import Precision
     from sacvit_deploy.engines.session import Session, Tensor
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.manifest import EngineRuntime
-    from sacvit_deploy.spec import GraphSpec, Role
+    from sacvit_deploy.spec import EngineBackend, GraphSpec, Precision, Role
 
 
 class Skipped(Exception):  # noqa: N818  it is no error
@@ -274,7 +272,7 @@ def check_offered(provider: str) -> None:
 
 
 def engine_contenders(
-    settings: Settings, bundles: Bundles, runtime: EngineRuntime
+    settings: Settings, bundles: Bundles, runtime: EngineBackend
 ) -> Iterator[Contender]:
     """TensorRT or TensorRT-RTX: engines are built here, and run with and without CUDA graphs."""
     from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
@@ -309,7 +307,7 @@ def engine_contenders(
             )
 
 
-def check_target(runtime: EngineRuntime) -> None:
+def check_target(runtime: EngineBackend) -> None:
     """Whether there is a GPU, and one that the library builds for.
 
     Raises:

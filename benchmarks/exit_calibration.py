@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.bundle import Precision
     from sacvit_deploy.families.config import ModelConfig
+    from sacvit_deploy.spec import Precision
 
     Halves = tuple[NDArray[np.int64], NDArray[np.int64]]
 

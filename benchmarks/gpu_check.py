@@ -58,8 +58,7 @@ from sacvit_deploy.families.two_stage import TwoStageConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sacvit_deploy.bundle import Precision
-    from sacvit_deploy.manifest import EngineRuntime
+    from sacvit_deploy.spec import EngineBackend, Precision
 
     Section = Callable[[], Iterator[Contender]]
 
@@ -86,7 +85,7 @@ def sections(settings: Settings) -> dict[str, Section]:
     """Every section by name; nothing is run or imported before it is called."""
     bundles = Bundles(settings)
     both: tuple[Precision, ...] = ("fp32", "fp16")
-    runtimes: tuple[EngineRuntime, ...] = ("tensorrt", "tensorrt-rtx")
+    runtimes: tuple[EngineBackend, ...] = ("tensorrt", "tensorrt-rtx")
     of_onnxruntime = functools.partial(onnxruntime_contenders, bundles)
     of_engines = functools.partial(engine_contenders, settings, bundles)
     return {

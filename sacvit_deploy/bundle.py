@@ -26,41 +26,26 @@ from sacvit_deploy.files import (
     terminated_like_ctrl_c,
     write_whole,
 )
-from sacvit_deploy.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    EngineEntry,
-    EngineRuntime,
-    ExitCalibration,
-    FileRecord,
-    GraphEntry,
-    Manifest,
-    Precision,
-    check_eta,
-)
+from sacvit_deploy.manifest import MANIFEST, FileRecord, Manifest
+from sacvit_deploy.spec import Precision, check_eta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from collections.abc import Set as AbstractSet
 
-    from sacvit_deploy.spec import Role
+    from sacvit_deploy.manifest import EngineEntry, ExitCalibration, GraphEntry
+    from sacvit_deploy.spec import EngineBackend, Role
 
 
 __all__ = [
-    "ENGINE_FOLDER",
-    "FORMAT_VERSION",
-    "MANIFEST",
     "Bundle",
-    "EngineEntry",
-    "EngineRuntime",
-    "ExitCalibration",
-    "FileRecord",
-    "GraphEntry",
     "Manifest",
     "Precision",
+    "build_command",
     "check_eta",
     "check_replaceable",
     "check_unchanged",
+    "demo_bundle",
     "locked",
     "new_bundle",
     "publish",
@@ -144,7 +129,7 @@ class Bundle:
         self,
         role: Role | None = None,
         precision: Precision | None = None,
-        runtime: EngineRuntime | None = None,
+        runtime: EngineBackend | None = None,
     ) -> tuple[EngineEntry, ...]:
         """The engines that were built, only those of that role, precision and runtime if given."""
         wanted = (role, precision, runtime)

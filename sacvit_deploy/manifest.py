@@ -22,12 +22,12 @@ from sacvit_deploy.decode import (
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.spec import (
-    EngineRuntime,
+    Backend,
+    EngineBackend,
     InputKind,
     Precision,
     Preprocessing,
     Role,
-    Runtime,
     Selection,
     TensorSpec,
     check_eta,
@@ -114,7 +114,7 @@ class ExitCalibration:
     """
 
     precision: Precision
-    runtime: Runtime
+    runtime: Backend
     eta: float
     temperature: float
     goal: str
@@ -161,7 +161,7 @@ class ExitCalibration:
         fields: dict[str, Any] = {name: real(values, name) for name in numbers}
         return cls(
             precision=choice(values, "precision", Precision),
-            runtime=choice(values, "runtime", Runtime),
+            runtime=choice(values, "runtime", Backend),
             goal=typed(values, "goal", str),
             images=typed(values, "images", int),
             data_sha256=typed(values, "data_sha256", str),
@@ -171,20 +171,6 @@ class ExitCalibration:
             **fields,
         )
 
-
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "MANIFEST",
-    "EngineEntry",
-    "EngineRuntime",
-    "ExitCalibration",
-    "FileRecord",
-    "GraphEntry",
-    "Manifest",
-    "Precision",
-    "check_eta",
-]
 
 FORMAT = "sacvit-deploy bundle"
 FORMAT_VERSION = 1
@@ -266,7 +252,7 @@ class EngineEntry:
     role: Role
     precision: Precision
     file: str
-    runtime: EngineRuntime
+    runtime: EngineBackend
     runtime_version: str
     cuda_version: str
     compute_capabilities: tuple[str, ...]
@@ -294,7 +280,7 @@ class EngineEntry:
         return cls(
             role=choice(values, "role", Role),
             precision=choice(values, "precision", Precision),
-            runtime=choice(values, "runtime", EngineRuntime),
+            runtime=choice(values, "runtime", EngineBackend),
             compute_capabilities=tuple(all_typed(values, "compute_capabilities", str)),
             batch=_batch(values),
             build_s=real(values, "build_s"),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 Precision = Literal["fp32", "fp16", "int8"]
-EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
-Runtime = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
 def check_eta(eta: float) -> float:

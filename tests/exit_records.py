@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 from sacvit_deploy.manifest import CalibrationPoint, ExitCalibration
 
 if TYPE_CHECKING:
-    from sacvit_deploy.manifest import Precision
-    from sacvit_deploy.spec import Runtime
+    from sacvit_deploy.spec import Backend, Precision
 
 
 def exit_record(
-    precision: Precision = "fp32", runtime: Runtime = "onnxruntime", **fields: Any
+    precision: Precision = "fp32", runtime: Backend = "onnxruntime", **fields: Any
 ) -> ExitCalibration:
     """A record that fits a two-stage bundle."""
     values: dict[str, Any] = {

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sacvit_deploy.bundle import EngineEntry, GraphEntry, Manifest
 from sacvit_deploy.engines.registry import OpenedSessions
 from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.families.two_stage import TwoStageConfig
+from sacvit_deploy.manifest import EngineEntry, GraphEntry, Manifest
 from sacvit_deploy.spec import (
     COARSE_EMBEDDINGS,
     COARSE_FEATURES,

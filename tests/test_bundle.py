@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.bundle import (
-    FORMAT_VERSION,
-    MANIFEST,
-    Bundle,
-    FileRecord,
-    Manifest,
-    new_bundle,
-    update_manifest,
-    write_manifest,
-)
+from sacvit_deploy.bundle import Bundle, new_bundle, update_manifest, write_manifest
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
 from sacvit_deploy.files import folder_lock, swap_in
+from sacvit_deploy.manifest import FORMAT_VERSION, MANIFEST, FileRecord, Manifest
 from tests.fakes import CF, DENSE, SAC, fake_manifest
 
 

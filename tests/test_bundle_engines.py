@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from sacvit_deploy.bundle import (
-    MANIFEST,
     Bundle,
-    EngineEntry,
     locked,
     new_bundle,
     publish,
@@ -23,6 +21,7 @@ from sacvit_deploy.bundle import (
     write_manifest,
 )
 from sacvit_deploy.errors import BundleError, BundleIntegrityError
+from sacvit_deploy.manifest import MANIFEST, EngineEntry
 from tests.fakes import ENGINE, fake_manifest
 
 ENTRY = dataclasses.replace(

@@ -9,9 +9,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from sacvit_deploy.bundle import (
-    MANIFEST,
     Bundle,
-    Manifest,
     new_bundle,
     publish,
     staging_folder,
@@ -19,6 +17,7 @@ from sacvit_deploy.bundle import (
     write_manifest,
 )
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError
+from sacvit_deploy.manifest import MANIFEST, Manifest
 from tests.exit_records import exit_record
 from tests.fakes import DENSE, ENGINE, fake_manifest
 

@@ -24,7 +24,7 @@ from sacvit_deploy.engines.tensorrt_library import default_runtime
 from sacvit_deploy.errors import BundleError
 
 if TYPE_CHECKING:
-    from sacvit_deploy.bundle import Precision
+    from sacvit_deploy.spec import Precision
 
 _EXPORTING = ("onnx", "onnx_graphsurgeon", "onnxruntime")
 

@@ -9,12 +9,12 @@ from sacvit_deploy.bundle import build_command
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sacvit_deploy.bundle import Bundle, ExitCalibration, GraphEntry, Manifest
+    from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.evaluation.evaluate import Evaluation
     from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
     from sacvit_deploy.evaluation.exit_sweep import Latency, OperatingPoint
     from sacvit_deploy.evaluation.exit_threshold import Calibration
-    from sacvit_deploy.manifest import EngineEntry
+    from sacvit_deploy.manifest import EngineEntry, ExitCalibration, GraphEntry, Manifest
 
 
 _KIB, _MIB = 1 << 10, 1 << 20

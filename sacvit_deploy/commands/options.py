@@ -17,7 +17,7 @@ from sacvit_deploy.engines.registry import AUTO
 from sacvit_deploy.engines.tensorrt_library import RUNTIMES
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import PRESETS
-from sacvit_deploy.manifest import Precision
+from sacvit_deploy.spec import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

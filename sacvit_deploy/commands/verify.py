@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from sacvit_deploy.bundle import Bundle, Precision, check_eta
+from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.comparison.network import of_bundle, reference_for
 from sacvit_deploy.comparison.verify import VerifyRequest, verify
 from sacvit_deploy.samples import read_pictures, sample_pictures
+from sacvit_deploy.spec import Precision, check_eta
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.manifest import Precision
     from sacvit_deploy.runtime.scheduler import Scheduler
+    from sacvit_deploy.spec import Precision
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.bundle import Bundle, Precision
+    from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.manifest import GraphEntry
-    from sacvit_deploy.spec import Role
+    from sacvit_deploy.spec import Precision, Role
 
     Feeds = Mapping[str, NDArray[Any]]
     Values = Mapping["Spot", NDArray[Any]]

@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.bundle import Precision
     from sacvit_deploy.comparison.decisions import Decisions
     from sacvit_deploy.comparison.layers import LayerSource
     from sacvit_deploy.engines.session import Session
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.model.vit import Backbone
     from sacvit_deploy.runtime.pictures import PictureSource
-    from sacvit_deploy.spec import Role, Selection
+    from sacvit_deploy.spec import Precision, Role, Selection
 
 
 _BATCH = 16

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.bundle import Precision
     from sacvit_deploy.comparison.layers import LayerError
     from sacvit_deploy.comparison.network import Contestant
     from sacvit_deploy.runtime.pictures import PictureSource
+    from sacvit_deploy.spec import Precision
 
 
 # FP16 rounds every tensor by up to 5e-4 of its value, and INT8 by up to 4e-3 of its range; a dozen

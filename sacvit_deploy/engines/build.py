@@ -11,28 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from sacvit_deploy.bundle import (
-    ENGINE_FOLDER,
-    EngineEntry,
-    check_unchanged,
-    locked,
-    publish,
-    staging_folder,
-)
+from sacvit_deploy.bundle import ENGINE_FOLDER, check_unchanged, locked, publish, staging_folder
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.plan import build_plan, check_timing_cache, target_names
 from sacvit_deploy.engines.plan_inspection import PrecisionDemand, check_plan
 from sacvit_deploy.engines.tensorrt_library import library_cuda, load_flavour
 from sacvit_deploy.errors import BundleError, EngineError
+from sacvit_deploy.manifest import EngineEntry
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sacvit_deploy.bundle import Bundle, EngineRuntime, GraphEntry, Precision
+    from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.engines.machine import Machine
     from sacvit_deploy.engines.plan import Plan
     from sacvit_deploy.engines.tensorrt_library import Flavour
-    from sacvit_deploy.spec import Role
+    from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
@@ -175,7 +170,7 @@ class EngineRequest:
     """
 
     precision: Precision
-    runtime: EngineRuntime
+    runtime: EngineBackend
     options: BuildOptions = field(default_factory=BuildOptions)
 
 

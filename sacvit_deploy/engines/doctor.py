@@ -34,8 +34,8 @@ from sacvit_deploy.errors import SacvitDeployError
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from sacvit_deploy.bundle import EngineRuntime
     from sacvit_deploy.engines.machine import Gpu, Machine
+    from sacvit_deploy.spec import EngineBackend
 
 _GIB = 1 << 30
 _NEEDED_MEMORY = 2 * _GIB
@@ -147,7 +147,7 @@ def _jetson() -> Finding:
     return Finding("jetpack", found.rstrip(", "), fix, facts)
 
 
-def _flavour(name: EngineRuntime, machine: Machine) -> Finding:
+def _flavour(name: EngineBackend, machine: Machine) -> Finding:
     gpu = machine.current_gpu
     here = gpu.compute_capability if gpu else None
     useless = name == "tensorrt-rtx" and here is not None and here not in _RTX_CAPABILITIES

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from sacvit_deploy.engines.tensorrt_library import Flavour
-    from sacvit_deploy.manifest import Precision
+    from sacvit_deploy.spec import Precision
 
 
 # Which weights count, the type they need, and the share that is enough.

@@ -29,12 +29,12 @@ from sacvit_deploy.errors import BundleIntegrityError, EngineError, MissingDepen
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sacvit_deploy.bundle import Bundle, Precision
+    from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.engines.session import Session
     from sacvit_deploy.engines.tensorrt_library import Flavour
     from sacvit_deploy.errors import SacvitDeployError
-    from sacvit_deploy.manifest import EngineEntry, EngineRuntime
-    from sacvit_deploy.spec import Role
+    from sacvit_deploy.manifest import EngineEntry
+    from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 
 def checked_plan(
@@ -301,7 +301,7 @@ def _prepare_onnxruntime(
     return start
 
 
-def _engines_of(runtime: EngineRuntime) -> Prepare:
+def _engines_of(runtime: EngineBackend) -> Prepare:
     def prepare(bundle: Bundle, precision: Precision | None, options: SessionOptions) -> Start:
         if options.providers:
             asked = ", ".join(options.providers)
@@ -326,7 +326,7 @@ def _engines_of(runtime: EngineRuntime) -> Prepare:
 
 
 def _engine_entries(
-    bundle: Bundle, precision: Precision | None, runtime: EngineRuntime
+    bundle: Bundle, precision: Precision | None, runtime: EngineBackend
 ) -> list[EngineEntry]:
     """One engine for each role, all in one precision."""
     roles = _roles(bundle)

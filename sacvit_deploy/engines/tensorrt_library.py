@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, get_args
 from sacvit_deploy.engines.machine import jetson_release
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 from sacvit_deploy.libraries import require
-from sacvit_deploy.manifest import EngineRuntime
+from sacvit_deploy.spec import EngineBackend
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 
-RUNTIMES: tuple[EngineRuntime, ...] = get_args(EngineRuntime)
+RUNTIMES: tuple[EngineBackend, ...] = get_args(EngineBackend)
 
-_MODULES: dict[EngineRuntime, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # TensorRT 10.3 is JetPack 6.1's; TensorRT-RTX 1.4 is the oldest whose wheels are published.
-_OLDEST: dict[EngineRuntime, tuple[int, int]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
+_OLDEST: dict[EngineBackend, tuple[int, int]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
 
 _JETPACK_FIX = (
     "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and make the virtual "
@@ -42,7 +42,7 @@ class Flavour:
         module: `tensorrt` or `tensorrt_rtx`.
     """
 
-    name: EngineRuntime
+    name: EngineBackend
     module: ModuleType
 
     @property
@@ -61,7 +61,7 @@ class Flavour:
         return "TensorRT-RTX" if self.is_rtx else "TensorRT"
 
 
-def load_flavour(name: EngineRuntime) -> Flavour:
+def load_flavour(name: EngineBackend) -> Flavour:
     """Import a flavour and check that it is new enough.
 
     Raises:
@@ -90,7 +90,7 @@ def load_flavour(name: EngineRuntime) -> Flavour:
     return flavour
 
 
-def default_runtime() -> EngineRuntime:
+def default_runtime() -> EngineBackend:
     """The first flavour that is installed: TensorRT, then TensorRT-RTX.
 
     Raises:
@@ -114,7 +114,7 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"(?:^|\.)(\d+)", version))
 
 
-def library_cuda(name: EngineRuntime) -> str | None:
+def library_cuda(name: EngineBackend) -> str | None:
     """The CUDA major version a flavour was compiled for, from the name of its wheel.
 
     None where it came another way, as on a Jetson.

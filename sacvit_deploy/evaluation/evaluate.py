@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sacvit_deploy.bundle import check_eta
 from sacvit_deploy.errors import DataError
 from sacvit_deploy.evaluation.answers import collect_answers, describe_setting
 from sacvit_deploy.evaluation.class_names import read_class_names
@@ -26,6 +25,7 @@ from sacvit_deploy.families.vit import dense_macs
 from sacvit_deploy.runtime.algorithm import confidence, exits
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.samples import read_samples
+from sacvit_deploy.spec import check_eta
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.bundle import Precision
     from sacvit_deploy.evaluation.answers import OnCorrupt, Setting, Skipped, StageAnswers
     from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
     from sacvit_deploy.evaluation.statistics import ClassRow, Confusion, Reliability
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.runtime.pipeline import Pipeline
+    from sacvit_deploy.spec import Precision
 
 
 @dataclass(frozen=True)

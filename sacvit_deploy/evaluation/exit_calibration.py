@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from sacvit_deploy.bundle import ExitCalibration, Manifest, Precision
     from sacvit_deploy.evaluation.exit_threshold import Calibration
+    from sacvit_deploy.manifest import ExitCalibration, Manifest
     from sacvit_deploy.runtime.pipeline import Pipeline
-    from sacvit_deploy.spec import Runtime
+    from sacvit_deploy.spec import Backend, Precision
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BundleCalibration:
 
     calibration: Calibration
     precision: Precision
-    runtime: Runtime
+    runtime: Backend
     written: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def calibrate_bundle(
     on_open(pipeline)
     answers = collect_answers(pipeline, samples, request.class_names, report=report)
     found = find_threshold(answers, pipeline.manifest.config, request.search)
-    precision, runtime = pipeline.opened.precision, cast("Runtime", pipeline.opened.backend)
+    precision, runtime = pipeline.opened.precision, cast("Backend", pipeline.opened.backend)
     if request.write:
         _write(path, pipeline.manifest, found.record(precision, runtime))
     return BundleCalibration(found, precision, runtime, request.write)

@@ -24,13 +24,12 @@ from sacvit_deploy.evaluation.statistics import (
 from sacvit_deploy.manifest import ExitCalibration
 
 if TYPE_CHECKING:
-    from sacvit_deploy.bundle import Precision
     from sacvit_deploy.evaluation.answers import Skipped, StageAnswers
     from sacvit_deploy.evaluation.exit_sweep import ExitSweep
     from sacvit_deploy.evaluation.statistics import Interval, Statistic
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.manifest import CalibrationPoint
-    from sacvit_deploy.spec import Runtime
+    from sacvit_deploy.spec import Backend, Precision
 
 
 GoalKind = Literal["max_accuracy_drop", "target_macs", "target_latency_ms", "target_exit_fraction"]
@@ -263,7 +262,7 @@ class Calibration:
             )
         return found
 
-    def record(self, precision: Precision, runtime: Runtime) -> ExitCalibration:
+    def record(self, precision: Precision, runtime: Backend) -> ExitCalibration:
         """As the bundle keeps it."""
         return ExitCalibration(
             precision=precision,

@@ -8,15 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sacvit_deploy
-from sacvit_deploy.bundle import (
-    Bundle,
-    GraphEntry,
-    Manifest,
-    check_eta,
-    check_replaceable,
-    new_bundle,
-    write_manifest,
-)
+from sacvit_deploy.bundle import Bundle, check_replaceable, new_bundle, write_manifest
 from sacvit_deploy.comparison.tensors import (
     ParityInputs,
     TensorParity,
@@ -31,8 +23,10 @@ from sacvit_deploy.exporters.passes.store_half import store_half
 from sacvit_deploy.exporters.precision import add_precision
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.families.config import graph_specs, preset_preprocessing
+from sacvit_deploy.manifest import GraphEntry, Manifest
 from sacvit_deploy.model.build import random_model, random_origin, rounded_to_half
 from sacvit_deploy.model.checkpoints import checkpoint_config, checkpoint_model, checkpoint_origin
+from sacvit_deploy.spec import check_eta
 
 if TYPE_CHECKING:
     from collections.abc import Callable

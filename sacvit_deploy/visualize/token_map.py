@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from sacvit_deploy.bundle import check_eta
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.files import check_output, write_output
 from sacvit_deploy.runtime.pictures import read_picture
 from sacvit_deploy.runtime.pipeline import name_of
 from sacvit_deploy.runtime.result import result_from_outcome
-from sacvit_deploy.spec import SCORE
+from sacvit_deploy.spec import SCORE, check_eta
 from sacvit_deploy.visualize.canvas import PixelCanvas, VectorCanvas
 from sacvit_deploy.visualize.token_sheet import PAPER, SheetText, TokenSheet
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.bundle import MANIFEST, Bundle
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.manifest import MANIFEST
 from tests.labelled_pictures import write_pictures
 
 COUNT = 60

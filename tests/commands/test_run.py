@@ -7,7 +7,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from sacvit_deploy.bundle import MANIFEST
+from sacvit_deploy.manifest import MANIFEST
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.samples import sample_pictures
 

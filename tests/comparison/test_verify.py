@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sacvit_deploy.bundle import Bundle, FileRecord, update_manifest
+from sacvit_deploy.bundle import Bundle, update_manifest
 from sacvit_deploy.comparison import verify as verify_module
 from sacvit_deploy.comparison.decisions import LIMITS, Agreement, AgreementLimits
 from sacvit_deploy.comparison.network import of_bundle, of_torch, reference_for
@@ -18,6 +18,7 @@ from sacvit_deploy.comparison.tensors import PROBABILITIES, TensorParity
 from sacvit_deploy.comparison.verify import Verification, VerifyLimits, VerifyRequest, verify
 from sacvit_deploy.errors import ConfigError, ImageError, MissingDependencyError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
+from sacvit_deploy.manifest import FileRecord
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from tests.engines.engine_bundles import Workplace
 from tests.fakes import SAC as FAKE

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sacvit_deploy.engines.registry import OpenedSessions
     from sacvit_deploy.engines.session import SessionOptions
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.manifest import EngineRuntime, GraphEntry
-    from sacvit_deploy.spec import Selection
+    from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.spec import EngineBackend, Selection
 
 VERSION = {"tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1.116"}
 HERE = Machine("linux-x86_64", "13.0", (MachineGpu("Imaginary", "8.6", 1 << 34),))
@@ -56,12 +56,12 @@ class Workplace:
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         return cls(folder, gpu, modules)
 
-    def library(self, runtime: EngineRuntime = "tensorrt") -> Any:
+    def library(self, runtime: EngineBackend = "tensorrt") -> Any:
         return self.modules[runtime].library
 
     def bundle(
         self,
-        runtime: EngineRuntime = "tensorrt",
+        runtime: EngineBackend = "tensorrt",
         *,
         batch: tuple[int, int, int] = (1, 4, 8),
         selection: Selection = "graph",
@@ -92,7 +92,7 @@ class Workplace:
 
 
 def _entry(
-    graph: GraphEntry, runtime: EngineRuntime, batch: tuple[int, int, int], changed: dict[str, Any]
+    graph: GraphEntry, runtime: EngineBackend, batch: tuple[int, int, int], changed: dict[str, Any]
 ) -> EngineEntry:
     values: dict[str, Any] = {
         "role": graph.role,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle, FileRecord, publish, update_manifest
+from sacvit_deploy.bundle import Bundle, publish, update_manifest
 from sacvit_deploy.engines import build, plan
 from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
 from sacvit_deploy.engines.machine import Gpu, Machine
@@ -25,6 +25,7 @@ from sacvit_deploy.errors import (
     MissingDependencyError,
 )
 from sacvit_deploy.files import folder_lock
+from sacvit_deploy.manifest import FileRecord
 from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")

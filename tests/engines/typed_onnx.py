@@ -16,8 +16,8 @@ from tests.fakes import fake_manifest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sacvit_deploy.bundle import GraphEntry, Precision
-    from sacvit_deploy.spec import Selection, TensorSpec
+    from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.spec import Precision, Selection, TensorSpec
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 _WIDTH = 16

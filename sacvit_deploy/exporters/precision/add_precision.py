@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto, numpy_helper
 
-from sacvit_deploy.bundle import GraphEntry, check_unchanged, locked, publish, staging_folder
+from sacvit_deploy.bundle import check_unchanged, locked, publish, staging_folder
 from sacvit_deploy.comparison.graphs import resolve_keep
 from sacvit_deploy.exporters.passes import check_contract
 from sacvit_deploy.exporters.precision.conversion import check_decisions, prepare
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
+from sacvit_deploy.manifest import GraphEntry
 from sacvit_deploy.spec import GraphSpec
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from sacvit_deploy.bundle import Bundle, EngineEntry, Manifest
+    from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.comparison.decisions import Agreement
     from sacvit_deploy.exporters.precision.conversion import Conversion, Kept
     from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
+    from sacvit_deploy.manifest import EngineEntry, Manifest
     from sacvit_deploy.spec import Role
 
 

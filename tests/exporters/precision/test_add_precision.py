@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.bundle import (
-    Bundle,
-    FileRecord,
-    Precision,
-    publish,
-    staging_folder,
-    update_manifest,
-)
+from sacvit_deploy.bundle import Bundle, publish, staging_folder, update_manifest
 from sacvit_deploy.comparison.decisions import (
     LIMITS,
     AgreementLimits,
@@ -29,8 +22,10 @@ from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision import request as chosen
 from sacvit_deploy.exporters.precision.conversion import with_bar
 from sacvit_deploy.exporters.precision.request import read_keep
+from sacvit_deploy.manifest import FileRecord
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.spec import Precision
 from tests.exporters.graphs import normalised
 from tests.exporters.precision.conftest import PICTURES, as_random, copy_of
 from tests.fakes import ENGINE
