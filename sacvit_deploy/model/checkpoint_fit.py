@@ -1,4 +1,4 @@
-"""Key layouts of published checkpoints, brought to this package's own.
+"""Conversion of published checkpoint layouts to this package's own, and a check of the result.
 
 | layout              | positions               | fusion                       |
 |---------------------|-------------------------|------------------------------|
@@ -16,8 +16,7 @@ import logging
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,76 +31,110 @@ if TYPE_CHECKING:
 
     from sacvit_deploy.families.config import ModelConfig
 
-
 _LOG = logging.getLogger(__name__)
 
-DENSE_TABLE = "pos_embed"
-COARSE_TABLE = "pos_embed_coarse"
-FINE_TABLE = "pos_embed_fine"
-FUSION = "fusion."
-
+_DENSE_TABLE = "pos_embed"
+_COARSE_TABLE = "pos_embed_coarse"
+_FINE_TABLE = "pos_embed_fine"
+_FUSION = "fusion."
 _DISTILLATION = ("dist_token", "head_dist.")
 _INIT_STD = 0.02  # DeiT's
 
-Grid = tuple[int, int]
+# Longer lists of keys write the blocks together.
+_WRITTEN_OUT = 24
+_SAMPLE = 8
+# Fields of a configuration, and the weight, its rank and the axis that tell each.
+_SIZES = {
+    "embed_dim": ("cls_token", 3, -1),
+    "patch_size": ("patch_embed.proj.weight", 4, -1),
+    "num_classes": ("head.weight", 2, 0),
+}
+
+_Grid = tuple[int, int]
 
 
 def to_own_layout(
     tensors: Mapping[str, Tensor], config: ModelConfig, stored: ModelConfig | None = None
 ) -> dict[str, Tensor]:
-    """Rename, interpolate and complete what a checkpoint holds for a model.
+    """Rename, interpolate and complete the tensors of a checkpoint for a model.
 
-    Position tables of another resolution are interpolated bicubically. A two-stage model takes a
-    dense DeiT as the start of its training: both position tables from its one, and a fusion that
-    adds nothing (see `neutral_fusion`). What does not belong to the model is kept, so that the
-    caller can name it.
+    Position tables of another resolution are interpolated bicubically. A dense DeiT starts the
+    training of a two-stage model: its position table becomes both tables, and the fusion adds
+    zero. Tensors that do not belong to the model are kept for `check_fit` to report.
 
     Args:
-        tensors: As read from the file.
-        config: The model that will take them.
-        stored: The model they were saved from, where the file says so; it tells the grid of a
-            position table, which is otherwise taken for the model's own, or a square.
+        tensors: Tensors by the file's names.
+        config: Model that will load them.
+        stored: Model they were saved from, if known. It tells the grid of a position table.
+            Otherwise the grid of `config` is tried first, then a square.
 
     Raises:
-        CheckpointError: The weights are those of a distilled DeiT.
+        CheckpointError: The weights belong to a distilled DeiT.
     """
     _refuse_distilled(tensors)
-    own = {own_name(name, config): tensor for name, tensor in tensors.items()}
+    own = {_own_name(name, config): tensor for name, tensor in tensors.items()}
     if config.two_stage is None:
-        _fit_table(own, DENSE_TABLE, config.fine_grid, stored.fine_grid if stored else None)
+        _fit_table(own, _DENSE_TABLE, config.fine_grid, stored.fine_grid if stored else None)
         return own
-    if DENSE_TABLE in own and FINE_TABLE not in own and not _has_fusion(own):
+    if _DENSE_TABLE in own and _FINE_TABLE not in own and not _has_fusion(own):
         _LOG.warning(
             "These are the weights of a dense DeiT: a start for training, not a trained %s.",
             config.family,
         )
-        own[FINE_TABLE] = own.pop(DENSE_TABLE)
-        own.update(neutral_fusion(config))
+        own[_FINE_TABLE] = own.pop(_DENSE_TABLE)
+        own.update(_neutral_fusion(config))
     _fit_two_tables(own, config, stored)
     return own
 
 
-def own_name(name: str, config: ModelConfig) -> str:
-    """The name of a tensor in this package's layout, given its name in any layout."""
-    for prefix, own in family_named(config.family).checkpoint_names.items():
-        if name.startswith(prefix):
-            return own + name.removeprefix(prefix)
-    return name
+def check_fit(state: Mapping[str, Tensor], config: ModelConfig, source: str) -> None:
+    """Check that a state dict in this package's layout fits a model.
 
+    Args:
+        state: Weights by name.
+        config: Model that will load them.
+        source: Name of the checkpoint in the error.
 
-def neutral_fusion(config: ModelConfig) -> dict[str, Tensor]:
-    """Weights of a feature fusion that adds exactly zero and yet learns.
-
-    The last layer is zero, so that a network just made from a dense DeiT sees the tokens that DeiT
-    saw. The first layer is random (always the same), because with both at zero no gradient flows.
+    Raises:
+        CheckpointError: Lists every missing, unexpected and misshapen key, and suggests the
+            network the weights belong to.
     """
     with torch.device("meta"):
-        shapes = FeatureFusion(config).state_dict()
-    state = {FUSION + name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}
-    state["fusion.norm.weight"].fill_(1.0)
-    generator = torch.Generator().manual_seed(0)
-    nn.init.trunc_normal_(state["fusion.mlp.fc1.weight"], std=_INIT_STD, generator=generator)
-    return state
+        expected = build_model(config).state_dict()
+    found = _Differences(
+        missing=[name for name in expected if name not in state],
+        unexpected=[name for name in state if name not in expected],
+        misshapen=[
+            name
+            for name, tensor in expected.items()
+            if name in state and _describe(state[name]) != _describe(tensor)
+        ],
+    )
+    if not any(found):
+        return
+    if _is_foreign(state, expected):
+        raise _foreign(state, source)
+    problem = f"{source} does not fit the model."
+    classes = _size_of(state).get("num_classes", config.num_classes)
+    if classes != config.num_classes:
+        problem = f"{source} has {classes} classes, the model {config.num_classes}."
+    lines = [problem, *_list_differences(found, state, expected)]
+    raise CheckpointError("\n".join(lines), " ".join(_hints(state, config, found)))
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that every weight is finite.
+
+    Raises:
+        CheckpointError: Names the tensors that hold NaN or infinity.
+    """
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"{source} holds NaN or infinite weights in {len(broken)} of {len(tensors)} tensors: "
+            f"{_list_keys(broken)}.",
+            "Its training diverged, or the file is damaged: take an earlier checkpoint.",
+        )
 
 
 def _refuse_distilled(tensors: Mapping[str, Tensor]) -> None:
@@ -115,29 +148,51 @@ def _refuse_distilled(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
+def _own_name(name: str, config: ModelConfig) -> str:
+    """Translate the name of a tensor from any layout into this package's."""
+    for prefix, own in family_named(config.family).checkpoint_names.items():
+        if name.startswith(prefix):
+            return own + name.removeprefix(prefix)
+    return name
+
+
+def _neutral_fusion(config: ModelConfig) -> dict[str, Tensor]:
+    """Make the weights of a feature fusion that adds exactly zero but can learn.
+
+    The last layer is zero, so that the new network sees the dense network's tokens. The first
+    layer is random from a fixed seed, because no gradient flows when both are zero.
+    """
+    with torch.device("meta"):
+        shapes = FeatureFusion(config).state_dict()
+    state = {_FUSION + name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}
+    state["fusion.norm.weight"].fill_(1.0)
+    generator = torch.Generator().manual_seed(0)
+    nn.init.trunc_normal_(state["fusion.mlp.fc1.weight"], std=_INIT_STD, generator=generator)
+    return state
+
+
 def _has_fusion(own: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(FUSION) for name in own)
+    return any(name.startswith(_FUSION) for name in own)
 
 
 def _fit_two_tables(
     own: dict[str, Tensor], config: ModelConfig, stored: ModelConfig | None
 ) -> None:
-    stored_fine = stored.fine_grid if stored else None
+    fine, coarse = (stored.fine_grid, stored.coarse_grid) if stored else (None, None)
     if config.stages.position_tables == 2:
-        if COARSE_TABLE in own:
-            _fit_table(
-                own, COARSE_TABLE, config.coarse_grid, stored.coarse_grid if stored else None
-            )
-        elif FINE_TABLE in own:
-            # From the table as it was learned: through another fine grid it would blur twice.
-            grid = _grid_of(own[FINE_TABLE], config.fine_grid, stored_fine)
+        _fit_table(own, _COARSE_TABLE, config.coarse_grid, coarse)
+        if _COARSE_TABLE not in own and _FINE_TABLE in own:
+            # From the table as learned, because interpolating twice blurs twice.
+            grid = _grid_of(own[_FINE_TABLE], config.fine_grid, fine)
             if grid is not None:
-                own[COARSE_TABLE] = resize_position_table(own[FINE_TABLE], grid, config.coarse_grid)
-    _fit_table(own, FINE_TABLE, config.fine_grid, stored_fine)
+                own[_COARSE_TABLE] = resize_position_table(
+                    own[_FINE_TABLE], grid, config.coarse_grid
+                )
+    _fit_table(own, _FINE_TABLE, config.fine_grid, fine)
 
 
-def _fit_table(own: dict[str, Tensor], name: str, grid: Grid, stored: Grid | None) -> None:
-    """Interpolate one table in place; one whose grid cannot be told stays, to be reported."""
+def _fit_table(own: dict[str, Tensor], name: str, grid: _Grid, stored: _Grid | None) -> None:
+    """Interpolate one table in `own`. A table of unknown grid stays for `check_fit` to report."""
     if name not in own:
         return
     found = _grid_of(own[name], grid, stored)
@@ -146,7 +201,7 @@ def _fit_table(own: dict[str, Tensor], name: str, grid: Grid, stored: Grid | Non
         own[name] = resize_position_table(own[name], found, grid)
 
 
-def _grid_of(table: Tensor, wanted: Grid, stored: Grid | None) -> Grid | None:
+def _grid_of(table: Tensor, wanted: _Grid, stored: _Grid | None) -> _Grid | None:
     if table.ndim != 3 or table.shape[0] != 1 or table.shape[1] < 2:
         return None
     patches = table.shape[1] - 1
@@ -155,77 +210,43 @@ def _grid_of(table: Tensor, wanted: Grid, stored: Grid | None) -> Grid | None:
     return next((grid for grid in candidates if grid and math.prod(grid) == patches), None)
 
 
-# Up to here every key is written out; longer lists name the blocks of equal keys together.
-_WRITTEN_OUT = 24
-_SAMPLE = 8
-
-
-@dataclass(frozen=True)
-class _Differences:
+class _Differences(NamedTuple):
     missing: list[str]
     unexpected: list[str]
     misshapen: list[str]
 
-    def any(self) -> bool:
-        return bool(self.missing or self.unexpected or self.misshapen)
+
+def _list_differences(
+    found: _Differences, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> list[str]:
+    lines = [
+        f"{title} ({len(names)}): {_list_keys(names)}"
+        for title, names in (("Missing", found.missing), ("Unexpected", found.unexpected))
+        if names
+    ]
+    if found.misshapen:
+        lines.append(f"Wrong shape ({len(found.misshapen)}):")
+        lines.extend(_list_shapes(found.misshapen, state, expected))
+    return lines
 
 
-def check_fit(state: Mapping[str, Tensor], config: ModelConfig, source: str) -> None:
-    """Compare a state dict in the own layout with what a model needs.
-
-    Args:
-        state: To be loaded.
-        config: The model.
-        source: What to call the checkpoint in the error.
-
-    Raises:
-        CheckpointError: Names every missing, unexpected and misshapen key, and what the weights
-            seem to be instead.
-    """
-    with torch.device("meta"):
-        expected = build_model(config).state_dict()
-    found = _Differences(
-        missing=[name for name in expected if name not in state],
-        unexpected=[name for name in state if name not in expected],
-        misshapen=[
-            name
-            for name, tensor in expected.items()
-            if name in state and _describe(state[name]) != _describe(tensor)
-        ],
-    )
-    if not found.any():
-        return
-    if _is_foreign(state, expected):
-        raise _foreign(state, source)
-    problem = f"{source} does not fit the model."
-    classes = _size_of(state).get("num_classes", config.num_classes)
-    if classes != config.num_classes:
-        problem = f"{source} has {classes} classes, the model {config.num_classes}."
-    lines = [problem, *_list_differences(found, state, expected)]
-    raise CheckpointError("\n".join(lines), " ".join(_hints(state, config, found)))
+def _list_shapes(
+    names: list[str], state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> list[str]:
+    """Write one line for all keys with the same wrong and expected shape."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[f"found {_describe(state[name])}, wanted {_describe(expected[name])}"].append(name)
+    total = len(names)
+    return [f"  {_list_keys(group, total)}: {shapes}" for shapes, group in groups.items()]
 
 
-def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Every weight is a number.
-
-    Raises:
-        CheckpointError: Names the tensors that hold NaN or infinity.
-    """
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise CheckpointError(
-            f"{source} holds NaN or infinite weights in {len(broken)} of {len(tensors)} tensors: "
-            f"{list_keys(broken)}.",
-            "Its training diverged, or the file is damaged: take an earlier checkpoint.",
-        )
-
-
-def list_keys(names: list[str], total: int | None = None) -> str:
-    """All names in one line; long lists write `blocks.{0-11}.norm1.weight` for twelve of them.
+def _list_keys(names: list[str], total: int | None = None) -> str:
+    """Join names in one line; long lists write `blocks.{0-11}.norm1.weight` for twelve of them.
 
     Args:
-        names: The keys.
-        total: Length of the list these are a part of, if it is told in parts.
+        names: Keys to list.
+        total: Length of the whole list, if `names` is a part of it.
     """
     if (total or len(names)) <= _WRITTEN_OUT:
         return ", ".join(names)
@@ -244,41 +265,10 @@ def _split_at_number(name: str) -> tuple[str, int, str]:
 def _join_group(before: str, after: str, indices: list[int]) -> str:
     if indices[0] < 0:
         return before
-    ranges: list[list[int]] = []
-    for index in indices:
-        if ranges and index == ranges[-1][1] + 1:
-            ranges[-1][1] = index
-        else:
-            ranges.append([index, index])
-    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+    starts = [i for i in indices if i - 1 not in indices]
+    ends = [i for i in indices if i + 1 not in indices]
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
     return f"{before}{text}{after}" if len(indices) == 1 else f"{before}{{{text}}}{after}"
-
-
-def _list_differences(
-    found: _Differences,
-    state: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-) -> list[str]:
-    lines = []
-    if found.missing:
-        lines.append(f"Missing ({len(found.missing)}): {list_keys(found.missing)}")
-    if found.unexpected:
-        lines.append(f"Unexpected ({len(found.unexpected)}): {list_keys(found.unexpected)}")
-    if found.misshapen:
-        lines.append(f"Wrong shape ({len(found.misshapen)}):")
-        lines.extend(_list_shapes(found.misshapen, state, expected))
-    return lines
-
-
-def _list_shapes(
-    names: list[str], state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> list[str]:
-    """One line for all keys that are wrong in the same way."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[f"found {_describe(state[name])}, wanted {_describe(expected[name])}"].append(name)
-    total = len(names)
-    return [f"  {list_keys(group, total)}: {shapes}" for shapes, group in groups.items()]
 
 
 def _describe(tensor: Tensor) -> str:
@@ -287,9 +277,9 @@ def _describe(tensor: Tensor) -> str:
 
 
 def _is_foreign(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    """Most names are unknown even when block numbers are not looked at."""
+    """Tell whether most names are unknown, whatever their block numbers."""
     known = {
-        re.sub(r"\d+", "#", name) for name in (*expected, DENSE_TABLE, COARSE_TABLE, FINE_TABLE)
+        re.sub(r"\d+", "#", name) for name in (*expected, _DENSE_TABLE, _COARSE_TABLE, _FINE_TABLE)
     }
     strangers = sum(re.sub(r"\d+", "#", name) not in known for name in state)
     return 2 * strangers > len(state)
@@ -327,7 +317,7 @@ def _hints(state: Mapping[str, Tensor], config: ModelConfig, found: _Differences
             f"To keep the weights' {classes} classes, give --set num_classes={classes} "
             f"(in Python: config.replace(num_classes={classes}))."
         )
-    if COARSE_TABLE in found.unexpected or FINE_TABLE in found.unexpected:
+    if _COARSE_TABLE in found.unexpected or _FINE_TABLE in found.unexpected:
         hints.append(
             "These weights are a two-stage network's: choose a sac_ or cf_ preset."
             if config.two_stage is None
@@ -337,15 +327,11 @@ def _hints(state: Mapping[str, Tensor], config: ModelConfig, found: _Differences
 
 
 def _size_of(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """What the weights say about their network, by the name of the config's field."""
-    size = {}
+    """Read the size of a network from its weights, by field of `ModelConfig`."""
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m]
-    if blocks:
-        size["depth"] = 1 + max(blocks)
-    if "cls_token" in state and state["cls_token"].ndim == 3:
-        size["embed_dim"] = state["cls_token"].shape[-1]
-    if "patch_embed.proj.weight" in state and state["patch_embed.proj.weight"].ndim == 4:
-        size["patch_size"] = state["patch_embed.proj.weight"].shape[-1]
-    if "head.weight" in state and state["head.weight"].ndim == 2:
-        size["num_classes"] = state["head.weight"].shape[0]
-    return size
+    depth = {"depth": 1 + max(blocks)} if blocks else {}
+    return depth | {
+        field: state[name].shape[axis]
+        for field, (name, rank, axis) in _SIZES.items()
+        if name in state and state[name].ndim == rank
+    }

@@ -1,169 +1,144 @@
-"""Every checkpoint that cannot be used ends in one error that says why."""
+"""Published layouts and other resolutions; weights that do not fit end in one full list."""
 
 from __future__ import annotations
 
-import json
-import os
+import logging
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.model.build import build_model
-from sacvit_deploy.model.checkpoints import load_checkpoint, load_weights, read_config
+from sacvit_deploy.model.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from sacvit_deploy.model.two_stage import TwoStageViT, resize_position_table, select_tokens
+from tests.model.stored_weights import assert_same, refusal, weights_of, write
+
+# Layouts
 
 
-def weights_of(config):
-    torch.manual_seed(0)
-    return {k: torch.randn_like(v) for k, v in build_model(config).state_dict().items()}
+def test_cf_vit_layout(tmp_path, golden_params, golden_config):
+    found = load_checkpoint(write(tmp_path, {"model": golden_params}), golden_config)
+    build_model(golden_config).load_state_dict(found, strict=True)
+    assert torch.equal(found["pos_embed_coarse"], golden_params["pos_embed_list.0"])
+    assert torch.equal(found["pos_embed_fine"], golden_params["pos_embed_list.1"])
+    assert torch.equal(found["fusion.norm.bias"], golden_params["reuse_block.0.bias"])
+    assert torch.equal(found["fusion.mlp.fc2.weight"], golden_params["reuse_block.1.fc2.weight"])
 
 
-def write(tmp_path, content, name="weights.pth"):
-    path = tmp_path / name
-    torch.save(content, path)
-    return path
+def test_cf_vit_weights_fit_a_sac_vit(tmp_path, golden_params, golden_config):
+    stages = {"target_rounding": "floor", "exit_comparison": ">", "attention": "clustered"}
+    config = golden_config.replace(family="sac_vit", **stages)
+    found = load_checkpoint(write(tmp_path, golden_params), config)
+    build_model(config).load_state_dict(found, strict=True)
 
 
-def refusal(path, config) -> CheckpointError:
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, config)
-    assert str(path.name) in caught.value.problem
-    assert caught.value.fix
-    return caught.value
+def test_dense_deit_into_the_dense_model(tmp_path, tiny_dense):
+    state = weights_of(tiny_dense)
+    assert_same(load_checkpoint(write(tmp_path, {"model": state}), tiny_dense), state)
 
 
-# Files
+@pytest.mark.parametrize("tables", [1, 2])
+def test_dense_deit_starts_a_sac_vit(tmp_path, tiny, tiny_dense, tables, caplog):
+    dense, config = weights_of(tiny_dense), tiny.replace(position_tables=tables)
+    with caplog.at_level(logging.WARNING):
+        found = load_checkpoint(write(tmp_path, dense), config)
+    assert "start for training" in caplog.text
+    build_model(config).load_state_dict(found, strict=True)
+    assert torch.equal(found["pos_embed_fine"], dense["pos_embed"])
+    if tables == 2:
+        wanted = resize_position_table(dense["pos_embed"], (8, 8), (4, 4))
+        assert torch.equal(found["pos_embed_coarse"], wanted)
+    for name in set(dense) - {"pos_embed"}:
+        assert torch.equal(found[name], dense[name])
 
 
-def test_no_such_file(tmp_path, tiny):
-    assert "no file" in refusal(tmp_path / "none.pth", tiny).problem
+def test_dense_deit_start_is_neutral_and_can_learn(tmp_path, tiny, tiny_dense):
+    dense = build_model(tiny_dense).eval()
+    path = write(tmp_path, dense.state_dict())
+    config = tiny.replace(attention="joint")
+    model = TwoStageViT(config).eval()
+    load_weights(model, path)
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    coarse = model.early_exit(image)
+    assert (model.fusion(coarse.features) == 0).all()
+    # Every token refined: the start computes what the dense network computes.
+    everything = select_tokens(coarse.score, config, num_targets=16)
+    logits = model.refine(image, coarse, everything)
+    torch.testing.assert_close(logits, dense(image), rtol=1e-4, atol=1e-6)
+    logits.square().sum().backward()
+    gradient = model.fusion.mlp.fc2.weight.grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
 
 
-def test_a_folder(tmp_path, tiny):
-    write(tmp_path, {}, "inside.pth")
-    error = refusal(tmp_path, tiny)
-    assert "is a folder" in error.problem
-    assert "inside.pth" in error.fix
+def test_dense_deit_start_is_the_same_every_time(tmp_path, tiny, tiny_dense):
+    path = write(tmp_path, weights_of(tiny_dense))
+    torch.manual_seed(1)
+    first, drawn = load_checkpoint(path, tiny), torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.rand(1) == drawn, "loading must leave the random state of the program alone"
+    assert_same(load_checkpoint(path, tiny), first)
 
 
-@pytest.mark.parametrize("name", ["empty.pth", "empty.safetensors"])
-def test_an_empty_file(tmp_path, tiny, name):
-    (tmp_path / name).touch()
-    assert "0 bytes" in refusal(tmp_path / name, tiny).problem
+def test_one_table_into_two(tmp_path, tiny):
+    one = weights_of(tiny.replace(position_tables=1))
+    found = load_checkpoint(write(tmp_path, one), tiny)
+    wanted = resize_position_table(one["pos_embed_fine"], (8, 8), (4, 4))
+    assert_same(found, {**one, "pos_embed_coarse": wanted})
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read(tmp_path, tiny):
+def test_one_table_into_one(tmp_path, tiny):
+    config = tiny.replace(position_tables=1)
+    state = weights_of(config)
+    assert_same(load_checkpoint(write(tmp_path, state), config), state)
+
+
+def test_two_tables_into_one_would_lose_one(tmp_path, tiny):
     path = write(tmp_path, weights_of(tiny))
-    path.chmod(0)
-    assert "cannot be read" in refusal(path, tiny).problem
+    with pytest.raises(CheckpointError, match="pos_embed_coarse") as caught:
+        load_checkpoint(path, tiny.replace(position_tables=1))
+    assert "position_tables=2" in caught.value.fix
 
 
-@pytest.mark.parametrize("name", ["notes.pth", "notes.safetensors", "notes.bin"])
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [
-        ("epoch 1 loss 3.2\nepoch 2 loss 3.1\n", "torch.save"),
-        ("hi", "torch.save"),
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        ("<!DOCTYPE html><html></html>", "web page"),
-    ],
-)
-def test_a_text_renamed(tmp_path, tiny, name, text, hint):
-    (tmp_path / name).write_text(text)
-    error = refusal(tmp_path / name, tiny)
-    assert "not a checkpoint" in error.problem
-    assert hint in error.fix
+# Other resolutions
 
 
-def test_a_picture(tmp_path, tiny):
-    (tmp_path / "cat.pth").write_bytes(b"\xff\xd8\xff\xe0" + bytes(100))
-    assert "ff d8 ff e0" in refusal(tmp_path / "cat.pth", tiny).problem
+def test_other_resolution_is_interpolated(tmp_path, tiny):
+    state = weights_of(tiny)
+    larger = tiny.replace(image_size=(40, 40))
+    found = load_checkpoint(write(tmp_path, state), larger)
+    build_model(larger).load_state_dict(found, strict=True)
+    for name, old, new in (("pos_embed_fine", 8, 10), ("pos_embed_coarse", 4, 5)):
+        wanted = resize_position_table(state[name], (old, old), (new, new))
+        assert torch.equal(found[name], wanted)
 
 
-def test_an_index_of_shards(tmp_path, tiny):
-    path = tmp_path / "model.safetensors.index.json"
-    path.write_text(json.dumps({"weight_map": {"cls_token": "model-00001-of-00002.safetensors"}}))
-    error = refusal(path, tiny)
-    assert "shards" in error.problem
-    assert "merge" in error.fix
+def test_square_deit_into_a_wide_sac_vit(tmp_path, tiny, tiny_dense):
+    state, wide = weights_of(tiny_dense), tiny.replace(image_size=(24, 48))
+    found = load_checkpoint(write(tmp_path, state), wide)
+    build_model(wide).load_state_dict(found, strict=True)
+    for name, grid in (("pos_embed_fine", (6, 12)), ("pos_embed_coarse", (3, 6))):
+        assert torch.equal(found[name], resize_position_table(state["pos_embed"], (8, 8), grid))
 
 
-@pytest.mark.parametrize("keep", [0.02, 0.5, 0.999])
-@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
-def test_truncated(tmp_path, tiny, kind, keep):
-    path = tmp_path / "weights.bin"
-    if kind == "safetensors":
-        save_file(weights_of(tiny), path)
-    else:
-        torch.save(weights_of(tiny), path, _use_new_zipfile_serialization=kind == "zip")
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * keep)])
-    error = refusal(path, tiny)
-    assert "truncated" in error.problem
-    assert error.__cause__ is not None
-    if kind == "safetensors":
-        with pytest.raises(CheckpointError, match="truncated"):
-            read_config(path)
+def test_stored_config_tells_the_grid_of_a_wide_table(tmp_path, tiny):
+    wide, tall = tiny.replace(image_size=(16, 64)), tiny.replace(image_size=(64, 16))
+    state, path = weights_of(wide), tmp_path / "wide.safetensors"
+    save_checkpoint(path, state, wide)
+    for target in (tall, tiny):  # as many tokens in another shape
+        found = load_checkpoint(path, target)
+        wanted = resize_position_table(state["pos_embed_fine"], (4, 16), target.fine_grid)
+        assert torch.equal(found["pos_embed_fine"], wanted)
 
 
-def test_a_zip_that_is_no_checkpoint(tmp_path, tiny):
-    np.savez(tmp_path / "arrays.npz", x=np.zeros(3))
-    assert "cannot be read" in refusal(tmp_path / "arrays.npz", tiny).problem
+def test_a_table_of_unknown_grid_is_misshapen(tmp_path, tiny_dense):
+    state = weights_of(tiny_dense)
+    state["pos_embed"] = state["pos_embed"][:, :-1]
+    with pytest.raises(CheckpointError, match=r"pos_embed: found \(1, 64, 24\), wanted"):
+        load_checkpoint(write(tmp_path, state), tiny_dense)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_a_torchscript_archive(tmp_path, tiny):
-    path = tmp_path / "script.pt"
-    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
-    assert "TorchScript" in refusal(path, tiny).problem
-
-
-def test_damaged_stored_config(tmp_path, tiny):
-    for text in ("{", "[]", '{"family": "swin"}'):
-        path = tmp_path / "m.safetensors"
-        save_file(weights_of(tiny), path, metadata={"sacvit_deploy_config": text})
-        with pytest.raises(CheckpointError, match=r"configuration stored in .*m\.safetensors"):
-            read_config(path)
-
-
-# Content
-
-
-class Trap:
-    """Leaves a mark when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_file_does_not_run(tmp_path, tiny, zipped):
-    path, mark = tmp_path / "evil.pth", tmp_path / "mark"
-    content = {"model": weights_of(tiny), "extra": Trap(mark)}
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    error = refusal(path, tiny)
-    assert ".open" in error.problem
-    assert "torch.save(" in error.fix
-    assert not mark.exists()
-
-
-def test_a_whole_pickled_model_is_refused(tmp_path, tiny):
-    error = refusal(write(tmp_path, build_model(tiny)), tiny)
-    assert "sacvit_deploy.model.two_stage.TwoStageViT" in error.problem
-    assert "state_dict()" in error.fix
-
-
-@pytest.mark.parametrize("content", [{"epoch": 3, "lr": 0.1}, {}, [1, 2], torch.zeros(3)])
-def test_no_weights_inside(tmp_path, tiny, content):
-    error = refusal(write(tmp_path, content), tiny)
-    assert "holds no weights" in error.problem
-    assert "state_dict" in error.fix
+# Weights that do not fit
 
 
 def test_every_key_that_does_not_fit_is_listed_at_once(tmp_path, tiny):
@@ -241,12 +216,6 @@ def test_another_kind_of_model(tmp_path, tiny, names, hint):
     assert len(error.problem) < 800
 
 
-def test_two_models_in_one_file(tmp_path, tiny_dense):
-    state = weights_of(tiny_dense)
-    state["module.cls_token"] = state["cls_token"]
-    assert "two tensors for cls_token" in refusal(write(tmp_path, state), tiny_dense).problem
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_no_numbers(tmp_path, tiny, value):
     state = weights_of(tiny)
@@ -262,13 +231,3 @@ def test_weights_too_large_for_float32(tmp_path, tiny_dense):
     state = weights_of(tiny_dense)
     state["norm.bias"] = torch.full((24,), 1e300, dtype=torch.float64)
     assert "norm.bias" in refusal(write(tmp_path, state), tiny_dense).problem
-
-
-def test_a_refused_file_leaves_the_model_alone(tmp_path, tiny):
-    model = build_model(tiny)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = weights_of(tiny)
-    del state["head.bias"]
-    with pytest.raises(CheckpointError):
-        load_weights(model, write(tmp_path, state))
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
