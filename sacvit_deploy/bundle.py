@@ -240,7 +240,7 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     """
     _check_covered(manifest)
     with _told_as_bundle_error(bundle.path):
-        write_whole(bundle.path / MANIFEST, manifest.to_json().encode())
+        write_whole(bundle.path / MANIFEST, manifest.to_json())
     return dataclasses.replace(bundle, manifest=manifest)
 
 

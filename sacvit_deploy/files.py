@@ -1,10 +1,10 @@
-"""Hidden folders to fill, each with one owner and gone with it, and locks on folders.
+"""Atomic writing of files and folders, and locks on folders.
 
-What was filled takes the place of an older folder in two renames, and a file that of an older file
-in one.
+New content is written beside the old and takes its place at the end: a file in one rename, a folder
+in two.
 
 Several processes may work on one bundle. The locks are the operating system's, on the folders
-themselves: no file is left behind by them, and they end with their process, however it ends.
+themselves: they leave no file behind and end with their process, however it ends.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ if sys.platform != "win32":
     import fcntl
 
 _NAME = re.compile(r"\.[0-9a-f]{8}\.tmp")
+_STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
 
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a folder while the block lasts; only one at a time has it.
+    """Hold the lock of a folder while the block lasts; one owner at a time.
 
-    It is not to be asked for again by whoever has it. A folder that takes the place of another
-    while that one's lock is waited for is the one that gets locked.
+    It is not reentrant. If the folder is replaced while the lock is waited for, the new one is
+    locked.
 
     Args:
         folder: It exists.
-        wait: Until the present owner lets go.
+        wait: Wait until the present owner lets go.
 
     Yields:
-        Whether it is held. Windows and some network file systems have no such locks: the block
-        runs without one there.
+        Whether the lock is held. Windows and some network file systems have no such locks: there
+        the block runs without one.
 
     Raises:
         OSError: The folder cannot be opened.
@@ -56,7 +57,7 @@ def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     while True:
         with _opened(folder) as descriptor:
             is_held = _lock(descriptor, wait=wait)
-            # The lock is on what was opened, and the block will go by the path.
+            # The lock is on the folder that was opened; the path may name another by now.
             if not is_held or os.path.samestat(os.fstat(descriptor), os.stat(folder)):
                 yield is_held
                 return
@@ -83,13 +84,13 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
 def own_folder(parent: Path) -> Iterator[Path]:
     """A new hidden folder inside another, gone when the block ends.
 
-    First those go whose owner was killed before it could remove them.
+    Folders whose owner was killed before it could remove them go first.
 
     Raises:
         OSError: The folder cannot be written to.
     """
     with terminated_like_ctrl_c(), contextlib.ExitStack() as owned:
-        with folder_lock(parent):  # nobody takes a folder for abandoned before it is locked
+        with folder_lock(parent):  # a folder without a lock looks abandoned
             _remove_abandoned(parent)
             folder = parent / f".{secrets.token_hex(4)}.tmp"
             folder.mkdir()
@@ -107,7 +108,7 @@ def _remove_abandoned(parent: Path) -> None:
     for entry in parent.iterdir():
         if not _NAME.fullmatch(entry.name) or entry.is_symlink() or not entry.is_dir():
             continue
-        # Its owner has just removed it, or it is another user's: it is in nobody's way.
+        # Its owner has just removed it, or it belongs to another user: either way it may stay.
         with contextlib.suppress(OSError), folder_lock(entry, wait=False) as is_held:
             if is_held:
                 shutil.rmtree(entry)
@@ -117,7 +118,7 @@ def _remove_abandoned(parent: Path) -> None:
 def terminated_like_ctrl_c() -> Iterator[None]:
     """SIGTERM raises `KeyboardInterrupt` while the block lasts, so that nothing is left behind.
 
-    Only in the main thread, which signals go to, and only where nobody listens to it already.
+    Only in the main thread, which receives signals, and only without a handler of someone else's.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -131,12 +132,12 @@ def terminated_like_ctrl_c() -> Iterator[None]:
 
 
 def swap_in(staging: Path, target: Path) -> None:
-    """Put a new folder in the place of an old one, which is back if that does not succeed.
+    """Replace an old folder by a new one; if that fails, the old one is back.
 
-    An exception that comes from outside, as Ctrl-C does, finds one of the two in place, too.
+    Ctrl-C at any moment leaves one of the two in place, too.
 
     Raises:
-        OSError: It cannot be renamed.
+        OSError: A folder cannot be renamed.
     """
     aside = staging.with_suffix(".old")
     try:
@@ -152,59 +153,89 @@ def swap_in(staging: Path, target: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Have the content of files on disk before a rename: a power cut leaves no empty files.
+    """Flush all files of a folder to disk before a rename: a power cut leaves no empty files.
 
     Raises:
         OSError: A file cannot be written.
     """
     for file in folder.rglob("*"):
         if file.is_file():
-            sync_file(file)
+            _sync_file(file)
 
 
-def sync_file(file: Path) -> None:
-    """As `sync`, for one file."""
+def _sync_file(file: Path) -> None:
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
 
 
-def check_writable(file: Path) -> None:
-    """Find out whether `write_whole` could write a file, and leave nothing behind.
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `file` when the block ends without an error.
 
-    Raises:
-        OSError: It could not.
-    """
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder")
-    temporary = _beside(file)
-    temporary.touch(exist_ok=False)
-    temporary.unlink()
+    Until then the old file stays; after an error, Ctrl-C or SIGTERM no part of the new one is left.
+    A link is followed. A device or a pipe, such as /dev/stdout, is written to directly.
 
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file in one step: until it is complete and on disk, what was there stays.
+    Yields:
+        A file beside it that does not exist yet, or the device itself.
 
     Raises:
         OSError: It cannot be written.
     """
-    temporary = _beside(file)
-    try:
-        temporary.write_bytes(content)
-        sync_file(temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if _is_stream(file):
+        yield file
+        return
+    target = file.resolve()
+    temporary = _beside(target)
+    with terminated_like_ctrl_c():
+        try:
+            yield temporary
+            _sync_file(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _is_stream(file: Path) -> bool:
+    """Whether a path names a device, a pipe, or a stream of this process, wherever that leads."""
+    return file.exists() and (not file.is_file() or str(file.absolute().parent) in _STREAMS)
 
 
 def _beside(file: Path) -> Path:
     return file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
 
 
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file through `replacing`; text as UTF-8.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with replacing(file) as path:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def check_writable(file: Path) -> None:
+    """Check that `replacing` could write a file, and leave nothing behind.
+
+    Raises:
+        OSError: It could not.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder")
+    if _is_stream(file):
+        if not os.access(file, os.W_OK):
+            raise PermissionError(f"{file} is read-only")
+        return
+    temporary = _beside(file.resolve())
+    temporary.touch(exist_ok=False)
+    temporary.unlink()
+
+
 _OTHER_FILE = "Choose another file, in a folder that exists and can be written to."
 
 
 def check_output(file: Path) -> None:
-    """Find out whether a file could be written, and leave nothing behind.
+    """Check that `write_output` could write a file, and leave nothing behind.
 
     Raises:
         ConfigError: It could not.
@@ -215,19 +246,23 @@ def check_output(file: Path) -> None:
         raise ConfigError(
             f"{file} cannot be written: there is no folder {file.parent}.", _OTHER_FILE
         )
-    try:
+    with _told_as_config_error(file):
         check_writable(file)
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error}.", _OTHER_FILE) from error
 
 
 def write_output(file: Path, content: str | bytes) -> None:
-    """Write a file in one step: until it is complete, what was there stays.
+    """Write a result the user asked for, like `write_whole`.
 
     Raises:
         ConfigError: It cannot be written.
     """
+    with _told_as_config_error(file):
+        write_whole(file, content)
+
+
+@contextlib.contextmanager
+def _told_as_config_error(file: Path) -> Iterator[None]:
     try:
-        write_whole(file, content.encode() if isinstance(content, str) else content)
+        yield
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error}.", _OTHER_FILE) from error

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.files import folder_lock, own_folder, swap_in, terminated_like_ctrl_c
+from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.files import (
+    check_output,
+    check_writable,
+    folder_lock,
+    own_folder,
+    replacing,
+    swap_in,
+    terminated_like_ctrl_c,
+    write_output,
+    write_whole,
+)
 
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
 
@@ -200,3 +211,123 @@ def test_another_thread_leaves_signals_alone():
     thread.start()
     thread.join()
     assert seen == [signal.SIG_DFL]
+
+
+@pytest.mark.parametrize("content", ["Käfer", "Käfer".encode()])
+def test_a_file_is_written_whole(tmp_path, content):
+    file = tmp_path / "result.txt"
+    for write in (write_whole, write_output):
+        write(file, content)
+        assert file.read_bytes() == "Käfer".encode()
+    assert names(tmp_path) == {"result.txt"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_file_that_is_not_finished_leaves_no_trace(tmp_path, error, exists):
+    file = tmp_path / "result.txt"
+    if exists:
+        file.write_text("first")
+
+    def write() -> None:
+        with replacing(file) as path:
+            assert path.parent == tmp_path
+            path.write_text("sec")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert names(tmp_path) == ({"result.txt"} if exists else set())
+    if exists:
+        assert file.read_text() == "first"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process there at once")
+def test_sigterm_leaves_the_old_file(tmp_path):
+    file = tmp_path / "result.txt"
+    file.write_text("first")
+    script = (
+        "import os, signal, sys; from pathlib import Path; from sacvit_deploy.files import *\n"
+        "with replacing(Path(sys.argv[1])) as path:\n"
+        "    path.write_text('sec')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    command = [sys.executable, "-c", script, str(file)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "KeyboardInterrupt" in ran.stderr
+    assert names(tmp_path) == {"result.txt"}
+    assert file.read_text() == "first"
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link, file = tmp_path / "latest.txt", tmp_path / "elsewhere" / "run.txt"
+    link.symlink_to(file)
+    write_whole(link, "content")
+    assert link.is_symlink()
+    assert file.read_text() == "content"
+    assert names(file.parent) == {"run.txt"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_pipe_stays_a_pipe(tmp_path):
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    check_output(pipe)
+    thread = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    thread.start()
+    write_output(pipe, "content")
+    thread.join()
+    assert found == [b"content"]
+    assert pipe.is_fifo()
+    assert names(tmp_path) == {"pipe"}
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs devices with names")
+def test_a_device_stays_a_device():
+    check_output(Path("/dev/null"))
+    write_output(Path("/dev/null"), "content")
+    assert Path("/dev/null").is_char_device()
+
+
+_TO_STDOUT = """
+from pathlib import Path
+from sacvit_deploy.files import check_output, write_output
+
+check_output(Path("/dev/stdout"))
+write_output(Path("/dev/stdout"), "content")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="needs streams with names")
+@pytest.mark.parametrize("to_file", [True, False])
+def test_stdout_is_written_to_wherever_it_leads(tmp_path, to_file):
+    command, file = [sys.executable, "-c", _TO_STDOUT], tmp_path / "out.txt"
+    if to_file:
+        with file.open("wb") as stream:
+            subprocess.run(command, stdout=stream, check=True)
+        assert file.read_text() == "content"
+        assert names(tmp_path) == {"out.txt"}
+    else:
+        assert subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout == b"content"
+    assert Path("/dev/stdout").is_symlink()
+
+
+def test_a_check_leaves_nothing(tmp_path):
+    for check in (check_writable, check_output):
+        check(tmp_path / "new.txt")
+        (tmp_path / "old.txt").write_text("old")
+        check(tmp_path / "old.txt")
+        assert names(tmp_path) == {"old.txt"}
+    assert (tmp_path / "old.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", [".", "none/new.txt"])
+def test_what_cannot_be_written_is_told(tmp_path, name):
+    for refused in (check_writable, lambda file: write_whole(file, "content")):
+        with pytest.raises(OSError, match=r"folder|directory|No such file"):
+            refused(tmp_path / name)
+    for refused in (check_output, lambda file: write_output(file, "content")):
+        with pytest.raises(ConfigError, match=r"folder|cannot be written"):
+            refused(tmp_path / name)
+    assert names(tmp_path) == set()

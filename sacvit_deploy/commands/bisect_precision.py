@@ -9,7 +9,7 @@ import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
-from sacvit_deploy.files import check_output
+from sacvit_deploy.files import check_output, write_output
 from sacvit_deploy.libraries import require
 
 
@@ -56,6 +56,6 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
     else:
         click.echo(f"{len(found.keep)} nodes have to stay in FP32, found in {found.trials} trials:")
         click.echo(found.text() or "  none: the limits hold as it is\n", nl=False)
-    options.write_text(output, found.text())
+    write_output(output, found.text())
     if not as_json:
         click.echo(f"Written to {output}; use it with: sacvit-deploy export --keep-float {output}")

@@ -104,18 +104,6 @@ def build_options(command: _Command) -> _Command:
     return command
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a result the user asked for.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error}.", "Choose another file.") from error
-
-
 def echo_json(document: object) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))

@@ -8,7 +8,6 @@ empty stand-ins, so that no constructor named in the file runs.
 from __future__ import annotations
 
 import json
-import os
 import re
 import string
 import warnings
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from sacvit_deploy.errors import CheckpointError, ConfigError
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.files import replacing
 from sacvit_deploy.manifest import FileRecord
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoint_fit import check_finite, check_fit, to_own_layout
@@ -209,17 +209,14 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, Tensor], config: ModelC
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     metadata = {"format": "pt", CONFIG_METADATA: json.dumps(config.to_dict())}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, unfinished, metadata=metadata)
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The checkpoint {path} cannot be written: {error}.",
             "Check that its folder exists, may be written to, and has space left.",
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def checkpoint_origin(path: Path) -> dict[str, Any]:

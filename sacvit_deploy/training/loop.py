@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sacvit_deploy.errors import DataError, SacvitDeployError
+from sacvit_deploy.files import write_whole
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from sacvit_deploy.training.augmentation import mix_batch
 from sacvit_deploy.training.config import TrainConfig
@@ -252,7 +253,7 @@ def _make_folder(folder: Path) -> None:
 def _write_config(config: TrainConfig) -> None:
     path = config.output / CONFIG_FILE
     try:
-        path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")
     except OSError as error:
         raise DataError(
             f"{path} cannot be written: {error}.", "Check that folder and the space on its disk."

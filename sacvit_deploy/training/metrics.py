@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from sacvit_deploy.errors import DataError
+from sacvit_deploy.files import write_whole
 from sacvit_deploy.libraries import require
 from sacvit_deploy.training.data import collate, read_batches
 from sacvit_deploy.training.objective import StagedForward
@@ -75,9 +75,7 @@ class MetricsLog:
             with suppress(ValueError):
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-        unfinished = self._path.with_name(f".{self._path.name}.tmp")
-        unfinished.write_text("".join(kept), encoding="utf-8")
-        os.replace(unfinished, self._path)
+        write_whole(self._path, "".join(kept))
 
 
 _BATCH = 128

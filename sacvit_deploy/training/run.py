@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sacvit_deploy.errors import CheckpointError, ConfigError
 from sacvit_deploy.families.config import preset_preprocessing
+from sacvit_deploy.files import replacing
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoints import load_weights, read_config
 from sacvit_deploy.training.data import (
@@ -167,21 +168,16 @@ def save_run(path: Path, state: RunState, config: TrainConfig) -> None:
         **_optimizer_tensors(state),
     }
     facts = {"step": state.step, "best": state.best, "config": config_digest(config)}
-    unfinished = path.with_name(f".{path.name}.tmp")
     try:
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(stored, unfinished, metadata={_FACTS: json.dumps(facts)})
-        with unfinished.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            save_file(stored, unfinished, metadata={_FACTS: json.dumps(facts)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The run cannot be saved as {path}: {error}.",
             "Make space on that disk and start the same command again; it goes on from the last "
             "saved step.",
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load_run(path: Path, state: RunState, config: TrainConfig) -> None:
