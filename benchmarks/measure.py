@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.contenders import ThroughHost
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.runtime.algorithm import confidence
-from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from sacvit_deploy.spec import IMAGE
 
 if TYPE_CHECKING:
@@ -72,17 +72,18 @@ def timings(settings: Settings, scheduler: Scheduler, dense: Session, batch: int
     etas = [imposed_eta(scheduler, image, hard) for image in images] if rounds == 1 else [
         1.0 if index < hard else 0.0 for index in range(rounds)
     ]  # fmt: skip
+    exits = [FixedExit(eta) for eta in etas]
     work: dict[str, Callable[[], object]] = {
-        "two_stage": lambda: [scheduler.run(i, eta) for i, eta in zip(images, etas, strict=True)],
-        "early_exit": lambda: [scheduler.run(image, 0.0) for image in images],
+        "two_stage": lambda: [scheduler.run(i, e) for i, e in zip(images, exits, strict=True)],
+        "early_exit": lambda: [scheduler.run(image, FixedExit(0.0)) for image in images],
         "dense": lambda: [dense.run({IMAGE: image}) for image in images],
     }
     samples = in_turn(work, settings.seconds)
     found = {name: np.array(values) * 1e3 / rounds for name, values in samples.items()}
     refined = sum(
         outcome.target_index is not None
-        for image, eta in zip(images, etas, strict=True)
-        for outcome in scheduler.run(image, eta)
+        for image, policy in zip(images, exits, strict=True)
+        for outcome in scheduler.run(image, policy)
     )
     medians = {f"{name}_ms_p50": round(float(np.median(v)), 4) for name, v in found.items()}
     return {
@@ -97,7 +98,7 @@ def timings(settings: Settings, scheduler: Scheduler, dense: Session, batch: int
 
 def imposed_eta(scheduler: Scheduler, images: Any, hard: int) -> float:
     """A threshold that sends `hard` pictures of this batch to the second stage."""
-    logits = np.stack([outcome.logits for outcome in scheduler.run(images, 0.0)])
+    logits = np.stack([outcome.logits for outcome in scheduler.run(images, FixedExit(0.0))])
     ordered = np.sort(confidence(logits))
     above = np.append(ordered, 1.0)[hard]
     below = np.append(0.0, ordered)[hard]
@@ -124,8 +125,8 @@ def in_turn(work: Mapping[str, Callable[[], object]], seconds: float) -> dict[st
 def decisions(settings: Settings, sessions: Mapping[Role, Session]) -> dict[str, Any]:
     """Logits of both stages and targets for some pictures, handed over as the sessions can."""
     images = pictures(settings, min(COMPARED, max(settings.batches)))
-    early = Scheduler(settings.two_stage, sessions, "graph").run(images, 0.0)
-    late = Scheduler(settings.two_stage, sessions, "graph").run(images, 1.0)
+    early = Scheduler(settings.two_stage, sessions, "graph").run(images, FixedExit(0.0))
+    late = Scheduler(settings.two_stage, sessions, "graph").run(images, FixedExit(1.0))
     return {
         "early": np.stack([outcome.logits for outcome in early]),
         "late": np.stack([outcome.logits for outcome in late]),

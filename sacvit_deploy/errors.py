@@ -1,4 +1,4 @@
-"""Every error the package raises on purpose.
+"""Every error the package raises on purpose, and where its warnings point to.
 
     SacvitDeployError
     ├── ConfigError              a model or preprocessing configuration that cannot exist
@@ -20,6 +20,9 @@ The command line prints both and exits with 1; a traceback is a defect.
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class SacvitDeployError(Exception):
@@ -89,3 +92,16 @@ class BundleIntegrityError(BundleError):
 
 class EngineError(SacvitDeployError):
     """An inference runtime is not available, or refused a graph or its inputs."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn, and name the line outside this package that led here.
+
+    Args:
+        message: What happened, and what to do about it.
+        category: Which kind of warning.
+    """
+    package, frame, level = __name__.partition(".")[0], sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -190,16 +190,15 @@ def passed_over_lines(pipeline: Pipeline) -> Iterator[str]:
 
     That is each runtime the bundle has engines for and, with a GPU, each execution provider.
     """
-    opened = pipeline.opened
     built = {engine.runtime for engine in pipeline.manifest.engines}
     has_gpu = bool(this_machine().gpus)
     expected = {
         name: "; ".join(map(str.strip, why.splitlines())).replace(":; ", ": ")
-        for name, why in opened.skipped.items()
+        for name, why in pipeline.skipped.items()
         if name in built or (has_gpu and name.startswith("onnxruntime "))
     }
     if expected:
-        yield f"computing with {opened.backend} in {opened.precision} ({opened.provider})"
+        yield f"computing with {pipeline.backend} in {pipeline.precision} ({pipeline.provider})"
         yield from (f"  not {name}: {why}" for name, why in expected.items())
 
 

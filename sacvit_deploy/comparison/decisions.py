@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sacvit_deploy.runtime.algorithm import confidence, exits, softmax
+from sacvit_deploy.runtime.scheduler import EVERY_PICTURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.runtime.scheduler import Scheduler
+    from sacvit_deploy.runtime.scheduler import Outcome, Scheduler
     from sacvit_deploy.spec import Precision
 
 
@@ -39,12 +40,18 @@ class Decisions:
     target_index: NDArray[np.int64]
 
     @classmethod
-    def join(cls, parts: Sequence[Decisions]) -> Decisions:
-        """The pictures of several batches, in order."""
-        columns = zip(
-            *((p.early_logits, p.refined_logits, p.target_index) for p in parts), strict=True
-        )
-        return cls(*(np.concatenate(arrays) for arrays in columns))
+    def of(cls, outcomes: Sequence[Outcome]) -> Decisions:
+        """Collect outcomes of `EVERY_PICTURE`; at least one.
+
+        For a network of one stage its logits are in both places, and there are no targets, (n, 0).
+        """
+        late = [outcome.logits for outcome in outcomes]
+        targets = [
+            np.empty(0, np.int64) if outcome.target_index is None else outcome.target_index
+            for outcome in outcomes
+        ]
+        early = [outcome.early_logits for outcome in outcomes]
+        return cls(np.stack(early), np.stack(late), np.stack(targets))
 
 
 @dataclass(frozen=True)
@@ -157,22 +164,11 @@ def scheduler_decisions(scheduler: Scheduler, batches: Iterable[NDArray[Any]]) -
     """Run both stages for every picture.
 
     Args:
-        scheduler: Of any bundle.
+        scheduler: Runs the network.
         batches: Images (B, 3, H, W) as the graphs take them; at least one batch.
-
-    Returns:
-        For a network of one stage its logits in both places, and no targets, (n, 0).
     """
-    parts = []
-    for images in batches:
-        first = scheduler.first_pass(images, eta=1.0)
-        early = np.stack([outcome.logits for outcome in first.outcomes])
-        if first.survivors.size:  # at eta 1 all, or none where there is one stage
-            refined, targets = scheduler.second_pass(first.hand_off, first.survivors)
-        else:
-            refined, targets = early, np.empty((len(early), 0), np.int64)
-        parts.append(Decisions(early, refined, targets))
-    return Decisions.join(parts)
+    found = (scheduler.run(images, EVERY_PICTURE) for images in batches)
+    return Decisions.of([outcome for outcomes in found for outcome in outcomes])
 
 
 def compare_decisions(

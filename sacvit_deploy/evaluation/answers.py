@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,6 @@ import sacvit_deploy
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.engines.machine import jetson_release, this_machine
 from sacvit_deploy.engines.onnxruntime_session import onnxruntime
-from sacvit_deploy.engines.session import sharing_memory
 from sacvit_deploy.engines.tensorrt_library import RUNTIMES, load_flavour
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.evaluation.class_names import match_classes
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sacvit_deploy.runtime.pipeline import Pipeline
-    from sacvit_deploy.runtime.scheduler import Array
+    from sacvit_deploy.runtime.scheduler import Outcome
     from sacvit_deploy.samples import Sample, SampleSet
 
 
@@ -72,7 +70,7 @@ def describe_setting(pipeline: Pipeline, bundle: Path, data: Path) -> Setting:
         bundle: Its folder.
         data: The data set.
     """
-    config, opened = pipeline.manifest.config, pipeline.opened
+    config = pipeline.manifest.config
     height, width = config.image_size
     return Setting(
         bundle=bundle.resolve().name,
@@ -80,11 +78,11 @@ def describe_setting(pipeline: Pipeline, bundle: Path, data: Path) -> Setting:
         f"{config.embed_dim}, depth {config.depth}, {config.num_classes} classes",
         weights=", ".join(f"{k} {v}" for k, v in pipeline.manifest.weights.items()),
         data=data.resolve().name,
-        precision=opened.precision,
-        runtime=opened.backend,
-        provider=opened.provider,
-        device=_cpu() if opened.provider.startswith("CPU") else _accelerator(),
-        versions=_versions(opened.backend),
+        precision=pipeline.precision,
+        runtime=pipeline.backend,
+        provider=pipeline.provider,
+        device=_cpu() if pipeline.provider.startswith("CPU") else _accelerator(),
+        versions=_versions(pipeline.backend),
     )
 
 
@@ -122,7 +120,6 @@ OnCorrupt = Literal["skip", "stop"]
 
 # Runs before the clock counts: runtimes allocate, and some compile, in the first ones.
 _WARM_UPS = 3
-_MS = 1e3
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,6 @@ def collect_answers(
         EngineError: The runtime failed.
     """
     indices = match_classes(samples.classes, pipeline.manifest.labels, class_names)
-    answer = _answerer(pipeline)
     taken: list[_Taken] = []
     skipped: list[Skipped] = []
     for number, sample in enumerate(samples.samples, start=1):
@@ -204,8 +200,8 @@ def collect_answers(
             skipped.append(Skipped(sample.name, error.problem))
         else:
             for _ in range(0 if taken else _WARM_UPS):
-                answer(image)
-            taken.append(_Taken(sample, digest, *answer(image)))
+                pipeline.outcomes(image, 1.0)
+            taken.append(_Taken(sample, digest, *pipeline.outcomes(image, 1.0)))
         report(number / len(samples.samples), f"{number} of {len(samples.samples)} pictures")
     if not taken:
         found = f"; the first: {skipped[0].reason}" if skipped else ""
@@ -222,52 +218,7 @@ class _Taken:
 
     sample: Sample
     digest: bytes
-    decisions: Decisions
-    early_ms: float
-    refine_ms: float
-
-
-_Answer = tuple[Decisions, float, float]
-
-
-def _answerer(pipeline: Pipeline) -> Callable[[Array], _Answer]:
-    """How one image (1, 3, H, W) is answered, and both stages timed, on the path `run` takes."""
-    sessions = pipeline.opened.sessions
-    if pipeline.manifest.config.two_stage is None:
-        return lambda image: _one_stage(pipeline, image)
-    on_device = sharing_memory(sessions["early_exit"], sessions["refine"])
-    if on_device and pipeline.manifest.selection == "graph":
-        return lambda image: _on_device(pipeline, image)
-    return lambda image: _two_stages(pipeline, image)
-
-
-def _one_stage(pipeline: Pipeline, image: Array) -> _Answer:
-    start = time.perf_counter()
-    logits = pipeline.scheduler.first_pass(image, 1.0).outcomes[0].logits[None]
-    elapsed = (time.perf_counter() - start) * _MS
-    return Decisions(logits, logits, np.empty((1, 0), np.int64)), elapsed, 0.0
-
-
-def _two_stages(pipeline: Pipeline, image: Array) -> _Answer:
-    start = time.perf_counter()
-    first = pipeline.scheduler.first_pass(image, 1.0)
-    middle = time.perf_counter()
-    refined, targets = pipeline.scheduler.second_pass(first.hand_off, first.survivors)
-    end = time.perf_counter()
-    decisions = Decisions(first.outcomes[0].logits[None], refined, targets)
-    return decisions, (middle - start) * _MS, (end - middle) * _MS
-
-
-def _on_device(pipeline: Pipeline, image: Array) -> _Answer:
-    """With the hand-over left on the device, where only whole runs can be timed."""
-    start = time.perf_counter()
-    (early,) = pipeline.scheduler.run(image, 0.0)
-    middle = time.perf_counter()
-    (late,) = pipeline.scheduler.run(image, 1.0)
-    early_s, late_s = middle - start, time.perf_counter() - middle
-    targets: Any = late.target_index
-    decisions = Decisions(early.logits[None], late.logits[None], targets[None])
-    return decisions, early_s * _MS, max(0.0, late_s - early_s) * _MS
+    outcome: Outcome
 
 
 def _digest(sample: Sample) -> bytes:
@@ -289,13 +240,13 @@ def _joined(
     taken: Sequence[_Taken], skipped: Sequence[Skipped], indices: Mapping[str, int]
 ) -> StageAnswers:
     return StageAnswers(
-        decisions=Decisions.join([entry.decisions for entry in taken]),
+        decisions=Decisions.of([entry.outcome for entry in taken]),
         class_index=np.array([indices[entry.sample.label] for entry in taken], dtype=np.int64),
         names=tuple(entry.sample.name for entry in taken),
         skipped=tuple(skipped),
         data_sha256=_data_sha256(taken),
-        early_ms=np.array([entry.early_ms for entry in taken]),
-        refine_ms=np.array([entry.refine_ms for entry in taken]),
+        early_ms=np.array([entry.outcome.early_ms for entry in taken]),
+        refine_ms=np.array([entry.outcome.refine_ms for entry in taken]),
     )
 
 

@@ -282,13 +282,13 @@ def _exits_asked(pipeline: Pipeline, etas: Sequence[float]) -> list[Exit]:
         return [Exit(pipeline.eta)]
     if etas:
         return [Exit(eta, temperature) for eta in etas]
-    manifest, opened = pipeline.manifest, pipeline.opened
-    if manifest.exit_calibration(opened.precision, opened.backend) is None:
+    manifest = pipeline.manifest
+    if manifest.exit_calibration(pipeline.precision, pipeline.backend) is None:
         return [Exit(pipeline.eta, temperature, "bundle")]
     own = Exit(pipeline.eta, temperature, "calibrated")
-    if opened.precision == "fp32":
+    if pipeline.precision == "fp32":
         return [own]
-    return [own, Exit(*manifest.usual_exit("fp32", opened.backend), "fp32")]
+    return [own, Exit(*manifest.usual_exit("fp32", pipeline.backend), "fp32")]
 
 
 def _points(

@@ -96,7 +96,7 @@ def calibrate_bundle(
     on_open(pipeline)
     answers = collect_answers(pipeline, samples, request.class_names, report=report)
     found = find_threshold(answers, pipeline.manifest.config, request.search)
-    precision, runtime = pipeline.opened.precision, cast("Backend", pipeline.opened.backend)
+    precision, runtime = pipeline.precision, cast("Backend", pipeline.backend)
     if request.write:
         _write(path, pipeline.manifest, found.record(precision, runtime))
     return BundleCalibration(found, precision, runtime, request.write)

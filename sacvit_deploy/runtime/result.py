@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sacvit_deploy.runtime.scheduler import Outcome
-
-Stage = Literal["early_exit", "refine", "single"]
+    from sacvit_deploy.spec import Role
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Result:
     class_index: int
     label: str
     probability: float
-    stage: Stage
+    stage: Role
     early_exit_probability: float | None
     top5: tuple[tuple[int, str, float], ...]
     target_tokens: tuple[int, ...] | None = None
@@ -68,15 +67,8 @@ def result_from_outcome(outcome: Outcome, labels: Sequence[str], image: str | No
         class_index=top5[0][0],
         label=top5[0][1],
         probability=top5[0][2],
-        stage=stage_of(outcome),
+        stage=outcome.stage,
         early_exit_probability=outcome.early_exit_confidence,
         top5=top5,
         target_tokens=None if targets is None else tuple(targets.tolist()),
     )
-
-
-def stage_of(outcome: Outcome) -> Stage:
-    """Where a picture left."""
-    if outcome.early_exit_confidence is None:
-        return "single"
-    return "early_exit" if outcome.target_index is None else "refine"

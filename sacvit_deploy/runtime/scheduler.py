@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.engines.session import DeviceSession, Session
+    from sacvit_deploy.engines.session import DeviceSession, Session, Tensor
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.spec import Role, Selection
 
@@ -41,28 +41,75 @@ class Outcome:
     """What the network says about one picture.
 
     Attributes:
-        logits: Of the stage it left from, (C,).
+        early_logits: First stage, or the only one, (C,).
         early_exit_confidence: Largest probability after the first stage, at the temperature of the
-            exit; None where there is one stage only.
-        target_index: Coarse indices that were looked at again, best first, (M,); None for a picture
-            that left early.
-        early_ms: This picture's share of the time its batch took in the first stage, or the only
-            one.
-        refine_ms: The same of the second stage, selection of tokens counted; 0 for a picture that
+            exit; None for a network of one stage.
+        score: Class attention of every coarse token (Eq. 10), (N,); None for a network of one
+            stage, and where it stayed on the device.
+        refined_logits: Second stage, (C,); None for a picture that left early.
+        target_index: Coarse indices of the targets, best first, (M,); None for a picture that left
+            early.
+        early_ms: Share of this picture in the time its batch took in the first stage.
+        refine_ms: The same for the second stage, token selection included; 0 for a picture that
             left early.
     """
 
-    logits: Array
+    early_logits: Array
     early_exit_confidence: float | None = None
+    score: Array | None = None
+    refined_logits: Array | None = None
     target_index: NDArray[np.int64] | None = None
     early_ms: float = 0.0
     refine_ms: float = 0.0
 
-    def refined(
-        self, logits: Array, target_index: NDArray[np.int64], refine_ms: float = 0.0
-    ) -> Outcome:
-        """The same picture after the second stage."""
-        return replace(self, logits=logits, target_index=target_index, refine_ms=refine_ms)
+    @property
+    def logits(self) -> Array:
+        """Logits of the stage the picture left from, (C,)."""
+        return self.early_logits if self.refined_logits is None else self.refined_logits
+
+    @property
+    def stage(self) -> Role:
+        """Graph the picture left from."""
+        if self.early_exit_confidence is None:
+            return "single"
+        return "early_exit" if self.refined_logits is None else "refine"
+
+
+class ExitPolicy(Protocol):
+    """Sets the exit threshold of every batch, and learns how each stage went."""
+
+    def threshold(self) -> float:
+        """Exit threshold of the batch that has just been through the first stage, in [0, 1]."""
+
+    def saw(self, outcomes: Sequence[Outcome]) -> None:
+        """Learn from pictures that went through a stage together.
+
+        Args:
+            outcomes: After the first stage, all without `refined_logits`; or after the second, all
+                with them. At least one.
+        """
+
+
+@dataclass(frozen=True)
+class FixedExit:
+    """The same threshold for every batch.
+
+    Attributes:
+        eta: Exit threshold, in [0, 1].
+    """
+
+    eta: float
+
+    def threshold(self) -> float:
+        """See `ExitPolicy.threshold`."""
+        return self.eta
+
+    def saw(self, outcomes: Sequence[Outcome]) -> None:
+        """See `ExitPolicy.saw`; nothing changes a fixed threshold."""
+
+
+EVERY_PICTURE = FixedExit(1.0)
+"""No picture leaves early: both stages answer for each."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +118,21 @@ class FirstPass:
 
     Attributes:
         outcomes: One per picture, as if all had left.
-        hand_off: What the second stage takes, one row per picture.
+        hand_off: Tensors for the second stage, one row per picture: all arrays, or all handles.
         survivors: Rows that go on, ascending, (K,).
     """
 
     outcomes: list[Outcome]
-    hand_off: Tensors
+    hand_off: Mapping[str, Tensor]
     survivors: NDArray[np.int64]
 
 
 class Scheduler:
     """Runs batches through one or two sessions; holds no state between calls.
 
-    Where both graphs compute on one device and the second chooses its tokens itself, what the
-    first leaves for it stays there: `run` copies the images in, the logits out, and the numbers of
-    the surviving rows in. `first_pass` and `second_pass` always work with host arrays.
+    Where both graphs compute on one device and the second chooses its tokens itself, the hand-off
+    stays there: `run` copies the images in, the logits out, and the surviving row numbers in.
+    `first_pass` works with host arrays.
     """
 
     def __init__(
@@ -96,26 +143,28 @@ class Scheduler:
         temperature: float = 1.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Take the sessions of one network.
+        """Join the sessions of one network.
 
         Args:
             config: The network.
             sessions: `early_exit` and `refine`, or `single`.
-            selection: What the refine graph was exported for: target tokens chosen by the `host`,
-                or in the `graph`.
-            temperature: Of the confidence that decides who leaves, above 0; no logits change.
-            clock: Seconds since whenever; both stages are timed with it.
+            selection: Who chooses the target tokens of the refine graph: the `host`, or the
+                `graph`.
+            temperature: Divides the logits before the exit decision, above 0; no result changes.
+            clock: Current time in seconds; both stages are timed with it.
 
         Raises:
             ConfigError: `temperature` is out of range.
         """
         self.temperature = check_temperature(temperature)
-        self.clock = clock
+        self._clock = clock
         self._config = config
         self._sessions = sessions
         self._selection = selection
-        self._device_pair: tuple[DeviceSession, DeviceSession] | None = None
         specs = {spec.role: spec for spec in graph_specs(config, selection=selection)}
+        self._first: Role = next(iter(specs))
+        self._handed_on: set[str] = set()
+        self._device_pair: tuple[DeviceSession, DeviceSession] | None = None
         if "refine" in specs:
             left = {spec.name for spec in specs["early_exit"].outputs}
             taken = {spec.name for spec in specs["refine"].inputs}
@@ -123,142 +172,141 @@ class Scheduler:
             if selection == "graph":
                 self._device_pair = sharing_memory(sessions["early_exit"], sessions["refine"])
 
-    def run(self, images: Array, eta: float) -> list[Outcome]:
-        """Both stages for a batch; the second only for the pictures that did not leave.
+    def run(self, images: Array, policy: ExitPolicy, *, scores: bool = False) -> list[Outcome]:
+        """Run both stages on a batch; the second only for the pictures that did not leave.
 
         Args:
             images: (B, 3, H, W) with B at least 1, as the graphs take them.
-            eta: Exit threshold, in [0, 1]; has no effect where there is one stage only.
+            policy: Sets the exit threshold; has no effect on a network of one stage.
+            scores: Fetch the scores, also where the hand-off could stay on the device.
+
+        Returns:
+            One outcome per picture, in order.
 
         Raises:
             EngineError: A session failed, or gave logits that are not finite.
         """
-        if self._device_pair is not None:
-            return self._run_on_device(images, eta, *self._device_pair)
-        first = self.first_pass(images, eta)
+        if self._device_pair is not None and not scores:
+            first = self._first_on_device(images, policy, self._device_pair[0])
+        else:
+            first = self.first_pass(images, policy)
         if first.survivors.size:
             waiting = [first.outcomes[row] for row in first.survivors]
-            refined = self.refine(waiting, first.hand_off, first.survivors)
-            _put_back(first.outcomes, first.survivors, refined)
+            refined = self.refine(waiting, first.hand_off, first.survivors, policy)
+            for row, outcome in zip(first.survivors, refined, strict=True):
+                first.outcomes[row] = outcome
         return first.outcomes
 
-    def _run_on_device(
-        self, images: Array, eta: float, early_exit: DeviceSession, refine: DeviceSession
-    ) -> list[Outcome]:
-        """As `run`; only images, logits, survivors and their target indices cross."""
-        keep = self._handed_on | {IMAGE}
-        start = self.clock()
-        arrays, kept = early_exit.run_on_device({IMAGE: images}, keep)
-        outcomes, survivors = self._decide(arrays[LOGITS], eta, start)
-        if survivors.size:
-            start = self.clock()
-            arrays, _ = refine.run_on_device({**kept, SURVIVOR_ROWS: survivors}, ())
-            answers = _finite(arrays[LOGITS], "refine"), arrays[TARGET_INDEX]
-            refined = self._refined([outcomes[row] for row in survivors], answers, start)
-            _put_back(outcomes, survivors, refined)
-        return outcomes
-
-    def first_pass(self, images: Array, eta: float) -> FirstPass:
-        """The first stage, or the only one; arguments and errors as in `run`."""
-        start = self.clock()
-        if "single" in self._sessions:
-            logits = _finite(self._sessions["single"].run({IMAGE: images})[LOGITS], "single")
-            ms = self._ms_each(start, len(logits))
-            outcomes = [Outcome(row, early_ms=ms) for row in logits]
-            return FirstPass(outcomes, {}, np.empty(0, np.int64))
-        outputs = self._sessions["early_exit"].run({IMAGE: images})
-        outcomes, survivors = self._decide(outputs[LOGITS], eta, start)
+    def first_pass(self, images: Array, policy: ExitPolicy) -> FirstPass:
+        """Run the first stage, or the only one; arguments and errors as in `run`."""
+        start = self._clock()
+        outputs = self._sessions[self._first].run({IMAGE: images})
         hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
-        return FirstPass(outcomes, hand_off, survivors)
-
-    def _decide(
-        self, logits: Array, eta: float, start: float
-    ) -> tuple[list[Outcome], NDArray[np.int64]]:
-        """What the first stage, begun at `start`, says of each picture, and the rows that go on."""
-        sure = confidence(_finite(logits, "early_exit"), self.temperature)
-        leaving = exits(sure, eta, self._config.stages.exit_comparison)
-        ms = self._ms_each(start, len(logits))
-        outcomes = [
-            Outcome(row, value, early_ms=ms)
-            for row, value in zip(logits, sure.tolist(), strict=True)
-        ]
-        return outcomes, np.flatnonzero(~leaving)
+        return self._decided(outputs, hand_off, policy, start)
 
     def refine(
-        self, waiting: Sequence[Outcome], hand_off: Tensors, rows: NDArray[np.int64]
+        self,
+        waiting: Sequence[Outcome],
+        hand_off: Mapping[str, Tensor],
+        rows: NDArray[np.int64],
+        policy: ExitPolicy,
     ) -> list[Outcome]:
-        """As `second_pass`, timed: the outcomes of these rows after the second stage.
+        """Run the second stage on some rows of a batch.
 
         Args:
-            waiting: The outcomes of the rows after the first stage, K.
-            hand_off: As the first pass left it.
-            rows: Which rows of it, ascending, at least one, (K,).
-        """
-        start = self.clock()
-        return self._refined(waiting, self.second_pass(hand_off, rows), start)
-
-    def _refined(
-        self, waiting: Sequence[Outcome], answers: tuple[Array, NDArray[np.int64]], start: float
-    ) -> list[Outcome]:
-        """The outcomes with what the second stage, begun at `start`, says: logits and targets."""
-        ms = self._ms_each(start, len(waiting))
-        return [
-            outcome.refined(logits, targets, ms)
-            for outcome, logits, targets in zip(waiting, *answers, strict=True)
-        ]
-
-    def _ms_each(self, start: float, pictures: int) -> float:
-        """Milliseconds since `start` for each of so many pictures."""
-        return (self.clock() - start) * 1e3 / pictures
-
-    def second_pass(
-        self, hand_off: Tensors, rows: NDArray[np.int64]
-    ) -> tuple[Array, NDArray[np.int64]]:
-        """The second stage for some rows of a batch.
-
-        Args:
-            hand_off: As the first pass left it.
-            rows: Which rows, ascending, at least one, (K,).
+            waiting: Outcomes of these rows after the first stage, K.
+            hand_off: From the first pass.
+            rows: Row numbers, ascending, at least one, (K,).
+            policy: Learns from the result.
 
         Returns:
-            Logits (K, C) and the coarse indices that were looked at again, best first, (K, M).
+            The same outcomes after the second stage.
 
         Raises:
             EngineError: The session failed, or gave logits that are not finite.
         """
-        session = self._sessions["refine"]
+        start = self._clock()
+        feeds = self.refine_feeds(hand_off, rows)
+        if self._device_pair is not None and not isinstance(hand_off[IMAGE], np.ndarray):
+            outputs, _ = self._device_pair[1].run_on_device(feeds, ())
+        else:
+            outputs = self._sessions["refine"].run(feeds)  # type: ignore[arg-type]  # all arrays
+        logits = _finite(outputs[LOGITS], "refine")
+        targets: Any = {**feeds, **outputs}[TARGET_INDEX]
+        ms = self._ms_each(start, len(waiting))
+        refined = [
+            replace(outcome, refined_logits=row, target_index=target, refine_ms=ms)
+            for outcome, row, target in zip(waiting, logits, targets, strict=True)
+        ]
+        policy.saw(refined)
+        return refined
+
+    def refine_feeds(
+        self, hand_off: Mapping[str, Tensor], rows: NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        """Make the inputs of the refine graph for some rows of a batch.
+
+        Args:
+            hand_off: From the first pass.
+            rows: Row numbers, ascending, at least one, (K,).
+        """
         if self._selection == "graph":
-            outputs = session.run({**hand_off, SURVIVOR_ROWS: rows})
-            return _finite(outputs[LOGITS], "refine"), outputs[TARGET_INDEX]
-        feeds = dict(take_rows(hand_off, rows))
+            return {**hand_off, SURVIVOR_ROWS: rows}
+        feeds: dict[str, Any] = dict(take_rows(hand_off, rows))
         target, non_target = select_tokens(feeds.pop(SCORE), self._config.num_targets)
         feeds[TARGET_INDEX], feeds[NON_TARGET_INDEX] = target, non_target
         feeds[FINE_INDEX] = fine_index(target, self._config.coarse_grid[1])
-        return _finite(session.run(feeds)[LOGITS], "refine"), target
+        return feeds
+
+    def _first_on_device(
+        self, images: Array, policy: ExitPolicy, session: DeviceSession
+    ) -> FirstPass:
+        """Run the first stage and leave everything but the logits on the device."""
+        start = self._clock()
+        outputs, kept = session.run_on_device({IMAGE: images}, self._handed_on | {IMAGE})
+        return self._decided(outputs, kept, policy, start)
+
+    def _decided(
+        self, outputs: Tensors, hand_off: Mapping[str, Tensor], policy: ExitPolicy, start: float
+    ) -> FirstPass:
+        """Decide which rows go on after a first stage that began at `start`."""
+        logits = _finite(outputs[LOGITS], self._first)
+        if self._first == "single":
+            ms = self._ms_each(start, len(logits))
+            outcomes = [Outcome(row, early_ms=ms) for row in logits]
+            return FirstPass(outcomes, hand_off, np.empty(0, np.int64))
+        confidences = confidence(logits, self.temperature)
+        leaving = exits(confidences, policy.threshold(), self._config.stages.exit_comparison)
+        ms = self._ms_each(start, len(logits))
+        scores = outputs[SCORE] if SCORE in outputs else [None] * len(logits)
+        outcomes = [
+            Outcome(row, value, score, early_ms=ms)
+            for row, value, score in zip(logits, confidences.tolist(), scores, strict=True)
+        ]
+        policy.saw(outcomes)
+        return FirstPass(outcomes, hand_off, np.flatnonzero(~leaving))
+
+    def _ms_each(self, start: float, pictures: int) -> float:
+        """Divide the milliseconds since `start` among some pictures."""
+        return (self._clock() - start) * 1e3 / pictures
 
 
-def _put_back(outcomes: list[Outcome], rows: NDArray[np.int64], refined: Sequence[Outcome]) -> None:
-    """Replace the outcomes of the pictures that went on."""
-    for row, outcome in zip(rows, refined, strict=True):
-        outcomes[row] = outcome
-
-
-def take_rows(tensors: Tensors, rows: NDArray[np.int64]) -> Tensors:
-    """Some rows of every tensor, ascending; nothing is copied when that is all of them."""
+def take_rows(tensors: Mapping[str, Any], rows: NDArray[np.int64]) -> Tensors:
+    """Select rows of every tensor, ascending; copies nothing when that is all of them."""
     if all(len(array) == len(rows) for array in tensors.values()):
         return tensors
     return {name: array[rows] for name, array in tensors.items()}
 
 
 def join_rows(parts: Sequence[Tensors]) -> Tensors:
-    """The rows of several batches under each other; nothing is copied when there is one batch."""
+    """Stack the rows of several batches; copies nothing when there is one batch."""
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _finite(logits: Array, role: Role) -> Array:
-    """A NaN would leave or stay by accident, and be reported as a class."""
+    """Refuse a NaN, which would leave or stay by accident and be reported as a class."""
     if not np.isfinite(logits).all():
         raise EngineError(
             f"The {role} graph gave logits that are not finite (NaN or infinite).",

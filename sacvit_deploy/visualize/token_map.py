@@ -12,9 +12,9 @@ from PIL import Image
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.files import check_output, write_output
 from sacvit_deploy.runtime.pictures import read_picture
-from sacvit_deploy.runtime.pipeline import name_of
+from sacvit_deploy.runtime.reader import name_of
 from sacvit_deploy.runtime.result import result_from_outcome
-from sacvit_deploy.spec import SCORE, check_eta
+from sacvit_deploy.spec import check_eta
 from sacvit_deploy.visualize.canvas import PixelCanvas, VectorCanvas
 from sacvit_deploy.visualize.token_sheet import PAPER, SheetText, TokenSheet
 
@@ -77,7 +77,7 @@ def look(
     if not sources:
         raise ConfigError("There is no picture to show.", "Give at least one.")
     threshold = pipeline.eta if eta is None else check_eta(eta)
-    size = min(_BATCH, pipeline.opened.largest_batch or _BATCH)
+    size = min(_BATCH, pipeline.largest_batch or _BATCH)
     starts = range(0, len(sources), size)
     return [seen for i in starts for seen in _looks(pipeline, sources[i : i + size], threshold)]
 
@@ -85,23 +85,17 @@ def look(
 def _looks(pipeline: Pipeline, sources: Sequence[PictureSource], eta: float) -> Iterator[TokenLook]:
     pictures = [read_picture(source) for source in sources]
     images = np.stack([pipeline.preprocess(picture) for picture in pictures])
-    scheduler, labels = pipeline.scheduler, pipeline.manifest.labels
-    # The two halves of Scheduler.run: the score is handed from the first to the second.
-    first = scheduler.first_pass(images, eta)
-    outcomes = list(first.outcomes)
-    if first.survivors.size:
-        waiting = [outcomes[row] for row in first.survivors]
-        refined = scheduler.refine(waiting, first.hand_off, first.survivors)
-        for row, outcome in zip(first.survivors.tolist(), refined, strict=True):
-            outcomes[row] = outcome
-    for row, source in enumerate(sources):
+    labels = pipeline.manifest.labels
+    outcomes = pipeline.outcomes(images, eta, scores=True)
+    for source, picture, outcome in zip(sources, pictures, outcomes, strict=True):
         name = name_of(source)
+        score: Any = outcome.score  # there are two stages, and scores were asked for
         yield TokenLook(
             name=name or "",
-            seen=_seen(pipeline, pictures[row]),
-            result=result_from_outcome(outcomes[row], labels, name),
-            early_label=labels[int(first.outcomes[row].logits.argmax())],
-            score=first.hand_off[SCORE][row],
+            seen=_seen(pipeline, picture),
+            result=result_from_outcome(outcome, labels, name),
+            early_label=labels[int(outcome.early_logits.argmax())],
+            score=score,
         )
 
 
@@ -202,7 +196,7 @@ def token_map(  # noqa: PLR0913  all but the first two have a good default
     usual = (
         f"{_FAMILIES.get(config.family, config.family)}, {width} x {height} pixels, "
         f"{config.num_coarse_tokens} tokens of which {config.num_targets} can be looked at again; "
-        f"{pipeline.opened.precision} in {pipeline.opened.backend}"
+        f"{pipeline.precision} in {pipeline.backend}"
     )
     return TokenMap(
         TokenSheet(

@@ -13,7 +13,7 @@ from benchmarks import contenders, gpu_check, measure
 from benchmarks.contenders import Contender, Settings, Skipped
 from sacvit_deploy.engines import build, onnxruntime_session, registry
 from sacvit_deploy.engines.machine import Gpu, Machine
-from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from tests.engines.engine_bundles import Workplace
 from tests.fakes import DENSE, SAC, fake_opened, fake_sessions, random_images
 
@@ -44,7 +44,7 @@ def test_the_wanted_share_is_hard(settings) -> None:
 def test_a_threshold_splits_a_batch_anywhere(hard) -> None:
     scheduler = Scheduler(SAC, fake_sessions(SAC))
     images = random_images(8)
-    outcomes = scheduler.run(images, measure.imposed_eta(scheduler, images, hard))
+    outcomes = scheduler.run(images, FixedExit(measure.imposed_eta(scheduler, images, hard)))
     assert sum(outcome.target_index is not None for outcome in outcomes) == hard
 
 

@@ -14,7 +14,7 @@ from sacvit_deploy.comparison.decisions import (
     compare_decisions,
     scheduler_decisions,
 )
-from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from tests.fakes import CF, DENSE, SAC, fake_sessions, random_images
 
 CLASSES = SAC.num_classes
@@ -113,7 +113,7 @@ def test_a_scheduler_runs_both_stages_for_every_picture(selection):
     images = random_images(5)
     found = scheduler_decisions(scheduler, [images[:2], images[2:]])
     for eta, rows in ((0.0, found.early_logits), (1.0, found.refined_logits)):
-        outcomes = scheduler.run(images, eta)
+        outcomes = scheduler.run(images, FixedExit(eta))
         np.testing.assert_array_equal(rows, [outcome.logits for outcome in outcomes])
     np.testing.assert_array_equal(found.target_index, [o.target_index for o in outcomes])
 

@@ -11,7 +11,7 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import SessionOptions, sharing_memory
-from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from sacvit_deploy.spec import IMAGE, LOGITS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -48,7 +48,8 @@ def test_engines_decide_as_the_graphs_do(built, cuda_graphs) -> None:
         shape = (size, 3, *bundle.manifest.config.image_size)
         images = generator.integers(0, 256, shape, dtype=np.uint8)
         for eta in (0.0, 1.0):
-            agree(found.run(images, eta), wanted.run(images, eta))
+            policy = FixedExit(eta)
+            agree(found.run(images, policy), wanted.run(images, policy))
 
 
 def agree(found, wanted) -> None:

@@ -128,7 +128,7 @@ def test_a_pipeline_keeps_to_the_batch_of_its_engines(workplace) -> None:
     pictures = random_pictures(21)
     bundle = workplace.bundle()
     pipeline = sacvit_deploy.load(bundle.path, eta=0.19)
-    assert pipeline.opened.backend == "tensorrt"
+    assert pipeline._opened.backend == "tensorrt"
     results = pipeline(pictures)
     assert {result.stage for result in results} == {"early_exit", "refine"}
     streamed = list(pipeline.stream(pictures))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.comparison.decisions import scheduler_decisions
+from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.evaluation.answers import collect_answers
 from sacvit_deploy.runtime.pipeline import Pipeline, load
@@ -30,7 +30,7 @@ def test_both_stages_answer_every_picture_whatever_eta_is(config, selection, fol
     runner = pipeline(config, selection, eta=0.0)
     answers = collect_answers(runner, samples)
     images = np.stack([runner.preprocess(sample) for sample in samples.samples])
-    wanted = scheduler_decisions(runner.scheduler, [images])
+    wanted = Decisions.of(runner.outcomes(images, 1.0))
     np.testing.assert_array_equal(answers.decisions.early_logits, wanted.early_logits)
     np.testing.assert_array_equal(answers.decisions.refined_logits, wanted.refined_logits)
     np.testing.assert_array_equal(answers.decisions.target_index, wanted.target_index)

@@ -64,14 +64,14 @@ def test_pictures_take_both_ways_and_get_different_answers(pipeline):
 
 
 def test_at_eta_0_only_the_first_graph_speaks(pipeline, images):
-    alone = pipeline.opened.sessions["early_exit"].run({IMAGE: images})[LOGITS]
-    outcomes = pipeline.scheduler.run(images, 0.0)
+    alone = pipeline._opened.sessions["early_exit"].run({IMAGE: images})[LOGITS]
+    outcomes = pipeline.outcomes(images, 0.0)
     np.testing.assert_array_equal(logits_of(outcomes), alone)
     assert all(outcome.target_index is None for outcome in outcomes)
 
 
 def test_at_eta_1_only_the_second_graph_speaks(pipeline, images):
-    sessions, config = pipeline.opened.sessions, pipeline.manifest.config
+    sessions, config = pipeline._opened.sessions, pipeline.manifest.config
     feeds = {**sessions["early_exit"].run({IMAGE: images}), IMAGE: images}
     target, other = select_tokens(feeds[SCORE], config.num_targets)
     feeds[SURVIVOR_ROWS] = np.arange(len(images))
@@ -79,15 +79,15 @@ def test_at_eta_1_only_the_second_graph_speaks(pipeline, images):
     feeds["fine_index"] = fine_index(target, config.coarse_grid[1])
     taken = {spec.name for spec in pipeline.manifest.graphs[1].inputs}
     alone = sessions["refine"].run({name: feeds[name] for name in taken})[LOGITS]
-    outcomes = pipeline.scheduler.run(images, 1.0)
+    outcomes = pipeline.outcomes(images, 1.0)
     np.testing.assert_array_equal(logits_of(outcomes), alone)
     np.testing.assert_array_equal([outcome.target_index for outcome in outcomes], target)
 
 
 def test_in_between_each_picture_gets_the_answer_of_its_stage(pipeline, images):
-    early, refined = (logits_of(pipeline.scheduler.run(images, eta)) for eta in (0.0, 1.0))
+    early, refined = (logits_of(pipeline.outcomes(images, eta)) for eta in (0.0, 1.0))
     leaves = confidence(early) > pipeline.eta
-    found = logits_of(pipeline.scheduler.run(images, pipeline.eta))
+    found = logits_of(pipeline.outcomes(images, pipeline.eta))
     wanted = np.where(leaves[:, None], early, refined)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
     assert np.abs(early - refined).max() > 0.1
@@ -123,7 +123,7 @@ def test_the_bundle_equals_the_model_end_to_end(bundle, model, request):
     )
     images = np.stack([pipeline.preprocess(picture) for picture in PICTURES])
     for eta, logits in ((0.0, wanted.early_exit.logits), (1.0, wanted.refined_logits)):
-        found = logits_of(pipeline.scheduler.run(images, eta))
+        found = logits_of(pipeline.outcomes(images, eta))
         np.testing.assert_allclose(found, logits.numpy(), rtol=0, atol=2e-4)
 
 

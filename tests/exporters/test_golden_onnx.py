@@ -60,7 +60,7 @@ def test_second_stage_alone(early, golden, golden_bundle):
 
 @pytest.mark.parametrize("rows", [[0], [1], [0, 1], [1, 0, 1]])
 def test_the_orchestrator_refines_every_picture(pipeline, golden, rows):
-    outcomes = pipeline.scheduler.run(golden["image"][rows], 1.0)
+    outcomes = pipeline.outcomes(golden["image"][rows], 1.0)
     found = np.stack([outcome.logits for outcome in outcomes])
     np.testing.assert_allclose(found, golden["fine_logits"][rows], rtol=0, atol=TOLERANCE)
     for outcome, row in zip(outcomes, rows, strict=True):
@@ -70,7 +70,7 @@ def test_the_orchestrator_refines_every_picture(pipeline, golden, rows):
 def test_the_surer_picture_leaves_and_the_other_is_refined(pipeline, golden):
     sure = confidence(golden["coarse_logits"])
     easy, hard = int(sure.argmax()), int(sure.argmin())
-    outcomes = pipeline.scheduler.run(golden["image"], float(sure.mean()))
+    outcomes = pipeline.outcomes(golden["image"], float(sure.mean()))
     assert outcomes[easy].target_index is None
     assert outcomes[hard].target_index is not None
     for row, key in ((easy, "coarse_logits"), (hard, "fine_logits")):

@@ -12,7 +12,7 @@ import pytest
 from sacvit_deploy.engines.session import check_feeds
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.runtime.rebatch import Rebatcher
-from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from sacvit_deploy.spec import IMAGE, LOGITS, SURVIVOR_ROWS, TARGET_INDEX
 from tests.fakes import CF, SAC, FakeSession, fake_sessions, random_images
 
@@ -81,13 +81,16 @@ def same(found, wanted) -> None:
 @pytest.mark.parametrize("eta", [0.0, ETA, 1.0])
 def test_on_a_device_and_on_the_host_is_the_same(config, eta) -> None:
     images = random_images(9)
-    found = Scheduler(config, pair(config), "graph").run(images, eta)
-    same(found, Scheduler(config, fake_sessions(config, "graph"), "graph").run(images, eta))
+    found = Scheduler(config, pair(config), "graph").run(images, FixedExit(eta))
+    same(
+        found,
+        Scheduler(config, fake_sessions(config, "graph"), "graph").run(images, FixedExit(eta)),
+    )
 
 
 def test_only_images_logits_and_rows_cross() -> None:
     sessions = pair()
-    outcomes = Scheduler(SAC, sessions, "graph").run(random_images(9), ETA)
+    outcomes = Scheduler(SAC, sessions, "graph").run(random_images(9), FixedExit(ETA))
     refined = sum(outcome.target_index is not None for outcome in outcomes)
     assert 0 < refined < 9
     assert sessions["early_exit"].crossed == [(IMAGE, "in", 9), (LOGITS, "out", 9)]
@@ -101,14 +104,16 @@ def test_only_images_logits_and_rows_cross() -> None:
 def test_both_stages_are_timed() -> None:
     ticks = count()
     scheduler = Scheduler(SAC, pair(), "graph", clock=lambda: float(next(ticks)))
-    outcomes = scheduler.run(random_images(4), 1.0)
+    outcomes = scheduler.run(random_images(4), FixedExit(1.0))
     assert {(outcome.early_ms, outcome.refine_ms) for outcome in outcomes} == {(250.0, 250.0)}
-    assert {outcome.refine_ms for outcome in scheduler.run(random_images(4), 0.0)} == {0.0}
+    assert {outcome.refine_ms for outcome in scheduler.run(random_images(4), FixedExit(0.0))} == {
+        0.0
+    }
 
 
 def test_where_all_leave_the_second_stage_is_not_touched() -> None:
     sessions = pair()
-    Scheduler(SAC, sessions, "graph").run(random_images(3), 0.0)
+    Scheduler(SAC, sessions, "graph").run(random_images(3), FixedExit(0.0))
     assert sessions["refine"].crossed == []
 
 
@@ -120,8 +125,10 @@ def test_where_all_leave_the_second_stage_is_not_touched() -> None:
 def test_elsewhere_the_host_hands_over(selection, memories) -> None:
     sessions = pair(SAC, selection, memories)
     images = random_images(9)
-    found = Scheduler(SAC, sessions, selection).run(images, ETA)
-    same(found, Scheduler(SAC, fake_sessions(SAC, selection), selection).run(images, ETA))
+    found = Scheduler(SAC, sessions, selection).run(images, FixedExit(ETA))
+    same(
+        found, Scheduler(SAC, fake_sessions(SAC, selection), selection).run(images, FixedExit(ETA))
+    )
     assert ("coarse_features", "out", 9) in sessions["early_exit"].crossed
 
 
@@ -129,13 +136,13 @@ def test_a_stream_waits_on_the_host_with_the_same_outcome() -> None:
     sessions = pair()
     scheduler = Scheduler(SAC, sessions, "graph")
     images = random_images(12)
-    rebatcher = Rebatcher(scheduler, ETA, refine_batch=3, max_waiting=6)
+    rebatcher = Rebatcher(scheduler, FixedExit(ETA), refine_batch=3, max_waiting=6)
     found = [
         outcome for start in (0, 4, 8) for outcome in rebatcher.push(images[start : start + 4])
     ]
     found += rebatcher.finish()
     assert ("coarse_features", "out", 4) in sessions["early_exit"].crossed
-    same(found, Scheduler(SAC, fake_sessions(SAC, "graph"), "graph").run(images, ETA))
+    same(found, Scheduler(SAC, fake_sessions(SAC, "graph"), "graph").run(images, FixedExit(ETA)))
 
 
 @pytest.mark.parametrize("role", ["early_exit", "refine"])
@@ -152,4 +159,4 @@ def test_logits_that_are_not_finite_are_refused(role) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeSession, "run", broken)
         with pytest.raises(EngineError, match=f"The {role} graph gave logits"):
-            Scheduler(SAC, sessions, "graph").run(random_images(2), 1.0)
+            Scheduler(SAC, sessions, "graph").run(random_images(2), FixedExit(1.0))

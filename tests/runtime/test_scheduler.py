@@ -5,7 +5,7 @@ import pytest
 
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.runtime.rebatch import Rebatcher
-from sacvit_deploy.runtime.scheduler import Scheduler, join_rows, take_rows
+from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler, join_rows, take_rows
 from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS
 from tests.fakes import CF, DENSE, SAC, FakeSession, fake_sessions, random_images
 
@@ -38,16 +38,16 @@ def scheduler(network) -> Scheduler:
 
 def test_batch_equals_single(scheduler) -> None:
     images = random_images(12)
-    together = scheduler.run(images, ETA)
+    together = scheduler.run(images, FixedExit(ETA))
     assert 0 < sum(refined(together)) < 12
-    same(together, [scheduler.run(image[None], ETA)[0] for image in images])
+    same(together, [scheduler.run(image[None], FixedExit(ETA))[0] for image in images])
 
 
 def test_a_permuted_batch_gives_permuted_outcomes(scheduler) -> None:
     images = random_images(12)
     order = np.random.default_rng(1).permutation(12)
-    together = scheduler.run(images, ETA)
-    same(scheduler.run(images[order], ETA), [together[i] for i in order])
+    together = scheduler.run(images, FixedExit(ETA))
+    same(scheduler.run(images[order], FixedExit(ETA)), [together[i] for i in order])
 
 
 @pytest.mark.parametrize("config", [SAC, CF])
@@ -56,7 +56,7 @@ def test_host_selection_equals_graph_selection(config) -> None:
     scores = fake_sessions(config)["early_exit"].run({IMAGE: images})[SCORE]
     assert any(len(set(row.tolist())) < len(row) for row in scores)  # there are ties
     host, graph = (
-        Scheduler(config, fake_sessions(config, mode), mode).run(images, ETA)
+        Scheduler(config, fake_sessions(config, mode), mode).run(images, FixedExit(ETA))
         for mode in ("host", "graph")
     )
     same(host, graph)
@@ -66,7 +66,7 @@ def test_eta_0_is_the_first_stage_alone(network) -> None:
     config, selection = network
     sessions = fake_sessions(config, selection)
     images = random_images(5)
-    outcomes = Scheduler(config, sessions, selection).run(images, 0.0)
+    outcomes = Scheduler(config, sessions, selection).run(images, FixedExit(0.0))
     assert sessions["refine"].calls == []
     assert not any(refined(outcomes))
     wanted = sessions["early_exit"].run({IMAGE: images})[LOGITS]
@@ -77,7 +77,7 @@ def test_eta_1_refines_all_and_copies_nothing(network) -> None:
     config, selection = network
     sessions = fake_sessions(config, selection)
     images = random_images(5)
-    outcomes = Scheduler(config, sessions, selection).run(images, 1.0)
+    outcomes = Scheduler(config, sessions, selection).run(images, FixedExit(1.0))
     assert all(refined(outcomes))
     counts = {len(o.target_index) for o in outcomes if o.target_index is not None}
     assert counts == {config.num_targets}
@@ -88,7 +88,7 @@ def test_eta_1_refines_all_and_copies_nothing(network) -> None:
 def test_graph_selection_passes_the_whole_batch_untouched() -> None:
     sessions = fake_sessions(SAC, "graph")
     images = random_images(12)
-    outcomes = Scheduler(SAC, sessions, "graph").run(images, ETA)
+    outcomes = Scheduler(SAC, sessions, "graph").run(images, FixedExit(ETA))
     (feeds,) = sessions["refine"].calls
     assert feeds[IMAGE] is images
     assert feeds[SURVIVOR_ROWS].tolist() == np.flatnonzero(refined(outcomes)).tolist()
@@ -98,13 +98,15 @@ def test_graph_selection_passes_the_whole_batch_untouched() -> None:
 @pytest.mark.parametrize("selection", ["host", "graph"])
 def test_final_tokens_need_no_embeddings(selection) -> None:
     images = random_images(3)
-    first = Scheduler(FINAL, fake_sessions(FINAL, selection), selection).first_pass(images, 1.0)
+    first = Scheduler(FINAL, fake_sessions(FINAL, selection), selection).first_pass(
+        images, FixedExit(1.0)
+    )
     assert set(first.hand_off) == {IMAGE, SCORE, "coarse_features"}
 
 
 def test_one_graph_has_one_stage() -> None:
     sessions = fake_sessions(DENSE)
-    outcomes = Scheduler(DENSE, sessions).run(random_images(3), 1.0)
+    outcomes = Scheduler(DENSE, sessions).run(random_images(3), FixedExit(1.0))
     assert [outcome.early_exit_confidence for outcome in outcomes] == [None] * 3
     assert not any(refined(outcomes))
 
@@ -120,7 +122,7 @@ class Broken(FakeSession):
 def test_logits_that_are_not_finite_are_refused(role) -> None:
     sessions = {**fake_sessions(SAC), role: Broken(SAC, role)}
     with pytest.raises(EngineError, match=f"The {role} graph gave logits"):
-        Scheduler(SAC, sessions).run(random_images(2), 1.0)
+        Scheduler(SAC, sessions).run(random_images(2), FixedExit(1.0))
 
 
 def test_rows_are_taken_and_joined_without_needless_copies() -> None:
@@ -138,9 +140,11 @@ def test_rebatching_changes_no_outcome(network, refine_batch, max_waiting) -> No
     sessions = fake_sessions(config, selection)
     scheduler = Scheduler(config, sessions, selection)
     images = random_images(21)
-    wanted = scheduler.run(images, ETA)
+    wanted = scheduler.run(images, FixedExit(ETA))
     sessions["refine"].calls.clear()
-    rebatcher = Rebatcher(scheduler, ETA, refine_batch=refine_batch, max_waiting=max_waiting)
+    rebatcher = Rebatcher(
+        scheduler, FixedExit(ETA), refine_batch=refine_batch, max_waiting=max_waiting
+    )
     found = []
     for start in range(0, 21, 4):
         found += rebatcher.push(images[start : start + 4])
@@ -152,7 +156,9 @@ def test_rebatching_changes_no_outcome(network, refine_batch, max_waiting) -> No
 
 def test_rebatching_fills_the_second_stage() -> None:
     sessions = fake_sessions(SAC)
-    rebatcher = Rebatcher(Scheduler(SAC, sessions), ETA, refine_batch=4, max_waiting=1000)
+    rebatcher = Rebatcher(
+        Scheduler(SAC, sessions), FixedExit(ETA), refine_batch=4, max_waiting=1000
+    )
     images = random_images(32)
     ready = [outcome for row in images for outcome in rebatcher.push(row[None])]
     sizes = [len(feeds[IMAGE]) for feeds in sessions["refine"].calls]

@@ -12,7 +12,7 @@ from sacvit_deploy.engines.registry import OpenedSessions
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.runtime.algorithm import confidence, softmax
 from sacvit_deploy.runtime.pipeline import Pipeline
-from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from tests.exit_records import exit_record
 from tests.fakes import SAC, fake_manifest, fake_sessions, random_images, random_pictures
 
@@ -38,10 +38,12 @@ def test_more_is_less_sure_and_1_changes_nothing():
 def test_a_scheduler_compares_at_its_temperature_and_changes_no_logits(selection):
     images = random_images(12)
     sessions = fake_sessions(SAC, selection)
-    plain = Scheduler(SAC, sessions, selection).run(images, 0.0)
+    plain = Scheduler(SAC, sessions, selection).run(images, FixedExit(0.0))
     scheduler = Scheduler(SAC, sessions, selection, TEMPERATURE)
     logits = np.stack([outcome.logits for outcome in plain])
-    for one, sure in zip(scheduler.run(images, ETA), confidence(logits, TEMPERATURE), strict=True):
+    for one, sure in zip(
+        scheduler.run(images, FixedExit(ETA)), confidence(logits, TEMPERATURE), strict=True
+    ):
         assert one.early_exit_confidence == sure
         assert (one.target_index is None) == (sure > ETA)
         if one.target_index is None:

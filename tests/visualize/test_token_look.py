@@ -43,7 +43,7 @@ def test_targets_are_the_tokens_of_the_highest_score(selection):
 def test_no_graph_runs_twice():
     pipeline = fake_pipeline()
     look(pipeline, PICTURES[:5], 1.0)
-    calls = {role: session.calls for role, session in pipeline.opened.sessions.items()}  # type: ignore[attr-defined]
+    calls = {role: session.calls for role, session in pipeline._opened.sessions.items()}  # type: ignore[attr-defined]
     assert [len(call["image"]) for call in calls["early_exit"]] == [5]
     assert [len(call["image"]) for call in calls["refine"]] == [5]
     assert SCORE not in calls["refine"][0]
@@ -51,9 +51,9 @@ def test_no_graph_runs_twice():
 
 def test_batches_stay_within_the_largest():
     pipeline = fake_pipeline()
-    pipeline.opened = dataclasses.replace(pipeline.opened, largest_batch=3)
+    pipeline._opened = dataclasses.replace(pipeline._opened, largest_batch=3)
     look(pipeline, PICTURES[:8], 0.0)
-    calls = pipeline.opened.sessions["early_exit"].calls  # type: ignore[attr-defined]
+    calls = pipeline._opened.sessions["early_exit"].calls  # type: ignore[attr-defined]
     assert [len(call["image"]) for call in calls] == [3, 3, 2]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
+from sacvit_deploy.errors import warn_caller
 from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal, BudgetState, BudgetWarning
 
 if TYPE_CHECKING:
@@ -200,22 +200,27 @@ class BudgetController:
         self._state: BudgetState = "learning"
         self._lock = threading.Lock()
 
-    @property
-    def eta(self) -> float:
-        """The threshold to use now."""
+    def threshold(self) -> float:
+        """See `ExitPolicy.threshold`."""
         return self._eta
+
+    def saw(self, outcomes: Sequence[Outcome]) -> None:
+        """See `ExitPolicy.saw`.
+
+        Warns:
+            BudgetWarning: The budget cannot be held within the bounds; at most once.
+        """
+        if outcomes[0].refined_logits is None:
+            self._saw_first(outcomes)
+        else:
+            self._saw_refined(outcomes)
 
     def saw_preprocess(self, ms: float) -> None:
         """A picture was read and prepared in so many milliseconds."""
         with self._lock:
             self._preprocess.add(ms)
 
-    def saw_first(self, outcomes: Sequence[Outcome]) -> None:
-        """A batch went through the first stage.
-
-        Warns:
-            BudgetWarning: The budget cannot be held within the bounds; at most once.
-        """
+    def _saw_first(self, outcomes: Sequence[Outcome]) -> None:
         with self._lock:
             self._costs.add_early(outcomes[0].early_ms, len(outcomes))
             self._recent.add(o.early_exit_confidence or 0.0 for o in outcomes)
@@ -227,10 +232,9 @@ class BudgetController:
             tell = self._pictures_over >= PATIENCE and not self._warned
             self._warned |= tell
         if tell:
-            warnings.warn(self._cannot(), BudgetWarning, stacklevel=6)
+            warn_caller(self._cannot(), BudgetWarning)
 
-    def saw_refined(self, outcomes: Sequence[Outcome]) -> None:
-        """Pictures went through the second stage together."""
+    def _saw_refined(self, outcomes: Sequence[Outcome]) -> None:
         early_ms = sum(outcome.early_ms for outcome in outcomes) / len(outcomes)
         with self._lock:
             self._costs.add_refine(outcomes[0].refine_ms, early_ms, len(outcomes))

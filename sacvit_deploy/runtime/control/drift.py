@@ -23,7 +23,6 @@ then every fourth, and so on. A shift that is still there when every eighth is k
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import deque
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sacvit_deploy.errors import warn_caller
 from sacvit_deploy.manifest import HISTOGRAM_BINS
 from sacvit_deploy.runtime.algorithm import exits
 
@@ -162,12 +162,11 @@ class DriftMonitor:
             due = self._unchecked >= CHECK_EVERY and len(self._window) >= MIN_PICTURES
             report = self._check() if due and not self._warned else None
         if report is not None:
-            warnings.warn(
+            warn_caller(
                 f"{report} Accuracy and cost may not be what the calibration says. Look at the "
                 "pictures and at what reads them; if they are right, calibrate again with "
                 "pictures like them: sacvit-deploy calibrate BUNDLE DATA",
                 DriftWarning,
-                stacklevel=4,
             )
 
     def report(self) -> DriftReport:

@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.manifest import HISTOGRAM_BINS
-from sacvit_deploy.runtime.result import stage_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sacvit_deploy.runtime.result import Stage
     from sacvit_deploy.runtime.scheduler import Outcome
+    from sacvit_deploy.spec import Role
 
 
 _SHORTEST_MS = 1e-3
@@ -70,7 +69,7 @@ class PipelineStats:
 
     pictures: int
     early_exit_fraction: float | None
-    stages: Mapping[Stage, Latency]
+    stages: Mapping[Role, Latency]
     latency_ms_mean: float | None
     preprocess: Latency | None
     confidence_histogram: tuple[float, ...] | None
@@ -90,7 +89,7 @@ class Stats:
     def reset(self) -> None:
         """Forget everything so far."""
         with self._lock:
-            self._stages: defaultdict[Stage, _Times] = defaultdict(_Times)
+            self._stages: defaultdict[Role, _Times] = defaultdict(_Times)
             self._preprocess = _Times()
             self._confidences = [0] * HISTOGRAM_BINS
 
@@ -98,7 +97,7 @@ class Stats:
         """Count classified pictures."""
         with self._lock:
             for outcome in outcomes:
-                self._stages[stage_of(outcome)].add(outcome.early_ms + outcome.refine_ms)
+                self._stages[outcome.stage].add(outcome.early_ms + outcome.refine_ms)
                 if outcome.early_exit_confidence is not None:
                     self._confidences[confidence_bin(outcome.early_exit_confidence)] += 1
 

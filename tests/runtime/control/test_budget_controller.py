@@ -166,7 +166,7 @@ def test_sessions_are_shared_and_everything_else_is_not() -> None:
     plain = Machine().pipeline(eta=0.9)
     pipeline = plain.with_budget(ms=2.5)
     assert isinstance(pipeline, Pipeline)
-    assert pipeline.opened is plain.opened
+    assert pipeline._opened is plain._opened
     classify(pipeline, 60)
     assert pipeline.eta < 0.9 == plain.eta
     assert plain.stats.snapshot().pictures == 0

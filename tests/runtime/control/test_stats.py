@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ TARGETS = np.zeros(2, np.int64)
 
 def early(ms: float, confidence: float = 0.9) -> Outcome:
     return Outcome(LOGITS, confidence, early_ms=ms)
+
+
+def refined(outcome: Outcome, ms: float) -> Outcome:
+    return replace(outcome, refined_logits=LOGITS, target_index=TARGETS, refine_ms=ms)
 
 
 def test_nothing_yet() -> None:
@@ -55,7 +60,7 @@ def test_latencies_beyond_the_bins_are_counted_at_the_ends() -> None:
 
 def test_a_late_picture_pays_for_both_stages() -> None:
     stats = Stats()
-    stats.add([early(2.0), early(2.0, 0.3).refined(LOGITS, TARGETS, 6.0)])
+    stats.add([early(2.0), refined(early(2.0, 0.3), 6.0)])
     found = stats.snapshot()
     assert found.pictures == 2
     assert found.early_exit_fraction == 0.5
@@ -105,7 +110,7 @@ def test_threads_lose_no_picture() -> None:
 
 
 def test_counting_costs_next_to_nothing() -> None:
-    stats, outcomes = Stats(), [early(1.0), early(2.0, 0.3).refined(LOGITS, TARGETS, 6.0)]
+    stats, outcomes = Stats(), [early(1.0), refined(early(2.0, 0.3), 6.0)]
     best_s = min(_seconds(stats, outcomes) for _ in range(5))
     assert best_s / 2000 < 20e-6
 
