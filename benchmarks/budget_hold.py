@@ -43,6 +43,10 @@ class Slowed:
             self.session.run(feeds)
         return self.session.run(feeds)
 
+    def close(self) -> None:
+        """See `Session.close`."""
+        self.session.close()
+
 
 def main() -> None:
     """Print one JSON document: the goal, and mean cost and eta of every 50 frames."""

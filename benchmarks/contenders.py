@@ -116,6 +116,9 @@ class TorchSession:
             fetched = {name: computed[name].cpu().numpy() for name in computed if name not in keep}
         return fetched, kept
 
+    def close(self) -> None:
+        """Release nothing: the model is the caller's."""
+
     def _uploaded(self, feed: Any) -> Any:
         if isinstance(feed, TorchTensor):
             return feed.value
@@ -131,7 +134,7 @@ class ThroughHost:
 
     def __init__(self, session: Session) -> None:
         self.provider = session.provider
-        self.run = session.run
+        self.run, self.close = session.run, session.close
 
 
 def torch_models(settings: Settings) -> tuple[Any, Any]:

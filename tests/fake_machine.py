@@ -79,6 +79,9 @@ class _Early:
             COARSE_FEATURES: tokens,
         }
 
+    def close(self) -> None:
+        pass
+
 
 class _Refine:
     provider = "FakeProvider"
@@ -90,6 +93,9 @@ class _Refine:
         count = len(feeds[IMAGE])
         self.machine.work(self.machine.refine_ms, count)
         return {LOGITS: np.zeros((count, SAC.num_classes), np.float32)}
+
+    def close(self) -> None:
+        pass
 
 
 def classify(pipeline: Pipeline, frames: int) -> list[Result]:

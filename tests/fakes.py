@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sacvit_deploy.engines.registry import OpenedSessions
+from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.manifest import EngineEntry, GraphEntry, Manifest
@@ -58,7 +59,12 @@ ENGINE = EngineEntry(
 
 
 class FakeSession:
-    """One graph of a bundle, in numpy; `calls` keeps what it was fed."""
+    """One graph of a bundle, in numpy.
+
+    Attributes:
+        calls: What it was fed.
+        is_closed: Whether it refuses further calls.
+    """
 
     provider = "FakeProvider"
 
@@ -66,10 +72,13 @@ class FakeSession:
         self.config = config
         self.role = role
         self.calls: list[dict[str, NDArray[Any]]] = []
+        self.is_closed = False
         specs = {spec.role: spec for spec in graph_specs(config, selection=selection)}
         self.inputs = specs[role].inputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if self.is_closed:
+            raise closed_error(f"The fake {self.role} session")
         assert feeds.keys() == {spec.name for spec in self.inputs}
         self.calls.append(dict(feeds))
         if self.role == "refine":
@@ -79,6 +88,9 @@ class FakeSession:
         if self.role == "early_exit":
             outputs |= self._hand_off(pooled)
         return outputs
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def _hand_off(self, pooled: NDArray[Any]) -> dict[str, NDArray[Any]]:
         ramp = np.arange(1, self.config.embed_dim + 1, dtype=np.float32)

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from onnx import numpy_helper
 
+from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class RecordingSession:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.provider = session.provider
+        self.provider, self.close = session.provider, session.close
         self.first_feeds: Feeds = {}
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
@@ -147,7 +148,7 @@ class LiteralSession:
         settings.log_severity_level = _ONLY_ERRORS
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session = onnxruntime.InferenceSession(
+            self._session: Any = onnxruntime.InferenceSession(
                 str(path), settings, providers=[self.provider]
             )
         except Exception as error:  # its exceptions share no other base
@@ -164,8 +165,14 @@ class LiteralSession:
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
+        if self._session is None:
+            raise closed_error("A session without graph optimisation")
         names = [node.name for node in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._session = None
 
 
 def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:

@@ -44,6 +44,9 @@ class TorchSession:
         names = [spec.name for spec in self._spec.outputs]
         return {k: v.numpy() for k, v in zip(names, self._view(*tensors), strict=True)}
 
+    def close(self) -> None:
+        """Release nothing: the model is the caller's."""
+
 
 def torch_network(model: Backbone, preprocessing: Preprocessing, name: str = "torch") -> Network:
     """The model as it stands: it takes the normalised picture and chooses the tokens itself."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sacvit_deploy.engines.machine import this_machine
+from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -26,18 +27,30 @@ _MIB = 1 << 20
 
 
 class DeviceBuffer:
-    """Device memory, freed with the object; all zero at first.
+    """Device memory, all zero at first; freed by `free`, or else with the object.
 
     Attributes:
-        address: Aligned to 256 bytes or more.
         size: In bytes.
+        free: Frees the memory; a second call does nothing.
     """
 
     def __init__(self, address: int, size: int, free: Callable[[int], object]) -> None:
-        self.address = address
+        self._address = address
         self.size = size
+        self.free = weakref.finalize(self, free, address)
         # Not at exit: the driver may be gone by then, and takes the memory with it.
-        weakref.finalize(self, free, address).atexit = False
+        self.free.atexit = False
+
+    @property
+    def address(self) -> int:
+        """Aligned to 256 bytes or more.
+
+        Raises:
+            EngineError: The memory was freed.
+        """
+        if not self.free.alive:
+            raise closed_error("Device memory of a session")
+        return self._address
 
 
 class CudaGraph:
@@ -56,6 +69,7 @@ class CudaDevice:
 
     Attributes:
         ordinal: Its number.
+        close: Destroys the stream; a second call does nothing.
     """
 
     def __init__(self) -> None:
@@ -71,7 +85,8 @@ class CudaDevice:
         self._stream = self._call(
             self._rt.cudaStreamCreateWithFlags, self._rt.cudaStreamNonBlocking
         )
-        weakref.finalize(self, self._rt.cudaStreamDestroy, self._stream).atexit = False
+        self.close = weakref.finalize(self, self._rt.cudaStreamDestroy, self._stream)
+        self.close.atexit = False
 
     @property
     def stream(self) -> int:
@@ -86,6 +101,16 @@ class CudaDevice:
         """
         with self._lock:
             self._call(self._rt.cudaSetDevice, self.ordinal)
+            yield
+
+    @contextlib.contextmanager
+    def last_turn(self) -> Iterator[None]:
+        """Like `turn`, once the stream is idle or closed; a device that failed is no error here."""
+        with self._lock:
+            with contextlib.suppress(EngineError):
+                self._call(self._rt.cudaSetDevice, self.ordinal)
+                if self.close.alive:
+                    self.synchronize()
             yield
 
     def allocate(self, size: int) -> DeviceBuffer:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from sacvit_deploy.engines.session import SessionOptions, check_feeds
+from sacvit_deploy.engines.session import SessionOptions, check_feeds, closed_error
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 from sacvit_deploy.spec import TensorSpec
 
@@ -184,7 +184,12 @@ class OrtTensor:
 
 
 class OnnxRuntimeSession:
-    """One ONNX graph in ONNX Runtime."""
+    """One ONNX graph in ONNX Runtime.
+
+    Attributes:
+        inputs: What the graph declares.
+        provider: The execution provider that was obtained first.
+    """
 
     def __init__(
         self, path: Path, options: SessionOptions | None = None, *, cache: Path | None = None
@@ -222,15 +227,13 @@ class OnnxRuntimeSession:
             ) from error
         # Else it would go on on the CPU after a call that failed, and say so on stdout only.
         self._session.disable_fallback()
+        self._path = path
+        self.provider = str(self._session.get_providers()[0])
         self.inputs = tuple(
             _tensor_spec(node, index) for index, node in enumerate(self._session.get_inputs())
         )
+        self._outputs = [node.name for node in self._session.get_outputs()]
         _warn_if_other(asked[0], self.provider, ort)
-
-    @property
-    def provider(self) -> str:
-        """The execution provider that was obtained first."""
-        return str(self._session.get_providers()[0])
 
     @property
     def memory(self) -> str | None:
@@ -239,21 +242,22 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute every output; see `Session.run`."""
+        session = self._opened()
         check_feeds(feeds, self.inputs)
-        names = [node.name for node in self._session.get_outputs()]
         try:
-            arrays = self._session.run(names, dict(feeds))
+            arrays = session.run(self._outputs, dict(feeds))
         except Exception as error:  # its exceptions share no other base
             raise self._failure(error) from error
-        return dict(zip(names, arrays, strict=True))
+        return dict(zip(self._outputs, arrays, strict=True))
 
     def run_on_device(
         self, feeds: Mapping[str, Tensor], keep: Collection[str]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Tensor]]:
         """Compute every output, and leave some where they are; see `DeviceSession`."""
+        session = self._opened()
         check_feeds(feeds, self.inputs)
         try:
-            inputs, outputs = self._bound_run(feeds, keep)
+            inputs, outputs = self._bound_run(session, feeds, keep)
             both = inputs | outputs
             kept: dict[str, Tensor] = {name: OrtTensor.of(both[name]) for name in keep}
             fetched = {name: outputs[name].numpy() for name in outputs if name not in keep}
@@ -261,20 +265,30 @@ class OnnxRuntimeSession:
             raise self._failure(error) from error
         return fetched, kept
 
+    def close(self) -> None:
+        """Release the graph; see `Session.close`. Handles keep their own memory."""
+        self._session = None
+
+    def _opened(self) -> Any:
+        """The library's session, which lives until the call that asked for it has ended."""
+        session = self._session
+        if session is None:
+            raise closed_error(f"The session of {self._path}")
+        return session
+
     def _bound_run(
-        self, feeds: Mapping[str, Tensor], keep: Collection[str]
+        self, session: Any, feeds: Mapping[str, Tensor], keep: Collection[str]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The `OrtValue` of every input and of every output, those to keep on the device."""
         device = "cpu" if self.memory is None else "cuda"
-        binding = self._session.io_binding()
+        binding = session.io_binding()
         inputs = {name: self._uploaded(feed, device) for name, feed in feeds.items()}
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
-        names = [node.name for node in self._session.get_outputs()]
-        for name in names:
+        for name in self._outputs:
             binding.bind_output(name, device if name in keep else "cpu", 0)
-        self._session.run_with_iobinding(binding)
-        return inputs, dict(zip(names, binding.get_outputs(), strict=True))
+        session.run_with_iobinding(binding)
+        return inputs, dict(zip(self._outputs, binding.get_outputs(), strict=True))
 
     def _uploaded(self, feed: Tensor, device: str) -> Any:
         """An `OrtValue` on the device; a host array is copied there, a handle is not."""

@@ -187,6 +187,11 @@ class OpenedSessions:
         """What computes, as the runtime names it."""
         return next(iter(self.sessions.values())).provider
 
+    def close(self) -> None:
+        """Close every session; see `Session.close`."""
+        for session in self.sessions.values():
+            session.close()
+
 
 # Two steps, since they mean different things when they fail: what a backend cannot be used for is
 # no surprise, but once everything fits, starting it should work.

@@ -46,7 +46,13 @@ class Session(Protocol):
             One array per output, by name.
 
         Raises:
-            EngineError: The feeds do not fit the graph, or the runtime failed.
+            EngineError: The feeds do not fit, the backend failed, or the session is closed.
+        """
+
+    def close(self) -> None:
+        """Release the memory of the graph; every later call raises `EngineError`.
+
+        Calls at work in other threads still return. Closing twice is fine.
         """
 
 
@@ -74,8 +80,13 @@ class DeviceSession(Session, Protocol):
             The outputs not kept, by name, and a handle for each name in `keep`.
 
         Raises:
-            EngineError: The feeds do not fit the graph, or the runtime failed.
+            EngineError: As in `run`, or a handle belongs to a closed session.
         """
+
+
+def closed_error(name: str) -> EngineError:
+    """The error of a call to a session that was closed before."""
+    return EngineError(f"{name} was used after it was closed.", "Load the bundle again.")
 
 
 def sharing_memory(first: Session, second: Session) -> tuple[DeviceSession, DeviceSession] | None:

@@ -179,6 +179,10 @@ class TensorRTEngine:
         self._log.lines.clear()
         return EngineError(f"{self.label} {what} {self.entry.file}: {said}.", fix)
 
+    def close(self) -> None:
+        """Let go of the engine, once no context of it is left."""
+        self._engine = self._settings = self._cache = self._runtime = None
+
     def keep_compiled(self) -> None:
         """Write what TensorRT-RTX has compiled by now, for the next start; else do nothing."""
         if self._cache is not None:

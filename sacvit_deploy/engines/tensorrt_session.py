@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sacvit_deploy.engines.device_memory import CudaDevice
-from sacvit_deploy.engines.session import check_feeds
+from sacvit_deploy.engines.session import check_feeds, closed_error
 from sacvit_deploy.engines.tensorrt_engine import TensorRTEngine
 from sacvit_deploy.errors import EngineError
 
@@ -44,12 +44,18 @@ class _Shaped:
     runs: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """Device memory for every input and output, and the contexts bound to it."""
 
     buffers: dict[str, DeviceBuffer]
     contexts: dict[tuple[int, ...], _Shaped] = field(default_factory=dict)
+
+    def release(self) -> None:
+        """Free the memory; a handle to some of it cannot be used any more."""
+        self.contexts.clear()
+        for buffer in self.buffers.values():
+            buffer.free()
 
 
 class _Lease:
@@ -79,6 +85,28 @@ class CudaTensor:
     lease: _Lease
 
 
+class SharedDevice:
+    """What the engines of one bundle share; released when the last of their sessions is closed.
+
+    Attributes:
+        cuda: The device and its stream, on which calls take turns.
+        scratch: Memory for whichever context runs.
+        sessions: Those that are open.
+    """
+
+    def __init__(self, cuda: CudaDevice, scratch_bytes: int) -> None:
+        self.cuda = cuda
+        self.scratch = cuda.allocate(scratch_bytes)
+        self.sessions: weakref.WeakSet[TensorRTSession] = weakref.WeakSet()
+
+    def leave(self, session: TensorRTSession) -> None:
+        """Forget a session that was closed."""
+        self.sessions.discard(session)
+        if not self.sessions:
+            self.scratch.free()
+            self.cuda.close()
+
+
 class TensorRTSession:
     """One engine with its memory.
 
@@ -88,27 +116,21 @@ class TensorRTSession:
     """
 
     def __init__(
-        self,
-        engine: TensorRTEngine,
-        device: CudaDevice,
-        scratch: DeviceBuffer,
-        *,
-        record: bool = True,
+        self, engine: TensorRTEngine, shared: SharedDevice, *, record: bool = True
     ) -> None:
         """Prepare an engine for calls.
 
         Args:
             engine: Loaded.
-            device: Shared by the engines of one bundle; calls take turns.
-            scratch: Memory for whichever context runs, of the size the largest engine needs.
+            shared: The device, with scratch memory of the size the largest engine needs.
             record: Keep one context for each batch size, and a CUDA graph of it.
 
         Raises:
             EngineError: The device has too little memory.
         """
         self._engine = engine
-        self._device = device
-        self._scratch = scratch
+        self._shared = shared
+        self._device = shared.cuda
         self._recording = record
         self.inputs = engine.graph.inputs
         self.outputs = engine.graph.outputs
@@ -119,7 +141,10 @@ class TensorRTSession:
             for name, spec in self._specs.items()
         }
         self._staging: dict[str, NDArray[np.uint8]] = {}
+        self._slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
         self._free = [self._new_slot()]
+        self._is_open = True
+        shared.sessions.add(self)
 
     @property
     def provider(self) -> str:
@@ -144,6 +169,8 @@ class TensorRTSession:
         padded = {axis: self._engine.buckets[axis].padded(size) for axis, size in sizes.items()}
         fetched = [spec for spec in self.outputs if spec.name not in keep]
         with self._device.turn():
+            if not self._is_open:
+                raise closed_error(f"The session of {self._engine.entry.file}")
             # Not free again if the call fails: its contexts may then be in any state.
             slot = self._free.pop() if self._free else self._new_slot()
             self._fill(slot, feeds, padded)
@@ -162,8 +189,24 @@ class TensorRTSession:
         }
         return arrays, kept
 
+    def close(self) -> None:
+        """Release engine, contexts, recorded graphs and memory; see `Session.close`."""
+        with self._device.last_turn():
+            if not self._is_open:
+                return
+            self._is_open = False
+            for slot in self._slots:
+                slot.release()
+            self._free.clear()
+            self._staging.clear()
+            self._engine.close()
+            self._shared.leave(self)
+
     def _new_slot(self) -> _Slot:
-        return _Slot({name: self._device.allocate(size) for name, size in self._bytes.items()})
+        buffers = {name: self._device.allocate(size) for name, size in self._bytes.items()}
+        slot = _Slot(buffers)
+        self._slots.add(slot)
+        return slot
 
     def _fill(self, slot: _Slot, feeds: Mapping[str, Tensor], padded: Mapping[str, int]) -> None:
         """Put the inputs in place; rows that pad are copies of the first, and count for nothing."""
@@ -234,7 +277,8 @@ class TensorRTSession:
 
     def _bound_context(self, slot: _Slot) -> Any:
         context = self._engine.create_context()
-        context.set_device_memory(self._scratch.address, self._scratch.size)
+        scratch = self._shared.scratch
+        context.set_device_memory(scratch.address, scratch.size)
         for name, buffer in slot.buffers.items():
             if not context.set_tensor_address(name, buffer.address):
                 raise self._engine.failure(
@@ -284,9 +328,9 @@ def open_engines(
     """
     device = CudaDevice()
     engines = [TensorRTEngine(bundle, plan, options) for plan in plans]
-    scratch = device.allocate(max(engine.scratch_bytes for engine in engines))
+    shared = SharedDevice(device, max(engine.scratch_bytes for engine in engines))
     return {
-        engine.entry.role: TensorRTSession(engine, device, scratch, record=options.cuda_graphs)
+        engine.entry.role: TensorRTSession(engine, shared, record=options.cuda_graphs)
         for engine in engines
     }
 

@@ -63,6 +63,7 @@ class Gpu:
     waiting: list[Any] = field(default_factory=list)
     recording: list[Any] | None = None
     graphs: dict[int, list[Any]] = field(default_factory=dict)
+    streams: set[int] = field(default_factory=set)
     launches: int = 0
     crossings: list[tuple[str, int]] = field(default_factory=list)
     fail: dict[str, cudaError_t] = field(default_factory=dict)
@@ -78,6 +79,11 @@ class Gpu:
     @property
     def used(self) -> int:
         return sum(block.nbytes for block in self.blocks.values())
+
+    @property
+    def is_untouched(self) -> bool:
+        """Nothing is allocated, recorded or open."""
+        return not (self.blocks or self.pinned or self.graphs or self.streams)
 
     def view(self, address: int, size: int) -> np.ndarray:
         """Bytes of device memory; who asks for others has made a mistake."""
@@ -188,14 +194,14 @@ def _copies(gpu: Gpu) -> list[Callable[..., Any]]:
     def cudaMemcpyAsync(
         target: int, source: int, count: int, kind: cudaMemcpyKind, stream: int
     ) -> Any:
-        assert stream
+        assert stream in gpu.streams
         host = {1: source, 2: target}.get(int(kind))
         assert host is None or in_pinned(host, count), "not page-locked"
         gpu.put(lambda: carry(target, source, count, kind))
         return (cudaError_t.cudaSuccess,)
 
     def cudaMemsetAsync(address: int, value: int, count: int, stream: int) -> Any:
-        assert stream
+        assert stream in gpu.streams
         gpu.put(lambda: gpu.view(address, count).fill(value))
         return (cudaError_t.cudaSuccess,)
 
@@ -206,27 +212,29 @@ def _streams(gpu: Gpu) -> list[Callable[..., Any]]:
     def cudaStreamCreateWithFlags(flags: int) -> Any:
         assert flags == 1
         gpu.home = gpu.current
-        return cudaError_t.cudaSuccess, next(gpu.handles)
+        stream = next(gpu.handles)
+        gpu.streams.add(stream)
+        return cudaError_t.cudaSuccess, stream
 
     def cudaStreamDestroy(stream: int) -> Any:
-        assert stream
+        gpu.streams.remove(stream)
         return (cudaError_t.cudaSuccess,)
 
     def cudaStreamSynchronize(stream: int) -> Any:
-        assert stream
+        assert stream in gpu.streams
         if gpu.recording is not None:
             return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
         gpu.carry_out()
         return (cudaError_t.cudaSuccess,)
 
     def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> Any:
-        assert stream
+        assert stream in gpu.streams
         assert mode in cudaStreamCaptureMode
         gpu.recording = []
         return (cudaError_t.cudaSuccess,)
 
     def cudaStreamEndCapture(stream: int) -> Any:
-        assert stream
+        assert stream in gpu.streams
         assert gpu.recording is not None
         handle, recorded = next(gpu.handles), gpu.recording
         gpu.recording = None
@@ -254,7 +262,7 @@ def _graphs(gpu: Gpu) -> list[Callable[..., Any]]:
         return cudaError_t.cudaSuccess, handle
 
     def cudaGraphLaunch(executable: int, stream: int) -> Any:
-        assert stream
+        assert stream in gpu.streams
         gpu.launches += 1
         for work in gpu.graphs[executable]:
             gpu.put(work)

@@ -10,6 +10,7 @@ import enum
 import json
 import math
 import types
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,7 +101,8 @@ class _Library:
     """What the test sees of it.
 
     Attributes:
-        contexts: Every context that was made.
+        contexts: How many contexts were made.
+        alive: Runtimes, engines and contexts that somebody still holds.
         refuse: Names of methods that return False or None from now on.
         unrecordable: Contexts synchronise while they run, which no graph can hold.
     """
@@ -109,19 +111,21 @@ class _Library:
         self.gpu = gpu
         self.config = config
         self.rtx = rtx
-        self.contexts: list[IExecutionContext] = []
+        self.contexts = 0
+        self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
         self.settings: list[IRuntimeConfig] = []
         self.refuse: set[str] = set()
         self.unrecordable = False
 
 
 class Runtime:
-    __slots__ = ("_library", "_logger", "engine_host_code_allowed")
+    __slots__ = ("__weakref__", "_library", "_logger", "engine_host_code_allowed")
 
     def __init__(self, library: _Library, logger: ILogger) -> None:
         self._library = library
         self._logger = logger
         self.engine_host_code_allowed = False
+        library.alive.add(self)
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         try:
@@ -135,13 +139,14 @@ class Runtime:
 
 
 class ICudaEngine:
-    __slots__ = ("_library", "_logger", "_tensors", "_values")
+    __slots__ = ("__weakref__", "_library", "_logger", "_tensors", "_values")
 
     def __init__(self, library: _Library, logger: Any, values: dict[str, Any]) -> None:
         self._library = library
         self._logger = logger
         self._values = values
         self._tensors = {name: rest for name, *rest in values["tensors"]}
+        library.alive.add(self)
 
     @property
     def num_io_tensors(self) -> int:
@@ -175,9 +180,8 @@ class ICudaEngine:
         if isinstance(strategy, IRuntimeConfig):
             strategy = strategy.get_execution_context_allocation_strategy()
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
-        context = IExecutionContext(self, self._library, self._logger)
-        self._library.contexts.append(context)
-        return context
+        self._library.contexts += 1
+        return IExecutionContext(self, self._library, self._logger)
 
 
 class RtxEngine(ICudaEngine):
@@ -238,7 +242,15 @@ class IRuntimeCache:
 class IExecutionContext:
     """Refuses to run before it has shapes, addresses and scratch memory."""
 
-    __slots__ = ("_addresses", "_engine", "_library", "_logger", "_scratch", "_shapes")
+    __slots__ = (
+        "__weakref__",
+        "_addresses",
+        "_engine",
+        "_library",
+        "_logger",
+        "_scratch",
+        "_shapes",
+    )
 
     def __init__(self, engine: ICudaEngine, library: _Library, logger: Any) -> None:
         self._engine = engine
@@ -247,6 +259,7 @@ class IExecutionContext:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch = (0, 0)
+        library.alive.add(self)
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert size >= self._engine.device_memory_size_v2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,12 +83,6 @@ def test_a_failure_inside_the_runtime_is_one_error(path, monkeypatch) -> None:
     session = OnnxRuntimeSession(path)
 
     class Exhausted:
-        def get_providers(self):
-            return [CPU]
-
-        def get_outputs(self):
-            return []
-
         def run(self, *_):
             raise RuntimeError("out of memory")
 
@@ -139,6 +134,24 @@ def test_a_missing_runtime_says_what_to_install(path, monkeypatch) -> None:
 def test_idle_threads_leave_the_cores_to_the_other_stage(path) -> None:
     settings = OnnxRuntimeSession(path)._session.get_session_options()
     assert settings.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_a_closed_session_lets_go_of_the_graph_and_says_so(path) -> None:
+    session = OnnxRuntimeSession(path, SessionOptions(("CPU",)))
+    graph = weakref.ref(session._session)
+    _, kept = session.run_on_device({IMAGE: random_images(2)}, (SCORE,))
+    handle = kept[SCORE]
+    assert isinstance(handle, OrtTensor)
+    before = handle.value.numpy().copy()
+    session.close()
+    session.close()
+    assert graph() is None
+    assert session.provider == CPU
+    np.testing.assert_array_equal(handle.value.numpy(), before)
+    with pytest.raises(EngineError, match=r"ee\.onnx was used after it was closed"):
+        session.run({IMAGE: random_images(1)})
+    with pytest.raises(EngineError, match="closed"):
+        session.run_on_device({IMAGE: random_images(1)}, (SCORE,))
 
 
 def test_threads_share_a_session(path) -> None:

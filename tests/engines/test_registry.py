@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 import sacvit_deploy
@@ -122,6 +123,20 @@ def test_a_better_provider_that_is_not_there_is_named(bundle) -> None:
     if opened.provider == "CPUExecutionProvider":
         assert "onnxruntime CUDA" in opened.skipped
     assert not any(name.startswith("onnxruntime CPU") for name in opened.skipped)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_all_sessions_are_closed_at_once(workplace, backend) -> None:
+    bundle = workplace.bundle(selection="host")
+    opened = open_sessions(bundle, backend=backend)
+    opened.close()
+    for role, session in opened.sessions.items():
+        feeds = {
+            spec.name: np.zeros([s if isinstance(s, int) else 1 for s in spec.shape], spec.dtype)
+            for spec in bundle.graph(role).inputs
+        }
+        with pytest.raises(EngineError, match="closed"):
+            session.run(feeds)
 
 
 def test_a_pipeline_keeps_to_the_batch_of_its_engines(workplace) -> None:

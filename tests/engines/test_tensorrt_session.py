@@ -84,7 +84,7 @@ def test_each_bucket_is_recorded_once_and_replayed(workplace) -> None:
     for size in (5, 6, 5, 8, 7):
         images = random_images(size, seed=size)
         same(session.run({IMAGE: images}), images)
-    assert len(workplace.library().contexts) == 2  # for 6 and for 8
+    assert workplace.library().contexts == 2  # for 6 and for 8
     assert workplace.gpu.launches == 3  # the first run of each is not a replay
 
 
@@ -108,14 +108,14 @@ def test_chosen_buckets_are_used(workplace) -> None:
     session = early_exit(workplace, options=SessionOptions(batch_buckets=(2,)))
     for size in (1, 2, 3, 8):
         session.run({IMAGE: random_images(size)})
-    assert len(workplace.library().contexts) == 3  # 1, 2 and 8
+    assert workplace.library().contexts == 3  # 1, 2 and 8
 
 
 def test_without_graphs_one_context_serves_all_shapes(workplace, runtime) -> None:
     session = early_exit(workplace, runtime, PLAIN)
     for size in (1, 5, 8):
         session.run({IMAGE: random_images(size)})
-    assert len(workplace.library(runtime).contexts) == 1
+    assert workplace.library(runtime).contexts == 1
     assert workplace.gpu.launches == 0
 
 
@@ -135,7 +135,7 @@ def test_what_is_still_used_is_not_recorded_again(workplace, monkeypatch) -> Non
     for size in (1, 2, 1, 3, 1):
         images = random_images(size)
         same(session.run({IMAGE: images}), images)
-    assert len(workplace.library().contexts) == 3  # that of 2 made room for that of 3
+    assert workplace.library().contexts == 3  # that of 2 made room for that of 3
 
 
 def test_the_oldest_recordings_make_room(workplace, monkeypatch) -> None:
@@ -360,6 +360,94 @@ def test_code_in_a_plan_runs_only_where_it_was_built_so(workplace, monkeypatch, 
     flags = {"version_compatible": True} if allowed else {}
     workplace.open(workplace.bundle(entry={"flags": flags}))
     assert [r.engine_host_code_allowed for r in made] == [allowed] * 2
+
+
+@pytest.mark.parametrize("options", [None, PLAIN], ids=["graphs", "plain"])
+def test_closing_gives_everything_back(workplace, runtime, options) -> None:
+    opened = workplace.open(workplace.bundle(runtime), runtime, options)
+    early, refine = opened.sessions["early_exit"], opened.sessions["refine"]
+    _, kept = early.run_on_device({IMAGE: random_images(3)}, (IMAGE, *HANDED_ON))
+    refine.run_on_device({**kept, "survivor_rows": np.array([1])}, ())
+    early.run({IMAGE: random_images(5)})
+    opened.close()
+    assert workplace.gpu.is_untouched
+    assert not workplace.library(runtime).alive
+    opened.close()
+
+
+def test_the_last_session_closes_what_they_share(workplace) -> None:
+    sessions = workplace.open(workplace.bundle()).sessions
+    sessions["refine"].close()
+    assert len(workplace.gpu.streams) == 1
+    images = random_images(2)
+    same(sessions["early_exit"].run({IMAGE: images}), images)
+    sessions["early_exit"].close()
+    assert workplace.gpu.is_untouched
+
+
+def test_a_closed_session_says_so(workplace, runtime) -> None:
+    session = early_exit(workplace, runtime)
+    provider = session.provider
+    session.close()
+    says = r"early_exit.*\.engine was used after it was closed\.\n"
+    with pytest.raises(EngineError, match=says):
+        session.run({IMAGE: random_images(1)})
+    with pytest.raises(EngineError, match=says):
+        session.run_on_device({IMAGE: random_images(1)}, (SCORE,))
+    assert session.provider == provider
+
+
+def test_a_handle_may_outlive_its_session(workplace) -> None:
+    opened = workplace.open(workplace.bundle())
+    early, refine = opened.sessions["early_exit"], opened.sessions["refine"]
+    _, kept = early.run_on_device({IMAGE: random_images(3)}, (IMAGE, *HANDED_ON))
+    early.close()
+    assert kept[SCORE].shape == (3, SAC.num_coarse_tokens)
+    with pytest.raises(EngineError, match="memory of a session was used after it was closed"):
+        refine.run({**kept, "survivor_rows": np.array([1])})
+    refine.close()
+    assert workplace.gpu.is_untouched
+    del kept
+    gc.collect()
+
+
+def test_a_call_that_failed_leaves_nothing_behind(workplace) -> None:
+    session = early_exit(workplace, roles=("early_exit", "refine"))
+    workplace.gpu.fail["cudaMemcpyAsync"] = cudaError_t.cudaErrorIllegalAddress
+    with pytest.raises(EngineError, match="cudaMemcpyAsync"):
+        session.run({IMAGE: random_images(3)})
+    session.run({IMAGE: random_images(3)})
+    session.close()
+    gc.collect()
+    assert workplace.gpu.is_untouched
+
+
+@pytest.mark.parametrize("function", ["cudaSetDevice", "cudaStreamSynchronize"])
+def test_a_device_that_failed_can_be_closed(workplace, function) -> None:
+    opened = workplace.open(workplace.bundle())
+    workplace.gpu.fail[function] = cudaError_t.cudaErrorIllegalAddress
+    opened.close()
+    assert workplace.gpu.is_untouched
+
+
+def test_threads_at_work_end_before_a_session_is_closed(workplace, runtime) -> None:
+    opened = workplace.open(workplace.bundle(runtime), runtime)
+    session, images = opened.sessions["early_exit"], random_images(4)
+    expected = wanted(images)[LOGITS]
+
+    def classify(_):
+        try:
+            return session.run({IMAGE: images})[LOGITS]
+        except EngineError as error:
+            assert "closed" in error.problem  # noqa: PT017
+            return expected
+
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(classify, range(40))
+        pool.submit(opened.close).result()
+        for logits in results:
+            np.testing.assert_array_equal(logits, expected)
+    assert workplace.gpu.is_untouched
 
 
 def test_nothing_warns(workplace, runtime) -> None:

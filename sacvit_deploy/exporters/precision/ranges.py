@@ -61,7 +61,7 @@ class CalibratingSession:
             scratch: A folder for copies of the graph, one of which is run beside it.
         """
         self._session = session
-        self.provider = session.provider
+        self.provider, self.close = session.provider, session.close
         kind, options = _CALIBRATORS[method]
         # The calibrator writes beside what it reads.
         copy = scratch / "fp32.onnx"
@@ -206,7 +206,7 @@ class ChannelSession:
         taken = [node.input[0] for node in linear_layers(model, role).values()]
         self._tensors = list(dict.fromkeys(taken))
         self._session = LiteralSession.of(with_outputs(model, self._tensors), file)
-        self.provider = self._session.provider
+        self.provider, self.close = self._session.provider, self._session.close
         self.channels: dict[str, Channels] = {}
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
