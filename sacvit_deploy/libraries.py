@@ -1,10 +1,14 @@
-"""Libraries that not every installation has, asked for at the moment of use."""
+"""Optional libraries, imported at use, and versions of libraries."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import platform
+import sys
 from typing import TYPE_CHECKING
 
+import sacvit_deploy
 from sacvit_deploy.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -34,11 +38,11 @@ def require(module: str, purpose: str) -> ModuleType:
 
     Args:
         module: Its import name, for example `"torch"`.
-        purpose: What it is needed for, as the subject of a sentence: `"Exporting a model"`.
+        purpose: What needs it, as the subject of a sentence: `"Exporting a model"`.
 
     Raises:
         MissingDependencyError: The library is not installed.
-        ValueError: No extra is known to bring it; a mistake in this package, not of its user.
+        ValueError: No extra brings it, which is a mistake in this package.
     """
     try:
         return importlib.import_module(module)
@@ -52,3 +56,34 @@ def require(module: str, purpose: str) -> ModuleType:
             f"{purpose} needs {top}, which is not installed.",
             f"Install it with: pip install 'sacvit-deploy[{_EXTRA_OF[top]}]'",
         ) from error
+
+
+def version(name: str) -> str | None:
+    """Version of a library, from its module if that is loaded, else from its metadata.
+
+    Nothing is imported: torch takes seconds.
+
+    Args:
+        name: Its name on PyPI, for example `"onnx-graphsurgeon"`.
+
+    Returns:
+        None if it is not installed.
+    """
+    loaded = getattr(sys.modules.get(name.replace("-", "_")), "__version__", None)
+    if loaded is not None:
+        return str(loaded)
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Versions of several libraries by name, without those that are not installed."""
+    found = ((name, version(name)) for name in names)
+    return {name: number for name, number in found if number is not None}
+
+
+def own_versions() -> dict[str, str]:
+    """Versions of this package and of Python."""
+    return {"sacvit-deploy": sacvit_deploy.__version__, "python": platform.python_version()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 import sys
@@ -30,6 +29,7 @@ from sacvit_deploy.engines.tensorrt_library import (
     version_numbers,
 )
 from sacvit_deploy.errors import SacvitDeployError
+from sacvit_deploy.libraries import version
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -91,10 +91,10 @@ def examine() -> list[Finding]:
 
 
 def _python() -> Finding:
-    version = platform.python_version()
+    release = platform.python_version()
     system = f"{platform.system()}-{platform.machine()}".lower()
     return Finding(
-        "python", f"{version} on {platform.platform()}", facts={"version": version, "os": system}
+        "python", f"{release} on {platform.platform()}", facts={"version": release, "os": system}
     )
 
 
@@ -192,18 +192,16 @@ def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:
 
 
 def _library(name: str, machine: Machine) -> Finding:
-    """A library whose metadata is enough: importing torch takes seconds."""
     extra, purpose = _LIBRARIES[name]
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    found = version(name)
+    if found is None:
         package = f"'sacvit-deploy[{extra}]'"
         if name == "cuda-python":  # the extra would bring TensorRT too
             major = (machine.driver_cuda or "").partition(".")[0]
             package = f"'cuda-python=={major}.*'" if major else name
         fix = f"Needed {purpose}: pip install {package}"
         return Finding(name, "not installed", fix, {"version": None})
-    return Finding(name, version, facts={"version": version})
+    return Finding(name, found, facts={"version": found})
 
 
 def _memory() -> Finding:

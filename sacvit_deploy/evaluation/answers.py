@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-import sacvit_deploy
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.engines.machine import jetson_release, this_machine
-from sacvit_deploy.engines.onnxruntime_session import onnxruntime
-from sacvit_deploy.engines.tensorrt_library import RUNTIMES, load_flavour
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.evaluation.class_names import match_classes
+from sacvit_deploy.libraries import own_versions, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -82,18 +80,8 @@ def describe_setting(pipeline: Pipeline, bundle: Path, data: Path) -> Setting:
         runtime=pipeline.backend,
         provider=pipeline.provider,
         device=_cpu() if pipeline.provider.startswith("CPU") else _accelerator(),
-        versions=_versions(pipeline.backend),
+        versions=own_versions() | versions(pipeline.backend, "numpy"),
     )
-
-
-def _versions(runtime: str) -> dict[str, str]:
-    found = {"sacvit-deploy": sacvit_deploy.__version__, "python": platform.python_version()}
-    if runtime == "onnxruntime":
-        found[runtime] = str(onnxruntime().__version__)
-    for name in RUNTIMES:
-        if name == runtime:
-            found[name] = load_flavour(name).version
-    return found | {"numpy": np.__version__}
 
 
 def _accelerator() -> str:

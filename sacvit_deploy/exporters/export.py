@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import sacvit_deploy
 from sacvit_deploy.bundle import Bundle, check_replaceable, new_bundle, write_manifest
 from sacvit_deploy.comparison.tensors import (
     ParityInputs,
@@ -23,6 +20,7 @@ from sacvit_deploy.exporters.passes.store_half import store_half
 from sacvit_deploy.exporters.precision import add_precision
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.families.config import graph_specs, preset_preprocessing
+from sacvit_deploy.libraries import own_versions, versions
 from sacvit_deploy.manifest import GraphEntry, Manifest
 from sacvit_deploy.model.build import random_model, random_origin, rounded_to_half
 from sacvit_deploy.model.checkpoints import checkpoint_config, checkpoint_model, checkpoint_origin
@@ -163,17 +161,8 @@ def _manifest(
         graphs=tuple(GraphEntry(s.role, "fp32", s.file, s.inputs, s.outputs) for s in specs),
         weights={**options.weights, "storage": options.weight_storage},
         parity=[record.to_dict() for record in parity],
-        tools=_tool_versions(),
+        tools=own_versions() | versions(*_RECORDED_TOOLS),
     )
-
-
-def _tool_versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _RECORDED_TOOLS}
-    return {
-        "sacvit-deploy": sacvit_deploy.__version__,
-        "python": platform.python_version(),
-        **versions,
-    }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from sacvit_deploy.comparison.graphs import resolve_keep
 from sacvit_deploy.exporters.passes import check_contract
 from sacvit_deploy.exporters.precision.conversion import check_decisions, prepare
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
+from sacvit_deploy.libraries import versions
 from sacvit_deploy.manifest import GraphEntry
 from sacvit_deploy.spec import GraphSpec
 
@@ -149,7 +149,7 @@ def _record(
         "eta": conversion.bundle.manifest.eta,
         "weight_shares": {role: weight_shares(graph) for role, graph in graphs.items()},
         "linear_weight_shares": {role: linear_weight_shares(g) for role, g in graphs.items()},
-        "tools": {name: importlib.metadata.version(name) for name in _RECORDED_TOOLS},
+        "tools": versions(*_RECORDED_TOOLS),
     }
     if request.precision == "fp16":
         return record
