@@ -1,4 +1,8 @@
-"""When the first stage is sure enough."""
+"""The decisions of a two-stage network, as pure functions on arrays.
+
+Whether the first stage is confident enough for a picture to leave, which coarse tokens the second
+stage looks at in full resolution, and where these lie in the fine grid.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Probabilities along the last axis, temperature 1.
+    """Compute probabilities along the last axis, at temperature 1.
 
-    In float64, so that a threshold is compared with the confidence and not with its rounding: in
-    float32 everything above 1 - 3e-8 is 1.
+    In float64, because in float32 every probability above 1 - 3e-8 is 1, and a threshold would be
+    compared with the rounding.
     """
     exponentials = np.exp(_below_maximum(logits))
     shares: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
@@ -22,12 +26,12 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def confidence(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
-    """The largest softmax probability of each row, (B, C) to (B,).
+    """Compute the largest softmax probability of each row, (B, C) to (B,).
 
     Args:
         logits: (B, C).
-        temperature: The logits are divided by it first, above 0; more than 1 makes the network
-            less sure, less than 1 surer (Guo et al. 2017, eq. 9).
+        temperature: Divides the logits first, above 0. More than 1 lowers the confidence, less
+            than 1 raises it (Guo et al. 2017, eq. 9).
     """
     scaled = _below_maximum(logits) / temperature
     largest: NDArray[np.float64] = 1.0 / np.exp(scaled).sum(axis=-1)
@@ -37,26 +41,19 @@ def confidence(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.flo
 def exits(
     confidence: NDArray[np.float64], eta: float, comparison: Literal[">", ">="]
 ) -> NDArray[np.bool_]:
-    """Which rows leave after the first stage.
+    """Decide which rows leave after the first stage.
 
     A confidence is never 0, so every row leaves at eta 0 under both comparisons. At eta 1 none
     does, by rule: a confidence may round to exactly 1, and eta 1 means the second stage alone.
 
     Args:
         confidence: (B,), in (0, 1].
-        eta: The threshold, in [0, 1].
+        eta: Exit threshold, in [0, 1].
         comparison: `>` in SAC-ViT, `>=` in CF-ViT.
     """
     if eta >= 1:
         return np.zeros(confidence.shape, dtype=np.bool_)
     return confidence > eta if comparison == ">" else confidence >= eta
-
-
-def _below_maximum(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Logits less the largest of their row, so that no exponential overflows."""
-    wide = logits.astype(np.float64)
-    below: NDArray[np.float64] = wide - wide.max(axis=-1, keepdims=True)
-    return below
 
 
 def select_tokens(
@@ -77,7 +74,7 @@ def select_tokens(
 
 
 def fine_index(coarse: NDArray[np.int64], coarse_columns: int) -> NDArray[np.int64]:
-    """The four children of each coarse token (Hu et al., SAC-ViT, Eq. 11).
+    """Find the four children of each coarse token (Hu et al., SAC-ViT, Eq. 11).
 
     The token at row r and column c of the coarse grid covers rows 2r, 2r+1 and columns 2c, 2c+1 of
     the fine grid, whose rows are twice as long.
@@ -93,3 +90,10 @@ def fine_index(coarse: NDArray[np.int64], coarse_columns: int) -> NDArray[np.int
     below = 2 * coarse_columns
     children = first[..., None] + np.array([0, 1, below, below + 1], dtype=np.int64)
     return children.reshape(*coarse.shape[:-1], -1)
+
+
+def _below_maximum(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Subtract the largest logit of each row, so that no exponential overflows."""
+    wide = logits.astype(np.float64)
+    below: NDArray[np.float64] = wide - wide.max(axis=-1, keepdims=True)
+    return below

@@ -1,4 +1,4 @@
-"""What the user gets for one picture."""
+"""The result of one picture, as a user gets it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Result:
 
     Attributes:
         image: Path as it was given; None for a picture that has none.
-        class_index: The class with the largest logit; of equal ones the lowest index.
-        label: Its name.
-        probability: Its softmax probability at temperature 1, in (0, 1].
-        stage: Where the picture left: `early_exit` or `refine`, or `single` for a network of one
+        class_index: Class with the largest logit; of equal ones the lowest index.
+        label: Name of the class.
+        probability: Softmax probability of the class at temperature 1, in (0, 1].
+        stage: Graph the picture left from: `early_exit` or `refine`, or `single` for a network of one
             stage.
-        early_exit_probability: Largest probability after the first stage, as it is compared with
-            `eta`: at the temperature of the exit, if the bundle was calibrated with one. None for
-            `single`.
+        early_exit_probability: Largest probability after the first stage, at the temperature of
+            the exit; it is compared with `eta`. None for `single`.
         top5: The five best (class index, label, probability), best first; fewer if there are
             fewer classes.
-        target_tokens: Coarse tokens that were looked at again, best first; None unless `refine`.
+        target_tokens: Coarse tokens the second stage looked at in full resolution, best first; None
+            unless `refine`.
     """
 
     image: str | None
@@ -45,7 +45,7 @@ class Result:
     target_tokens: tuple[int, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `target_tokens` is there only for a refined picture."""
+        """Return JSON-ready values; `target_tokens` only for a refined picture."""
         values = asdict(self)
         values["top5"] = [list(entry) for entry in self.top5]
         if self.target_tokens is None:

@@ -15,9 +15,7 @@ from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from sacvit_deploy.spec import IMAGE, LOGITS, SURVIVOR_ROWS, TARGET_INDEX
 from tests.fakes import CF, SAC, FakeSession, fake_sessions, random_images
-
-# About the median confidence of the fake.
-ETA = 0.19
+from tests.runtime.outcomes import ETA, same
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,6 @@ def pair(config=SAC, selection="graph", memories=("there", "there")):
         role: FakeDeviceSession(config, role, selection, memory)
         for role, memory in zip(roles, memories, strict=True)
     }
-
-
-def same(found, wanted) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(one.logits, other.logits)
-        assert one.early_exit_confidence == other.early_exit_confidence
-        np.testing.assert_equal(one.target_index, other.target_index)
 
 
 @pytest.mark.parametrize("config", [SAC, CF], ids=["sac", "cf"])
@@ -160,3 +151,13 @@ def test_logits_that_are_not_finite_are_refused(role) -> None:
         patch.setattr(FakeSession, "run", broken)
         with pytest.raises(EngineError, match=f"The {role} graph gave logits"):
             Scheduler(SAC, sessions, "graph").run(random_images(2), FixedExit(1.0))
+
+
+def test_scores_are_fetched_where_they_are_asked_for() -> None:
+    images, policy = random_images(4), FixedExit(1.0)
+    scheduler = Scheduler(SAC, pair(), "graph")
+    assert {outcome.score is None for outcome in scheduler.run(images, policy)} == {True}
+    wanted = Scheduler(SAC, fake_sessions(SAC, "graph"), "graph").run(images, policy)
+    found = scheduler.run(images, policy, scores=True)
+    same(found, wanted)
+    np.testing.assert_array_equal([o.score for o in found], [o.score for o in wanted])

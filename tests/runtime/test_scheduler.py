@@ -4,21 +4,12 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler, join_rows, take_rows
 from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS
 from tests.fakes import CF, DENSE, SAC, FakeSession, fake_sessions, random_images
+from tests.runtime.outcomes import ETA, same
 
-ETA = 0.19  # about the median confidence of the fake
 FINAL = SAC.replace(non_target_source="final")
-
-
-def same(found, wanted) -> None:
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(one.logits, other.logits)
-        assert one.early_exit_confidence == other.early_exit_confidence
-        np.testing.assert_array_equal(one.target_index, other.target_index)
 
 
 def refined(outcomes) -> list[bool]:
@@ -133,36 +124,43 @@ def test_rows_are_taken_and_joined_without_needless_copies() -> None:
     assert join_rows([taken, tensors])["a"].tolist() == [[0, 1], [4, 5], [0, 1], [2, 3], [4, 5]]
 
 
-@pytest.mark.parametrize("max_waiting", [1, 5, 1000])
-@pytest.mark.parametrize("refine_batch", [1, 3, 50])
-def test_rebatching_changes_no_outcome(network, refine_batch, max_waiting) -> None:
-    config, selection = network
-    sessions = fake_sessions(config, selection)
-    scheduler = Scheduler(config, sessions, selection)
-    images = random_images(21)
-    wanted = scheduler.run(images, FixedExit(ETA))
-    sessions["refine"].calls.clear()
-    rebatcher = Rebatcher(
-        scheduler, FixedExit(ETA), refine_batch=refine_batch, max_waiting=max_waiting
-    )
-    found = []
-    for start in range(0, 21, 4):
-        found += rebatcher.push(images[start : start + 4])
-        assert min(start + 4, 21) - len(found) <= max_waiting
-    found += rebatcher.finish()
-    same(found, wanted)
-    assert max(len(feeds[IMAGE]) for feeds in sessions["refine"].calls) <= refine_batch
+class Recorder:
+    """A policy that keeps what it is told."""
+
+    def __init__(self, *etas: float) -> None:
+        self.etas = list(etas)
+        self.told: list[tuple[str, int]] = []
+
+    def threshold(self) -> float:
+        return self.etas.pop(0)
+
+    def saw(self, outcomes) -> None:
+        stages = {outcome.stage for outcome in outcomes}
+        assert len(stages) == 1
+        self.told.append((stages.pop(), len(outcomes)))
 
 
-def test_rebatching_fills_the_second_stage() -> None:
-    sessions = fake_sessions(SAC)
-    rebatcher = Rebatcher(
-        Scheduler(SAC, sessions), FixedExit(ETA), refine_batch=4, max_waiting=1000
-    )
-    images = random_images(32)
-    ready = [outcome for row in images for outcome in rebatcher.push(row[None])]
-    sizes = [len(feeds[IMAGE]) for feeds in sessions["refine"].calls]
-    assert len(sizes) > 1
-    assert set(sizes) == {4}
-    assert len(ready) + len(rebatcher.finish()) == 32
-    assert rebatcher.finish() == []
+def test_a_policy_sets_the_threshold_of_each_batch_and_learns_from_both_stages(scheduler) -> None:
+    policy = Recorder(0.0, 1.0, ETA)
+    images = random_images(12)
+    found = [scheduler.run(images, policy) for _ in range(3)]
+    stayed = sum(refined(found[2]))
+    assert [sum(refined(outcomes)) for outcomes in found] == [0, 12, stayed]
+    assert policy.told == [
+        ("early_exit", 12),
+        *(("early_exit", 12), ("refine", 12)),
+        *(("early_exit", 12), ("refine", stayed)),
+    ]
+
+
+def test_an_outcome_keeps_both_answers(scheduler) -> None:
+    images = random_images(6)
+    early, both = (scheduler.run(images, FixedExit(eta)) for eta in (0.0, 1.0))
+    for one, other in zip(early, both, strict=True):
+        np.testing.assert_array_equal(one.early_logits, other.early_logits)
+        np.testing.assert_array_equal(one.score, other.score)
+        assert one.logits is one.early_logits
+        assert other.logits is other.refined_logits
+        assert (one.stage, other.stage) == ("early_exit", "refine")
+        order = np.argsort(-other.score, kind="stable")
+        assert other.target_index.tolist() == order[: len(other.target_index)].tolist()

@@ -1,1 +1,1 @@
-"""What watches a pipeline, and what steers its exit."""
+"""Watches a pipeline, and steers its exit."""

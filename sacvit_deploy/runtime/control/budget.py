@@ -1,4 +1,4 @@
-"""What a stream may cost, and where the control of it stands."""
+"""The cost a stream is allowed, and the state of its control."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class BudgetWarning(UserWarning):
 
 @dataclass(frozen=True)
 class BudgetGoal:
-    """What a picture may cost, and how far the threshold may be moved for it.
+    """The cost allowed for a picture, and the bounds of the threshold.
 
     Attributes:
         ms: Mean time in both stages for a picture, above 0; or
         fps: pictures a second, reading and preparing them counted, above 0.
-        min_eta: The threshold never goes below, in [0, 1].
-        max_eta: Nor above, in [0, 1].
-        min_top1: Accuracy that is kept, by the calibration of the exit, in [0, 1].
+        min_eta: Lower bound of the threshold, in [0, 1].
+        max_eta: Upper bound of the threshold, in [0, 1].
+        min_top1: Accuracy to keep, by the calibration of the exit, in [0, 1].
         max_accuracy_drop: The same, counted down from the second stage alone.
-        hysteresis: The threshold stays where it is while the expected cost is no further from the
-            goal than this share of it, in [0, 1).
+        hysteresis: The threshold stays while the expected cost is within this share of the goal,
+            in [0, 1).
 
     Raises:
         ConfigError: Not exactly one of `ms` and `fps` is given, or a value is out of range.
@@ -74,13 +74,13 @@ class BudgetGoal:
                 raise ConfigError(f"{name} is {share!r}.", "Make it a share from 0 to 1.")
 
     def bounded(self, record: ExitCalibration | None) -> BudgetGoal:
-        """The same goal with bounds between which the accuracy is kept.
+        """Return the goal with bounds that keep the accuracy.
 
-        The bounds are measured thresholds: the stretch of the curve around its best one where every
-        one is good enough.
+        The bounds are measured thresholds: the part of the curve around its best point where every
+        point is good enough.
 
         Args:
-            record: The calibration for the precision and runtime in use; None if there is none.
+            record: Calibration for the precision and backend in use; None if there is none.
 
         Raises:
             ConfigError: There is no calibration, it never reaches that accuracy, or not within
@@ -91,7 +91,7 @@ class BudgetGoal:
         if record is None or not record.curve:
             raise ConfigError(
                 "An accuracy is to be kept, and the exit was not calibrated for this precision and "
-                "runtime, so that nobody knows which eta keeps it.",
+                "backend, so that the eta that keeps it is unknown.",
                 "Calibrate it: sacvit-deploy calibrate BUNDLE DATA, or give min_eta.",
             )
         wanted = self._wanted_top1(record)
@@ -125,21 +125,21 @@ class BudgetGoal:
 
 @dataclass(frozen=True)
 class Budget:
-    """Where a controller stands.
+    """The state of a budget.
 
     Attributes:
         state: `learning` until 20 pictures were seen; `holding` the goal; `spare`: faster than the
             goal with eta at its upper bound; `over`: slower with eta at its lower bound.
-        eta: The threshold now.
+        eta: Current threshold.
         min_eta: Its lower bound.
         max_eta: Its upper bound.
-        goal_ms: Milliseconds a picture may cost in both stages; of a frame rate, what reading and
-            preparing a picture leave of its period.
-        expected_ms: What a picture costs at `eta`, on average.
+        goal_ms: Milliseconds allowed for a picture in both stages; for a frame rate, its period
+            less the time to read and prepare a picture.
+        expected_ms: Mean cost of a picture at `eta`.
         refine_fraction: Share of the last 200 pictures that are refined at `eta`.
         early_ms: First stage, moving average.
-        refine_ms: Second stage, moving average; a guess from the number of tokens until a picture
-            was refined.
+        refine_ms: Second stage, moving average; estimated from the number of tokens until a
+            picture was refined.
         preprocess_ms: Reading and preparing a picture, moving average; 0 before the first.
     """
 
@@ -155,7 +155,7 @@ class Budget:
     preprocess_ms: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return JSON-ready values."""
         return asdict(self)
 
 
@@ -165,7 +165,7 @@ def _best(record: ExitCalibration) -> int:
 
 
 def _stretch(good: list[bool], around: int) -> tuple[int | None, int | None]:
-    """First and last of the neighbours that are all good; None and None if that one is not."""
+    """Find the first and last neighbor that are all good; None and None if `around` is not."""
     if not good[around]:
         return None, None
     low = high = around

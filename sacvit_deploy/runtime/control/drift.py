@@ -1,23 +1,23 @@
-"""Whether the pictures of now are like those the exit was calibrated with.
+"""Detects pictures that differ from those the exit was calibrated with.
 
-Labels are not there at run time; the first stage's confidence is. Two questions are asked of the
-last pictures, both independent of the threshold in use, which a budget may be moving:
+There are no labels at run time, but there is the confidence of the first stage. Two tests compare
+recent pictures with the calibration, both independent of the threshold in use:
 
-- Would as many leave at the calibrated threshold? A two-sample z-test of two shares.
-- Are the confidences distributed as before? The population stability index,
+- The share that leaves at the calibrated threshold, by a two-sample z-test.
+- The distribution of the confidence, by the population stability index,
   `PSI = sum (p - q) ln(p / q)` over bins (Siddiqi 2006, Credit Risk Scorecards, where 0.1 is a
   change to look at and 0.25 a large one). The same pictures drawn anew give it
   `chi2(bins - 1) * (1/n + 1/m)` (Yurdakul 2018, Statistical Properties of Population Stability
   Index), which says when a given PSI is more than chance.
 
-Each has to be large enough to matter and too large for chance: one in a million a check, since a
-stream is checked for ever. Consecutive frames resemble each other and count for less than their
-number. How much less is estimated by batch means (Geyer 1992, Practical Markov Chain Monte Carlo,
-sec. 3.2): the variance of means over blocks, against what independent pictures would give.
+A shift has to be large enough to matter and too large for chance, at one false alarm in a million
+checks, since a stream has no end. Consecutive frames resemble each other and count for less than
+their number. Batch means estimate how much less (Geyer 1992, Practical Markov Chain Monte Carlo,
+sec. 3.2): the variance of means over blocks, against that of independent pictures.
 
-A window as long as one scene cannot tell a new scene from a new world. So a shift, or too few
-independent pictures, first makes the monitor look at a longer time: every second picture is kept,
-then every fourth, and so on. A shift that is still there when every eighth is kept is reported.
+A window as long as one scene cannot tell a new scene from a lasting shift. So a shift, or too few
+independent pictures, first makes the monitor cover a longer time: it keeps every second picture,
+then every fourth, and so on. It reports a shift that is still there at every eighth picture.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _CHANCE = 1e-6
 _TWO_SIDED = NormalDist().inv_cdf(1 - _CHANCE / 2)
 _ONE_SIDED = NormalDist().inv_cdf(1 - _CHANCE)
 _BLOCKS = 10
-# Bins that hold less are joined with the next: the logarithm of a rare bin is mostly chance.
+# Smaller bins are joined with the next: the logarithm of a rare bin is mostly chance.
 _MIN_BIN_SHARE = 0.05
 
 
@@ -67,22 +67,24 @@ class DriftWarning(UserWarning):
 
 @dataclass(frozen=True)
 class DriftReport:
-    """The last pictures against the calibration record.
+    """Recent pictures against the calibration record.
 
     Attributes:
-        pictures: In the window, which may hold only every second, fourth, ... ; at most 1000.
-        effective_pictures: As many independent ones would say as much; at most `pictures`.
-        enough: Whether they are enough to say anything: 500, and 200 independent ones.
+        pictures: Number in the window, which may hold only every second, fourth, ...; at most
+            1000.
+        effective_pictures: Number of independent pictures with the same information; at most
+            `pictures`.
+        enough: Whether both tests can be made: 500 pictures, and 200 independent ones.
         eta: The calibrated threshold.
         expected_early_exit_fraction: Share that left at `eta` in the calibration.
-        early_exit_fraction: Share that would leave at `eta` now, whatever threshold is in use.
+        early_exit_fraction: Share of recent pictures that would leave at `eta`.
         exit_rate_z: Difference of the two over its standard error.
         expected_confidence_histogram: Shares of 20 equal bins over [0, 1] in the calibration.
-        confidence_histogram: The same now.
+        confidence_histogram: The same for recent pictures.
         psi: Population stability index of the two, over bins that hold 5 % or more.
-        psi_limit: More than this is a shift.
-        exit_rate_shifted: By 5 percentage points or more, and not by chance.
-        confidence_shifted: `psi` is above `psi_limit`.
+        psi_limit: Largest index that is no shift.
+        exit_rate_shifted: Whether it moved by 5 percentage points or more, and not by chance.
+        confidence_shifted: Whether `psi` is above `psi_limit`.
     """
 
     pictures: int
@@ -105,15 +107,15 @@ class DriftReport:
         return self.exit_rate_shifted or self.confidence_shifted
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return JSON-ready values."""
         return {"drifted": self.drifted, **asdict(self)}
 
     def __str__(self) -> str:
         said = {True: "shifted", False: "not shifted"}
         if not self.enough:
-            said = dict.fromkeys(said, "too few to say")
+            said = dict.fromkeys(said, "too few to tell")
         return (
-            f"Of {self.pictures} recent pictures (as good as {self.effective_pictures:.0f} "
+            f"Of {self.pictures} recent pictures (worth {self.effective_pictures:.0f} "
             f"independent ones) {self.early_exit_fraction:.1%} leave early at eta {self.eta:g}; "
             f"{self.expected_early_exit_fraction:.1%} did in the calibration: "
             f"{said[self.exit_rate_shifted]}. The population stability index of the confidences "
@@ -123,7 +125,7 @@ class DriftReport:
 
 
 class DriftMonitor:
-    """Remembers the last confidences, checks them now and then, and warns once.
+    """Remembers recent confidences, checks them regularly, and warns once.
 
     Safe to use from several threads at once.
     """
@@ -132,8 +134,8 @@ class DriftMonitor:
         """Start with an empty window.
 
         Args:
-            record: What to compare with.
-            comparison: Of the exit rule.
+            record: Calibration to compare with.
+            comparison: Exit comparison of the network.
         """
         self._record = record
         self._comparison = comparison
@@ -146,12 +148,12 @@ class DriftMonitor:
         self._warned = False
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
-        """Remember classified pictures; after every 250 that were kept, check.
+        """Add classified pictures, and check after every 250 that were kept.
 
-        A clear shift is reported some 5000 pictures after it began, if it lasts.
+        A clear shift is reported about 5000 pictures after it began, if it lasts.
 
         Warns:
-            DriftWarning: Something has shifted; at most once.
+            DriftWarning: The pictures have shifted; at most once.
         """
         with self._lock:
             for outcome in outcomes:
@@ -170,21 +172,21 @@ class DriftMonitor:
             )
 
     def report(self) -> DriftReport:
-        """Compare the window as it is."""
+        """Compare the current window."""
         with self._lock:
             window = np.array(self._window)
         return drift_report(window, self._record, self._comparison)
 
     def _check(self) -> DriftReport | None:
-        """The report of a shift that has lasted; looks at a longer time where that is open."""
+        """Report a shift that has lasted; else cover a longer time if the tests are undecided."""
         self._unchecked = 0
         report = drift_report(np.array(self._window), self._record, self._comparison)
         if report.drifted and self._stride >= CONFIRMED_STRIDE:
             self._warned = True
             return report
         self._too_few = 0 if report.enough else self._too_few + 1
-        # A change from one time to another looks like few independent pictures as long as the
-        # window holds both.
+        # While the window holds the time before and after a change, it looks like few independent
+        # pictures.
         if report.drifted or self._too_few > WINDOW // CHECK_EVERY:
             self._stride *= 2
             self._too_few = 0
@@ -198,9 +200,10 @@ def drift_report(
     """Compare confidences with a calibration record.
 
     Args:
-        confidences: Of the first stage, at the record's temperature, in order of time, (n,).
-        record: What to compare with.
-        comparison: Of the exit rule.
+        confidences: First-stage confidences at the temperature of the record, in order of time,
+            (n,).
+        record: Calibration to compare with.
+        comparison: Exit comparison of the network.
     """
     pictures = len(confidences)
     effective = effective_count(confidences)
@@ -230,13 +233,13 @@ def drift_report(
 
 
 def effective_count(values: NDArray[np.float64]) -> float:
-    """How many independent values have a mean as uncertain as that of these, by batch means.
+    """Estimate the number of independent values with the same uncertainty of the mean.
 
     Args:
         values: In order of time, (n,).
 
     Returns:
-        At most n; 1 where all values are the same, since then nothing is known of the next.
+        At most n; 1 where all values are equal, which says nothing about the next. By batch means.
     """
     size = len(values) // _BLOCKS
     if size < 2:
@@ -250,7 +253,7 @@ def effective_count(values: NDArray[np.float64]) -> float:
 
 
 def _two_share_z(found: float, pictures: float, expected: float, images: int) -> float:
-    """Difference of two shares over its standard error if both had one cause."""
+    """Divide the difference of two shares by its pooled standard error."""
     if pictures == 0 or found == expected:
         return 0.0
     pooled = (found * pictures + expected * images) / (pictures + images)
@@ -260,7 +263,7 @@ def _two_share_z(found: float, pictures: float, expected: float, images: int) ->
 def _stability(
     found: Histogram, pictures: float, expected: Histogram, images: int
 ) -> tuple[float, float]:
-    """The population stability index of two histograms, and the most that is no shift."""
+    """Compute the population stability index of two histograms, and its limit."""
     starts = _joined_bins(expected)
     free = len(starts) - 1
     if pictures == 0 or free == 0:
@@ -272,7 +275,7 @@ def _stability(
 
 
 def _joined_bins(shares: Histogram) -> list[int]:
-    """First bins of runs that each hold 5 % or more; the last run takes what is left."""
+    """Find the first bins of runs that each hold 5 % or more."""
     starts, held = [0], 0.0
     for index, share in enumerate(shares.tolist()):
         if held >= _MIN_BIN_SHARE and shares[index:].sum() >= _MIN_BIN_SHARE:
@@ -283,12 +286,12 @@ def _joined_bins(shares: Histogram) -> list[int]:
 
 
 def _smoothed(shares: Histogram, pictures: float) -> Histogram:
-    """With half a picture more in each bin, so that an empty one has a logarithm."""
+    """Add half a picture to each bin, so that an empty one has a logarithm."""
     counts = shares * pictures + 0.5
     return np.asarray(counts / counts.sum())
 
 
 def _chi2_limit(free: int) -> float:
-    """What chi-square exceeds once in a million, by degrees of freedom (Wilson-Hilferty)."""
+    """Compute the value chi-square exceeds once in a million (Wilson-Hilferty)."""
     step = 2 / (9 * free)
     return free * float(1 - step + _ONE_SIDED * np.sqrt(step)) ** 3

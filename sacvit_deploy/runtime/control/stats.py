@@ -1,7 +1,7 @@
-"""What a pipeline has done so far: pictures, exits, what each way cost, how sure it was.
+"""Statistics of a pipeline: pictures, exits, latency, confidence.
 
-Constant memory on an endless stream: latencies go into bins whose edges grow by 2 %, so that a
-percentile is within 1 % of the true one, whatever was measured and however long.
+Memory stays constant on an endless stream: latencies are counted in bins whose edges grow by 2 %,
+so that a percentile is within 1 % of the true one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _LATENCY_BINS = math.ceil(math.log(_LONGEST_MS / _SHORTEST_MS) / _GROWTH) + 1
 
 @dataclass(frozen=True)
 class Latency:
-    """How long something took, in milliseconds a picture.
+    """Milliseconds per picture.
 
     Attributes:
-        pictures: Measured.
-        latency_ms_mean: Exact.
-        latency_ms_p50: The median, within 1 % as the other percentiles.
-        latency_ms_p95: 95 % took no longer.
-        latency_ms_p99: 99 % took no longer.
+        pictures: Number measured.
+        latency_ms_mean: Mean, exact.
+        latency_ms_p50: Median, within 1 % like the other percentiles.
+        latency_ms_p95: 95th percentile.
+        latency_ms_p99: 99th percentile.
     """
 
     pictures: int
@@ -48,20 +48,19 @@ class Latency:
 
 @dataclass(frozen=True)
 class PipelineStats:
-    """What a pipeline did since it was made, or since `reset`.
+    """Everything a pipeline counted since it was made, or since `reset`.
 
-    A picture's latency is its share of the time its batch took in the stages it went through; at
-    batch 1 that is what it took. Waiting for other pictures of a stream, and preprocessing, are
-    not in it.
+    The latency of a picture is its share of the time its batch took in the stages it went through.
+    Waiting for other pictures of a stream and preprocessing do not count.
 
     Attributes:
-        pictures: Classified.
+        pictures: Number classified.
         early_exit_fraction: Share that left after the first stage; None before the first picture,
             and for a network of one stage.
         stages: Latency by the stage a picture left from: `early_exit`, `refine` (both stages
             together), `single`; only those that occurred.
-        latency_ms_mean: Of all pictures; None before the first.
-        preprocess: Reading and preparing a picture; None before the first.
+        latency_ms_mean: Mean of all pictures; None before the first.
+        preprocess: Time to read and prepare a picture; None before the first.
         confidence_histogram: Share of pictures in each of 20 equal bins of the first stage's
             confidence over [0, 1], as in a calibration record; None where
             `early_exit_fraction` is.
@@ -75,7 +74,7 @@ class PipelineStats:
     confidence_histogram: tuple[float, ...] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return JSON-ready values."""
         return asdict(self)
 
 
@@ -102,12 +101,12 @@ class Stats:
                     self._confidences[confidence_bin(outcome.early_exit_confidence)] += 1
 
     def add_preprocess(self, ms: float) -> None:
-        """Count a picture that was read and prepared in so many milliseconds."""
+        """Count the milliseconds it took to read and prepare a picture."""
         with self._lock:
             self._preprocess.add(ms)
 
     def snapshot(self) -> PipelineStats:
-        """Everything counted so far, at one moment."""
+        """Return everything counted so far, at one moment."""
         with self._lock:
             stages = {stage: times.latency() for stage, times in self._stages.items()}
             total_ms = sum(times.total_ms for times in self._stages.values())
@@ -127,7 +126,7 @@ class Stats:
 
 
 def confidence_bin(confidence: float) -> int:
-    """Which of 20 equal bins over [0, 1]; 1 itself belongs to the last."""
+    """Find the bin, of 20 equal ones over [0, 1]; 1 itself belongs to the last."""
     return min(int(confidence * HISTOGRAM_BINS), HISTOGRAM_BINS - 1)
 
 
@@ -146,7 +145,7 @@ class _Times:
         self._bins[int(math.log(inside / _SHORTEST_MS) / _GROWTH)] += 1
 
     def latency(self) -> Latency:
-        """What was added, summed up; at least one picture."""
+        """Summarize what was added; at least one picture."""
         return Latency(
             self.count,
             self.total_ms / self.count,
@@ -156,7 +155,7 @@ class _Times:
         )
 
     def _percentile(self, share: float) -> float:
-        """The middle, by ratio, of the bin where so large a share has been counted."""
+        """Find the bin that reaches a share of the count, and return its middle by ratio."""
         wanted = math.ceil(share * self.count)
         seen = 0
         for index, count in enumerate(self._bins):  # noqa: B007  the last index is the answer

@@ -123,7 +123,7 @@ def test_few_pictures_say_nothing(count) -> None:
     assert report.pictures == count
     assert not report.enough
     assert not report.drifted
-    assert "too few to say" in str(report)
+    assert "too few to tell" in str(report)
 
 
 def test_frames_of_one_scene_count_for_one() -> None:

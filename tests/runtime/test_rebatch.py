@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from sacvit_deploy.runtime.rebatch import Rebatcher
+from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
+from sacvit_deploy.spec import IMAGE
+from tests.fakes import CF, SAC, fake_sessions, random_images
+from tests.runtime.outcomes import ETA, same
+
+
+@pytest.fixture(params=[(SAC, "host"), (SAC, "graph"), (CF, "host"), (CF, "graph")], ids=str)
+def network(request):
+    return request.param
+
+
+@pytest.mark.parametrize("max_waiting", [1, 5, 1000])
+@pytest.mark.parametrize("refine_batch", [1, 3, 50])
+def test_rebatching_changes_no_outcome(network, refine_batch, max_waiting) -> None:
+    config, selection = network
+    sessions = fake_sessions(config, selection)
+    scheduler = Scheduler(config, sessions, selection)
+    images = random_images(21)
+    wanted = scheduler.run(images, FixedExit(ETA))
+    sessions["refine"].calls.clear()
+    rebatcher = Rebatcher(
+        scheduler, FixedExit(ETA), refine_batch=refine_batch, max_waiting=max_waiting
+    )
+    found = []
+    for start in range(0, 21, 4):
+        found += rebatcher.push(images[start : start + 4])
+        assert min(start + 4, 21) - len(found) <= max_waiting
+    found += rebatcher.finish()
+    same(found, wanted)
+    assert max(len(feeds[IMAGE]) for feeds in sessions["refine"].calls) <= refine_batch
+
+
+def test_rebatching_fills_the_second_stage() -> None:
+    sessions = fake_sessions(SAC)
+    rebatcher = Rebatcher(
+        Scheduler(SAC, sessions), FixedExit(ETA), refine_batch=4, max_waiting=1000
+    )
+    images = random_images(32)
+    ready = [outcome for row in images for outcome in rebatcher.push(row[None])]
+    sizes = [len(feeds[IMAGE]) for feeds in sessions["refine"].calls]
+    assert len(sizes) > 1
+    assert set(sizes) == {4}
+    assert len(ready) + len(rebatcher.finish()) == 32
+    assert rebatcher.finish() == []
