@@ -50,7 +50,7 @@ class Pipeline:
     """Classifies pictures; `sacvit_deploy.load` makes one.
 
     Safe to share between threads: a call reads `eta` when it starts and keeps everything else on
-    its stack.
+    its stack. As a context manager it is closed when the block ends.
 
     Attributes:
         manifest: Description of the bundle.
@@ -195,7 +195,7 @@ class Pipeline:
         Raises:
             ImageError: A picture cannot be read; of several, the error names its index.
             ConfigError: `eta` or `batch_size` is out of range.
-            EngineError: The backend failed.
+            EngineError: The backend failed, or the pipeline is closed.
         """
         policy = self._asked_policy(eta)
         batch_size = self._batch_size(batch_size, CALL_BATCH)
@@ -240,7 +240,7 @@ class Pipeline:
         Raises:
             ImageError: A frame cannot be read; the results of all frames before it come first.
             ConfigError: `eta`, `batch_size` or `max_waiting` is out of range.
-            EngineError: The backend failed.
+            EngineError: The backend failed, or the pipeline is closed.
         """
         # Checked here and not in the generator, so that a mistake shows where it was made.
         batch_size = self._batch_size(batch_size, STREAM_BATCH)
@@ -269,7 +269,7 @@ class Pipeline:
 
         Raises:
             ConfigError: `eta` is out of range.
-            EngineError: The backend failed.
+            EngineError: The backend failed, or the pipeline is closed.
         """
         policy = FixedExit(self.eta if eta is None else check_eta(eta))
         return self._scheduler.run(images, policy, scores=scores)
@@ -322,6 +322,21 @@ class Pipeline:
                 "Calibrate it: sacvit-deploy calibrate BUNDLE DATA",
             )
         return self._drift.report()
+
+    def close(self) -> None:
+        """Release the sessions and their memory; pipelines made by `with_budget` share them.
+
+        Closing twice is allowed. Calls after that raise `EngineError`.
+        """
+        self._opened.close()
+
+    def __enter__(self) -> Pipeline:
+        """Return the pipeline itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the pipeline."""
+        self.close()
 
     def _stream(
         self, frames: Iterator[PictureSource], rebatcher: Rebatcher, batch_size: int

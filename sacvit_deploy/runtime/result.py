@@ -25,8 +25,8 @@ class Result:
         class_index: Class with the largest logit; of equal ones the lowest index.
         label: Name of the class.
         probability: Softmax probability of the class at temperature 1, in (0, 1].
-        stage: Graph the picture left from: `early_exit` or `refine`, or `single` for a network of one
-            stage.
+        stage: Graph the picture left from: `early_exit` or `refine`, or `single` for a network of
+            one stage.
         early_exit_probability: Largest probability after the first stage, at the temperature of
             the exit; it is compared with `eta`. None for `single`.
         top5: The five best (class index, label, probability), best first; fewer if there are

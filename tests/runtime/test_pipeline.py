@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.errors import ConfigError, ImageError
+from sacvit_deploy.errors import ConfigError, EngineError, ImageError
 from sacvit_deploy.runtime.pipeline import Pipeline
 from tests.fakes import SAC, fake_manifest, fake_opened, random_pictures
 
@@ -157,3 +157,16 @@ def test_both_stages_answer_every_picture_at_eta_1(pipeline) -> None:
 def test_a_pipeline_without_a_budget_says_so(pipeline) -> None:
     with pytest.raises(ConfigError, match="with_budget"):
         _ = pipeline.budget
+
+
+def test_a_closed_pipeline_runs_nothing(pipeline) -> None:
+    budgeted = pipeline.with_budget(ms=5)
+    with pipeline as opened:
+        assert opened is pipeline
+        assert opened(PICTURES[0]) == pipeline(PICTURES[0])
+    for closed in (pipeline, budgeted):
+        with pytest.raises(EngineError, match="closed"):
+            closed(PICTURES[0])
+        with pytest.raises(EngineError, match="closed"):
+            list(closed.stream(PICTURES))
+    pipeline.close()
