@@ -1,4 +1,4 @@
-"""From a picture to the input tensor; the one implementation that every path uses."""
+"""Preprocessing of a picture to an input tensor, for running, evaluating and training alike."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 Pixels = Union["npt.NDArray[np.float32]", "npt.NDArray[np.uint8]"]
 
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Half the width of the wider filter, bicubic, in pixels of the coarser grid.
 _REACH = 2
 
@@ -29,20 +26,19 @@ _REACH = 2
 class Preprocessor:
     """Resize, centre crop and, for float graphs, normalise. Safe to share between threads.
 
-    Rounding follows timm and torchvision: the picture is resized to cover
+    Rounding follows timm and torchvision. The picture is resized to cover
     `floor(crop / crop_ratio)` in both axes, one axis exactly and the other rounded down
-    (torchvision `Resize`; timm's `scale_size`), and the crop starts at
-    `round((resized - crop) / 2)`, halves to even (`CenterCrop`). For a square crop that is
-    "shorter side to 256, crop 224".
+    (torchvision `Resize`, timm `scale_size`). The crop starts at `round((resized - crop) / 2)`,
+    halves to even (`CenterCrop`). For a square crop this is "shorter side to 256, crop 224".
 
-    Only the cropped part is resampled, which nearly halves the time and keeps a 1x5000 picture from
-    becoming 256x1,280,000 on the way. Against resizing all and then cropping, values differ by at
-    most 2 of 255 and few do, because Pillow takes the crop's corners in single precision. Pictures
-    many times as high as wide can differ more under Pillow 13, which resizes them columns first.
+    Only the cropped part is resampled. This nearly halves the time, and a 1x5000 picture never
+    becomes 256x1,280,000. Compared with resizing the whole picture, few values differ, and by at
+    most 2 of 255, because Pillow stores the crop's corners in single precision. Pictures many
+    times as high as wide can differ more under Pillow 13, which resizes them columns first.
 
     Attributes:
         spec: Sizes, filter, mean and std.
-        input_kind: What the graph takes: `float` normalised values, or `uint8` pixels.
+        input_kind: Input of the graph: `float` normalised values, or `uint8` pixels.
     """
 
     spec: Preprocessing
@@ -52,7 +48,7 @@ class Preprocessor:
         """Make the input tensor of one picture.
 
         Args:
-            source: Anything `read_picture` takes.
+            source: Any source that `read_picture` accepts.
 
         Returns:
             (3, H, W), RGB, C-contiguous: float32 `(x / 255 - mean) / std`, or uint8 `x`.
@@ -70,20 +66,25 @@ class Preprocessor:
             pixels: uint8 of shape (..., 3, H, W), RGB.
 
         Returns:
-            float32 of the same shape.
+            float32 of the same shape, C-contiguous.
         """
-        values = pixels.astype(np.float32)
+        values = pixels.astype(np.float32, order="C")
         values /= np.float32(255)
         values -= np.array(self.spec.mean, np.float32).reshape(3, 1, 1)
         values /= np.array(self.spec.std, np.float32).reshape(3, 1, 1)
         return values
 
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's filter for resizing."""
+        return _FILTERS[self.spec.interpolation]
+
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of a picture that the network sees.
+        """Find the part of a picture that the network sees.
 
         Args:
-            width: Of the picture, in pixels.
-            height: Of the picture, in pixels.
+            width: Width of the picture in pixels.
+            height: Height of the picture in pixels.
 
         Returns:
             (left, top, right, bottom) in pixels of the picture, with fractions.
@@ -104,16 +105,16 @@ class Preprocessor:
         )
 
     def _crop(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
-        """Resample the crop box alone, rows first, each pass rounding to 8 bits."""
+        """Resample only the crop box, rows first; each pass rounds to 8 bits."""
         height, width = self.spec.crop
-        resample = _FILTERS[self.spec.interpolation]
         left, top, right, bottom = self.crop_box(*picture.size)
         reach = _REACH * max(1.0, (bottom - top) / height) + 1
         first = max(0, math.floor(top - reach))
         last = min(picture.height, math.ceil(bottom + reach))
-        # Two calls, because in one Pillow 13 takes the columns of high crops first and Pillow 10
-        # the rows. It rounds between them, so the order shows: up to 20 of 255 at hard edges.
+        # Two calls, because a single one resizes the columns of high crops first in Pillow 13 and
+        # the rows in Pillow 10. The order changes values by up to 20 of 255 at hard edges.
         strip = picture.crop((0, first, picture.width, last))
-        strip = strip.resize((width, last - first), resample, (left, 0, right, last - first))
-        cropped = strip.resize((width, height), resample, (0, top - first, width, bottom - first))
+        strip = strip.resize((width, last - first), self.resampling, (left, 0, right, last - first))
+        box = (0, top - first, width, bottom - first)
+        cropped = strip.resize((width, height), self.resampling, box)
         return np.array(np.asarray(cropped).transpose(2, 0, 1), order="C")

@@ -1,4 +1,7 @@
-"""Random numbers without a state: each draw is named, so that nothing has to be saved to resume."""
+"""Pictures of a run, in an order derived from the seed.
+
+Random numbers have no state: each draw is named, so that a resumed run repeats the same draws.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +14,54 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from sacvit_deploy.errors import DataError
+from sacvit_deploy.errors import DataError, ImageError
+from sacvit_deploy.runtime.pictures import read_picture
+from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import Sample, SampleSet, read_samples
-from sacvit_deploy.training.augmentation import evaluation_tensor, training_tensor
+from sacvit_deploy.training.augmentation import training_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from PIL import Image
     from torch import Tensor
 
     from sacvit_deploy.spec import Preprocessing
-    from sacvit_deploy.training.config import AugmentationConfig, TrainConfig
+    from sacvit_deploy.training.config import TrainConfig
     from sacvit_deploy.training.run import Processes
 
+LabelledImage = tuple[torch.Tensor, int]
+"""Normalised image (3, H, W) and class index."""
 
+# A worker returns an error as a value, because torch would raise an error of another type.
+Item = LabelledImage | DataError
+
+_K = TypeVar("_K")
 _SEED_BYTES = 8
 
 
 def derived_seed(seed: int, *name: str | int) -> int:
-    """A 63-bit seed for one purpose, for example `derived_seed(0, "picture", epoch, index)`."""
+    """Derive a 63-bit seed for one purpose: `derived_seed(0, "picture", epoch, index)`."""
     text = "/".join(map(str, (seed, *name))).encode()
     digest = hashlib.blake2b(text, digest_size=_SEED_BYTES).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator_for(seed: int, *name: str | int) -> np.random.Generator:
-    """A fresh numpy generator for one purpose."""
+    """Make a fresh numpy generator for one purpose."""
     return np.random.default_rng(derived_seed(seed, *name))
 
 
 def seed_torch(seed: int, *name: str | int) -> None:
-    """Set torch's own generators, on every device, for one purpose."""
+    """Seed torch's own generators, on every device, for one purpose."""
     torch.manual_seed(derived_seed(seed, *name))
 
 
-_K = TypeVar("_K")
-_WHITE = (255, 255, 255, 255)
-
-LabelledImage = tuple[torch.Tensor, int]
-"""A normalised image (3, H, W) and its class index."""
-
-# An error travels from a reading process as a value: torch would turn it into another one.
-Item = LabelledImage | DataError
-
-
-class Key(NamedTuple):
-    """Which picture, and in which epoch, since each epoch varies it anew."""
-
-    epoch: int
-    picture: int
-
-
-class UnreadablePictureWarning(UserWarning):
-    """A picture could not be read, and another took its place."""
-
-
 def open_samples(path: Path, num_classes: int) -> SampleSet:
-    """List a data set whose classes are as many as the model's.
+    """List a data set with as many classes as the model.
 
     Raises:
         DataError: The data set cannot be read, or has another number of classes.
@@ -86,10 +76,10 @@ def open_samples(path: Path, num_classes: int) -> SampleSet:
 
 
 def check_same_classes(train: SampleSet, validation: SampleSet, path: Path) -> None:
-    """A class index must mean the same in both data sets.
+    """Check that a class index means the same in both data sets.
 
     Raises:
-        DataError: Names classes that only one of them has.
+        DataError: Names the classes that only one of them has.
     """
     different = sorted(set(train.classes) ^ set(validation.classes))
     if different:
@@ -100,33 +90,24 @@ def check_same_classes(train: SampleSet, validation: SampleSet, path: Path) -> N
         )
 
 
-def read_rgb(sample: Sample) -> Image.Image:
-    """The picture upright, on white where it is transparent, in mode RGB.
+class Key(NamedTuple):
+    """A picture in an epoch; each epoch augments it anew."""
 
-    Raises:
-        DataError: It cannot be decoded; the error names it.
-    """
-    try:
-        with sample.open() as stream, Image.open(stream) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.has_transparency_data:
-                layer = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer)
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(
-            f"The picture {sample.name!r} cannot be read: {error}.",
-            'Replace or remove it, or set on_corrupt = "skip" in [data].',
-        ) from error
+    epoch: int
+    picture: int
+
+
+class UnreadablePictureWarning(UserWarning):
+    """A picture could not be read and was replaced by another."""
 
 
 class TrainingPictures(Dataset[Item]):
-    """Varied pictures, asked for by `Key`."""
+    """Augmented pictures by `Key`."""
 
     def __init__(self, samples: SampleSet, spec: Preprocessing, config: TrainConfig) -> None:
         self.samples = _Reopened(samples)
-        self.spec = spec
-        self.augmentation: AugmentationConfig = config.augmentation
+        self.preprocessor = Preprocessor(spec)
+        self.augmentation = config.augmentation
         self.seed = config.seed
         self.skip = config.data.on_corrupt == "skip"
 
@@ -137,34 +118,35 @@ class TrainingPictures(Dataset[Item]):
         return _item(self.read, key)
 
     def read(self, key: Key) -> LabelledImage:
-        """The picture as this epoch varies it.
+        """Read a picture and augment it for its epoch.
 
         Raises:
-            DataError: It cannot be read, and may not be skipped.
+            DataError: The picture cannot be read and may not be skipped.
         """
         label, picture = self._read(key.picture)
         generator = generator_for(self.seed, "picture", key.epoch, key.picture)
-        return training_tensor(picture, self.spec, self.augmentation, generator), label
+        return training_tensor(picture, self.preprocessor, self.augmentation, generator), label
 
     def _read(self, index: int) -> tuple[int, Image.Image]:
-        """The picture, or where that is allowed the next one that can be read."""
+        """Read a picture, or the next readable one if pictures may be skipped."""
         for offset in range(len(self)):
             sample, label = self.samples[(index + offset) % len(self)]
             try:
-                return label, read_rgb(sample)
-            except DataError as error:
+                return label, read_picture(sample)
+            except ImageError as error:
                 if not self.skip:
-                    raise
+                    fix = 'Replace or remove it, or set on_corrupt = "skip" in [data].'
+                    raise DataError(error.problem, fix) from error
                 warnings.warn(error.problem, UnreadablePictureWarning, stacklevel=2)
         raise DataError("No picture of the data set can be read.", "Give another data set.")
 
 
 class ValidationPictures(Dataset[Item]):
-    """Pictures as the network sees them in use, in the order of the data set."""
+    """Pictures preprocessed as in deployment, in the order of the data set."""
 
     def __init__(self, samples: SampleSet, spec: Preprocessing) -> None:
         self.samples = _Reopened(samples)
-        self.spec = spec
+        self.preprocessor = Preprocessor(spec)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -173,13 +155,16 @@ class ValidationPictures(Dataset[Item]):
         return _item(self.read, index)
 
     def read(self, index: int) -> LabelledImage:
-        """The picture of that number.
+        """Read and preprocess a picture by its position.
 
         Raises:
-            DataError: It cannot be read.
+            DataError: The picture cannot be read.
         """
         sample, label = self.samples[index]
-        return evaluation_tensor(read_rgb(sample), self.spec), label
+        try:
+            return torch.from_numpy(self.preprocessor(sample)), label
+        except ImageError as error:
+            raise DataError(error.problem, "Replace or remove it.") from error
 
 
 def _item(read: Callable[[_K], LabelledImage], key: _K) -> Item:
@@ -189,30 +174,8 @@ def _item(read: Callable[[_K], LabelledImage], key: _K) -> Item:
         return error
 
 
-def collate(items: list[Item]) -> tuple[Tensor, Tensor] | DataError:
-    """A batch (B, 3, H, W) and (B,), or the first error among its items."""
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-    batch: tuple[Tensor, Tensor] = default_collate(items)
-    return batch
-
-
-def read_batches(loader: DataLoader[Item]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a loader that uses `collate`.
-
-    Raises:
-        DataError: A picture cannot be read.
-    """
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        image, label = batch
-        yield image, label
-
-
 class _Reopened:
-    """Samples whose zip every process opens for itself: a file position cannot be shared."""
+    """Samples whose zip each process opens for itself, since a file position cannot be shared."""
 
     def __init__(self, samples: SampleSet) -> None:
         index_of = {label: index for index, label in enumerate(samples.classes)}
@@ -242,21 +205,16 @@ class _Reopened:
         return {**self.__dict__, "_archive": None}
 
 
-def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order in which an epoch takes the pictures, (size,) int64."""
-    return generator_for(seed, "order", epoch).permutation(size)
-
-
 @dataclass(frozen=True)
 class BatchPlan:
     """The division of epochs into steps, and of steps into parts.
 
     Attributes:
-        pictures: In the training set.
-        batch_size: Pictures of one optimiser step over all processes.
-        parts: Parts a process computes its share of a step in.
-        processes: How many there are, and which one this is.
-        seed: Of the order.
+        pictures: Number of training pictures.
+        batch_size: Pictures of one optimiser step, over all processes.
+        parts: Number of parts that each process divides its share of a step into.
+        processes: The processes that share a step.
+        seed: Seed of the order.
     """
 
     pictures: int
@@ -281,11 +239,11 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches of an epoch; the few pictures left over are not used in it."""
+        """Number of full batches in an epoch. The epoch does not use the remaining pictures."""
         return self.pictures // self.batch_size
 
     def parts_from(self, step: int) -> Iterator[list[Key]]:
-        """The parts of this process from a step to the end of its epoch.
+        """Yield this process's parts from a step to the end of its epoch.
 
         Args:
             step: 0-based, counted over the whole run.
@@ -300,6 +258,31 @@ class BatchPlan:
                 yield [Key(epoch, int(index)) for index in own[start : start + part_size]]
 
 
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Draw the order of an epoch's pictures, (size,) int64."""
+    return generator_for(seed, "order", epoch).permutation(size)
+
+
+def epoch_loader(
+    pictures: TrainingPictures, plan: BatchPlan, step: int, config: TrainConfig
+) -> DataLoader[Item]:
+    """Load this process's parts from a step to the end of its epoch.
+
+    Args:
+        pictures: Training pictures.
+        plan: Division into parts.
+        step: First step, counted over the whole run.
+        config: Names the number of workers.
+    """
+    return DataLoader(
+        pictures,
+        batch_sampler=_PartSampler(plan, step),
+        num_workers=config.data.workers,
+        collate_fn=collate,
+        pin_memory=plan.processes.device.type == "cuda",
+    )
+
+
 class _PartSampler(Sampler[list[Key]]):
     def __init__(self, plan: BatchPlan, step: int) -> None:
         self._plan = plan
@@ -309,21 +292,23 @@ class _PartSampler(Sampler[list[Key]]):
         return self._plan.parts_from(self._step)
 
 
-def epoch_loader(
-    pictures: TrainingPictures, plan: BatchPlan, step: int, config: TrainConfig
-) -> DataLoader[Item]:
-    """Loads the parts of this process from a step to the end of its epoch.
+def collate(items: list[Item]) -> tuple[Tensor, Tensor] | DataError:
+    """Stack items to a batch (B, 3, H, W) and (B,), or return their first error."""
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+    batch: tuple[Tensor, Tensor] = default_collate(items)
+    return batch
 
-    Args:
-        pictures: The data set.
-        plan: How it is divided.
-        step: Where to begin, counted over the whole run.
-        config: For the number of workers.
+
+def read_batches(loader: DataLoader[Item]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of a loader that uses `collate`.
+
+    Raises:
+        DataError: A picture cannot be read.
     """
-    return DataLoader(
-        pictures,
-        batch_sampler=_PartSampler(plan, step),
-        num_workers=config.data.workers,
-        collate_fn=collate,
-        pin_memory=plan.processes.device.type == "cuda",
-    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        image, label = batch
+        yield image, label

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sacvit_deploy.errors import DataError
 from sacvit_deploy.families.config import preset_preprocessing
-from sacvit_deploy.samples import Sample, read_samples
+from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.samples import Sample, SampleSet, read_samples, sample_pictures
+from sacvit_deploy.spec import Preprocessing
 from sacvit_deploy.training.data import (
     Key,
     TrainingPictures,
@@ -19,7 +22,6 @@ from sacvit_deploy.training.data import (
     epoch_order,
     open_samples,
     read_batches,
-    read_rgb,
 )
 
 
@@ -73,7 +75,7 @@ def with_a_broken_one(train_folder, tmp_path):
 
 
 def test_a_corrupt_picture_stops_by_name(run, with_a_broken_one):
-    with pytest.raises(DataError, match=r"green.2\.png.* cannot be read"):
+    with pytest.raises(DataError, match=r"green.2\.png.* is not a picture that can be read"):
         pictures_of(run, with_a_broken_one).read(Key(0, 10))
 
 
@@ -85,7 +87,7 @@ def test_the_error_survives_a_reading_process(run, with_a_broken_one, workers):
         num_workers=workers,
         collate_fn=collate,
     )
-    with pytest.raises(DataError, match=r"green.2\.png.* cannot be read"):
+    with pytest.raises(DataError, match=r"green.2\.png.* is not a picture that can be read"):
         list(read_batches(loader))
 
 
@@ -111,9 +113,51 @@ def test_nothing_can_be_read(run, tmp_path):
         pictures.read(Key(0, 0))
 
 
-def test_transparent_is_white(tmp_path):
-    Image.new("RGBA", (2, 2), (9, 9, 9, 0)).save(tmp_path / "x.png")
-    assert read_rgb(Sample(str(tmp_path / "x.png"), "a")).getpixel((0, 0)) == (255, 255, 255)
+def one_sample(path) -> SampleSet:
+    return SampleSet((Sample(str(path), "a"),), ("a",))
+
+
+@pytest.mark.parametrize("path", sample_pictures(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "spec",
+    [Preprocessing((224, 224)), Preprocessing((32, 32)), Preprocessing((24, 40), 1.0, "bilinear")],
+    ids=["224", "32", "24x40"],
+)
+def test_validation_sees_what_the_runtime_sees(path, spec):
+    image, _ = ValidationPictures(one_sample(path), spec).read(0)
+    assert image.dtype == torch.float32
+    assert np.array_equal(image.numpy(), Preprocessor(spec)(path))
+
+
+@pytest.mark.parametrize("kind", ["16-bit grey", "transparent", "turned by EXIF"])
+def test_training_reads_pictures_as_the_runtime_does(run, tmp_path, kind):
+    """Each kind of picture and a plain one of the same look become the same tensors."""
+    values = np.linspace(0, 255, 20 * 20).reshape(20, 20).astype(np.uint8)
+    plain, special = tmp_path / "plain.png", tmp_path / "special.png"
+    Image.fromarray(values).save(plain)
+    if kind == "16-bit grey":
+        Image.fromarray(values.astype(np.uint16) * 257).save(special)
+    elif kind == "transparent":
+        Image.fromarray(np.full_like(values, 255)).save(plain)
+        Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(special)
+    else:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 3
+        Image.fromarray(values[::-1, ::-1]).save(special, exif=exif)
+    (one, _), (other, _) = (
+        pictures_of(run, one_sample(p)).read(Key(0, 0)) for p in (plain, special)
+    )
+    assert torch.equal(one, other)
+    spec = preset_preprocessing(run.model)
+    for path in (plain, special):
+        image, _ = ValidationPictures(one_sample(path), spec).read(0)
+        assert np.array_equal(image.numpy(), Preprocessor(spec)(plain))
+
+
+def test_a_corrupt_validation_picture_stops_by_name(run, with_a_broken_one):
+    pictures = ValidationPictures(with_a_broken_one, preset_preprocessing(run.model))
+    with pytest.raises(DataError, match=r"green.2\.png.* is not a picture that can be read"):
+        pictures.read(10)
 
 
 def test_as_many_classes_as_the_model(train_folder):
