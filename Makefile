@@ -21,8 +21,8 @@ check: $(VENV)/test.stamp  ## Run the checks that do not run the code
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pytest: $(VENV)/test.stamp  ## Run the tests; choose some with ARGS='-m "not slow"'
-	$(BIN)/python -m pytest $(ARGS)
+pytest: $(VENV)/test.stamp  ## Run the tests, a process for each core; choose some with ARGS='-m "not slow"'
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 format: $(VENV)/test.stamp  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .

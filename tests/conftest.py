@@ -7,6 +7,7 @@ changes one takes a copy. torch is imported by the fixtures that need it.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.model.two_stage import TwoStageViT
+
+# The tests run in a process for each core: several threads in each would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _ROOT = Path(__file__).resolve().parents[1]
 # What the driver or the board's system image leaves; asking needs no library.
