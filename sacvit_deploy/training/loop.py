@@ -1,4 +1,4 @@
-"""The training loop: steps, validations and checkpoints in an order that a kill cannot disturb."""
+"""The training loop: steps, validations and checkpoints, safe to kill at any moment."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sacvit_deploy.training.augmentation import mix_batch
 from sacvit_deploy.training.config import TrainConfig
 from sacvit_deploy.training.data import epoch_loader, generator_for, read_batches, seed_torch
 from sacvit_deploy.training.metrics import MetricsLog, validate
-from sacvit_deploy.training.objective import Losses, smooth_targets
+from sacvit_deploy.training.objective import Losses, recipe_loss, smooth_targets
 from sacvit_deploy.training.optimizer import learning_rate
-from sacvit_deploy.training.run import Workbench, joined_processes, load_run, save_run, set_up
+from sacvit_deploy.training.run import Run, joined_processes, load_run, save_run, set_up
 
 RUN_FILE, LAST_FILE, BEST_FILE = "run.safetensors", "last.safetensors", "best.safetensors"
 METRICS_FILE, CONFIG_FILE = "metrics.jsonl", "config.json"
@@ -29,14 +29,14 @@ METRICS_FILE, CONFIG_FILE = "metrics.jsonl", "config.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is.
+    """The progress of a run after a step.
 
     Attributes:
         step: Optimiser steps done.
-        total_steps: Of the whole run.
-        loss: Of the last step.
-        images_per_s: Since this process started, over all processes.
-        seconds_left: At that speed, validations not counted.
+        total_steps: Optimiser steps of the whole run.
+        loss: Loss of the last step.
+        images_per_s: Mean speed since this process started, over all processes.
+        seconds_left: Remaining time at that speed, without validations.
     """
 
     step: int
@@ -48,12 +48,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run left.
+    """The result of a finished run.
 
     Attributes:
-        checkpoint: Averaged weights after the last epoch.
-        best: Averaged weights of the best validation; None without validation pictures.
-        metrics: Of the last validation, shares in [0, 1]; empty without one.
+        checkpoint: File of the averaged weights after the last epoch.
+        best: File of the averaged weights of the best validation; None without validation.
+        metrics: Metrics of the last validation, in [0, 1]; empty without validation.
         steps: Optimiser steps done.
     """
 
@@ -66,47 +66,40 @@ class TrainResult:
 def train(
     config: TrainConfig, report: Callable[[Progress], None] = lambda progress: None
 ) -> TrainResult:
-    """Train a network, or go on with a run that was interrupted in the same output folder.
+    """Train a network, or resume an interrupted run in the same output folder.
 
-    Under torchrun every process calls this; the output folder must be the same for all. On a CPU
-    the result is the same to the last bit however often the run was killed; on a GPU up to the
-    order of its sums.
+    Under torchrun every process calls this with the same output folder. A resumed run ends in the
+    same weights as an uninterrupted one: to the bit on a CPU, up to the order of sums on a GPU.
 
     Args:
-        config: The run.
+        config: Configuration of the run.
         report: Called by the first process after each step.
-
-    Returns:
-        Where the weights are, and how good.
 
     Raises:
         ConfigError: The device does not exist.
-        DataError: Pictures cannot be read, do not fit the model, or metrics cannot be written.
+        DataError: Pictures cannot be read or do not fit the model, or a file cannot be written.
         CheckpointError: Weights cannot be read or written, or the folder holds another run.
-        SacvitDeployError: The loss is not a number.
+        SacvitDeployError: The loss is not finite.
     """
     with joined_processes(config.device) as processes:
         _make_folder(config.output)
-        bench = set_up(config, processes)
+        run = set_up(config, processes)
         run_file = config.output / RUN_FILE
         if run_file.exists():
-            load_run(run_file, bench.state, config)
-        loop = _Loop(config, bench, report)
-        return loop.run()
+            load_run(run_file, run.state, config)
+        return _Loop(config, run, report).complete()
 
 
 class _Loop:
-    def __init__(
-        self, config: TrainConfig, bench: Workbench, report: Callable[[Progress], None]
-    ) -> None:
-        self.config, self.bench, self.report = config, bench, report
-        self.state, self.processes, self.plan = bench.state, bench.processes, bench.plan
+    def __init__(self, config: TrainConfig, run: Run, report: Callable[[Progress], None]) -> None:
+        self.config, self.run, self.report = config, run, report
+        self.state, self.processes, self.plan = run.state, run.processes, run.plan
         self.total_steps = config.schedule.epochs * self.plan.steps_per_epoch
         self.metrics: dict[str, float] = {}
         self.log: MetricsLog | None = None
         self.started, self.first_step = time.monotonic(), self.state.step
 
-    def run(self) -> TrainResult:
+    def complete(self) -> TrainResult:
         output = self.config.output
         if self.processes.first:
             _write_config(self.config)
@@ -119,13 +112,12 @@ class _Loop:
             self._end_epoch()
         if self.log:
             self.log.close()
-        best = output / BEST_FILE if self.bench.validation else None
+        best = output / BEST_FILE if self.run.validation else None
         return TrainResult(output / LAST_FILE, best, self.metrics, self.state.step)
 
     def _rest_of_epoch(self) -> None:
         config, state = self.config, self.state
-        loader = epoch_loader(self.bench.training, self.plan, state.step, config)
-        parts = read_batches(loader)
+        parts = read_batches(epoch_loader(self.run.training, self.plan, state.step, config))
         left = self.plan.steps_per_epoch - state.step % self.plan.steps_per_epoch
         for _ in range(left):
             losses = self._step([next(parts) for _ in range(self.plan.parts)])
@@ -133,7 +125,7 @@ class _Loop:
             self._after_step(losses)
 
     def _step(self, parts: list[tuple[Tensor, Tensor]]) -> Losses:
-        """One optimiser step; the losses are means over its parts and over all processes."""
+        """Do one optimiser step; return its losses, averaged over parts and processes."""
         state = self.state
         seed_torch(self.config.seed, "step", state.step, self.processes.rank)
         rate = learning_rate(state.step, self.plan.steps_per_epoch, self.config)
@@ -155,7 +147,7 @@ class _Loop:
         return means
 
     def _losses(self, image: Tensor, label: Tensor, part: int) -> Losses:
-        config, bench, device = self.config, self.bench, self.processes.device
+        config, run, device = self.config, self.run, self.processes.device
         image, label = image.to(device), label.to(device)
         target = smooth_targets(label, config.model.num_classes, config.loss.label_smoothing)
         draws = generator_for(config.seed, "mix", self.state.step, part)
@@ -163,17 +155,16 @@ class _Loop:
         epoch = self.state.step // self.plan.steps_per_epoch
         low = config.optimizer.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            answers = bench.forward(image, epoch < config.schedule.all_tokens_epochs)
+            answers = run.forward(image, epoch < config.schedule.all_tokens_epochs)
             with torch.no_grad():
-                teacher = bench.teacher(image) if bench.teacher else None
-        losses: Losses = bench.loss(answers.answer, answers.early_exit, target, teacher)
-        return losses
+                teacher = run.teacher(image) if run.teacher else None
+        return recipe_loss(answers, target, config.loss, teacher)
 
     def _synchronised(self, *, last: bool) -> nullcontext[None]:
-        """Only the last part of a step sends gradients to the other processes."""
+        """Exchange gradients between processes only in the last part of a step."""
         if last or self.processes.count == 1:
             return nullcontext()
-        without: nullcontext[None] = self.bench.forward.no_sync()  # type: ignore[operator]
+        without: nullcontext[None] = self.run.forward.no_sync()  # type: ignore[operator]
         return without
 
     def _check_finite(self, losses: Losses) -> None:
@@ -203,24 +194,22 @@ class _Loop:
             self._save()
 
     def _end_epoch(self) -> None:
-        """Validate and write; the run itself last, so that a kill before it repeats the rest."""
+        """Validate and save. The run comes last: after a kill before that, the rest is repeated."""
         epoch = self.state.step // self.plan.steps_per_epoch
         last = self.state.step == self.total_steps
         if last or epoch % self.config.schedule.validate_every == 0:
             self.metrics = self._validate()
             self._keep_best()
-        if self.processes.first:
-            weights = self.state.average.weights
-            save_checkpoint(self.config.output / LAST_FILE, weights, self.config.model)
+        self._save_average(LAST_FILE)
         self._save()
 
     def _validate(self) -> dict[str, float]:
-        bench = self.bench
-        if bench.validation is None:
+        run = self.run
+        if run.validation is None:
             return {}
-        bench.judge.model.load_state_dict(self.state.average.weights)
+        run.averaged.model.load_state_dict(self.state.average.weights)
         workers = self.config.data.workers
-        metrics = validate(bench.judge, bench.validation, self.processes, workers)
+        metrics = validate(run.averaged, run.validation, self.processes, workers)
         if self.log:
             epoch = self.state.step / self.plan.steps_per_epoch
             self.log.write(self.state.step, {"epoch": epoch, **metrics})
@@ -231,9 +220,12 @@ class _Loop:
         if top1 is None or (self.state.best is not None and top1 <= self.state.best):
             return
         self.state.best = top1
+        self._save_average(BEST_FILE)
+
+    def _save_average(self, name: str) -> None:
         if self.processes.first:
             weights = self.state.average.weights
-            save_checkpoint(self.config.output / BEST_FILE, weights, self.config.model)
+            save_checkpoint(self.config.output / name, weights, self.config.model)
 
     def _save(self) -> None:
         if self.processes.first:

@@ -1,4 +1,4 @@
-"""The metrics of a run: JSON lines, and TensorBoard where it is asked for."""
+"""Metrics of a run: accuracy, and the log as JSON lines and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from sacvit_deploy.training.data import ValidationPictures
     from sacvit_deploy.training.run import Processes
 
+_BATCH = 128
+
 
 class MetricsLog:
-    """Appends one JSON object a line to a file; a resumed run first drops lines it will repeat.
+    """A file of one JSON object per line.
 
     Args:
-        path: The file.
-        from_step: Lines of later steps were written after the checkpoint that is resumed.
-        tensorboard: Folder of the event files; None writes none.
+        path: The file. Lines after `from_step` are removed, because a resumed run repeats them.
+        from_step: Step of the checkpoint that is resumed, or 0.
+        tensorboard: Folder for TensorBoard's event files; None writes none.
     """
 
     def __init__(self, path: Path, from_step: int, tensorboard: Path | None = None) -> None:
@@ -42,8 +44,8 @@ class MetricsLog:
 
             self._events = SummaryWriter(str(tensorboard), purge_step=from_step + 1)
 
-    def write(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Add the values of a step.
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the values of a step.
 
         Raises:
             DataError: The file cannot be written.
@@ -58,11 +60,10 @@ class MetricsLog:
             ) from error
         if self._events is not None:
             for name, value in values.items():
-                if not isinstance(value, str):
-                    self._events.add_scalar(name, value, step)
+                self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Finish the event files."""
+        """Close the event files."""
         if self._events is not None:
             self._events.close()
 
@@ -71,46 +72,43 @@ class MetricsLog:
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
-            # A kill may have cut the last line short; it belongs to a step that is repeated.
+            # A kill may leave half of the last line; its step is repeated.
             with suppress(ValueError):
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         write_whole(self._path, "".join(kept))
 
 
-_BATCH = 128
-
-
 @torch.no_grad()
 def validate(
     forward: StagedForward, pictures: ValidationPictures, processes: Processes, workers: int
 ) -> dict[str, float]:
-    """Share of right answers.
+    """Measure accuracy.
 
     Args:
-        forward: The network, in evaluation mode, on the process's device.
-        pictures: Every process measures its part of them.
-        processes: All get the same result.
-        workers: Processes that read.
+        forward: Network in evaluation mode, on the process's device.
+        pictures: Validation pictures; each process measures its share.
+        processes: Processes that share the work. All get the same result.
+        workers: Number of reading processes.
+
+    Returns:
+        `top1` of the last stage and, for two stages, `top1_early_exit` of the first, each over all
+        pictures; shares in [0, 1].
 
     Raises:
         DataError: A picture cannot be read.
-
-    Returns:
-        `top1` of the last stage for every picture and, for two stages, `top1_early_exit` of the
-        first stage for every picture; shares in [0, 1].
     """
-    part = Subset(pictures, range(processes.rank, len(pictures), processes.count))
-    right = torch.zeros(2, dtype=torch.float64, device=processes.device)
+    share = Subset(pictures, range(processes.rank, len(pictures), processes.count))
+    # Gloo and NCCL both sum doubles, so that counts stay exact.
+    correct = torch.zeros(2, dtype=torch.float64, device=processes.device)
     two_stages = False
-    loader = DataLoader(part, batch_size=_BATCH, num_workers=workers, collate_fn=collate)
+    loader = DataLoader(share, batch_size=_BATCH, num_workers=workers, collate_fn=collate)
     for image, label in read_batches(loader):
         image, label = image.to(processes.device), label.to(processes.device)
         answers = forward(image, all_tokens=False)
-        right[0] += (answers.answer.argmax(1) == label).sum()
+        correct[0] += (answers.last.argmax(1) == label).sum()
         if answers.early_exit is not None:
             two_stages = True
-            right[1] += (answers.early_exit.argmax(1) == label).sum()
-    # Gloo and NCCL both sum doubles; counts stay exact.
-    last, first = (processes.sum(right) / len(pictures)).tolist()
+            correct[1] += (answers.early_exit.argmax(1) == label).sum()
+    last, first = (processes.sum(correct) / len(pictures)).tolist()
     return {"top1": last, "top1_early_exit": first} if two_stages else {"top1": last}

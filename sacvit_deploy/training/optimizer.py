@@ -1,4 +1,4 @@
-"""AdamW in DeiT's setting, its learning rate, and the moving average of the weights."""
+"""AdamW with DeiT's settings, its learning rate, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; vectors, position tables and the class token are not decayed.
+    """Make AdamW, without weight decay for vectors, position tables and the class token.
 
-    Each group has a `scale`: its share of the learning rate, which `layer_decay` makes smaller the
-    nearer a layer is to the picture.
+    The `scale` of each group is its share of the learning rate. `layer_decay` lowers it for layers
+    near the input.
     """
     layers = {name: _layer(name) for name, _ in model.named_parameters()}
-    behind = 1 + max(layer for layer in layers.values() if layer is not None)
+    depth = 1 + max(layer for layer in layers.values() if layer is not None)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         kept = parameter.ndim < 2 or name.startswith(_TABLES)
         layer = layers[name]
-        scale = 1.0 if layer is None else config.layer_decay ** (behind - layer)
+        scale = 1.0 if layer is None else config.layer_decay ** (depth - layer)
         groups.setdefault((0.0 if kept else config.weight_decay, scale), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -45,7 +45,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 def _layer(name: str) -> int | None:
-    """How far a parameter is from the picture: 0 the embedding, then the blocks; None is behind."""
+    """Number a parameter's layer: 0 for the embedding, then the blocks; None after the blocks."""
     if name.startswith(_EMBEDDING):
         return 0
     block = _BLOCK.match(name)
@@ -53,12 +53,12 @@ def _layer(name: str) -> int | None:
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine to the least rate.
+    """Compute the learning rate of a step: linear warm-up, then a cosine to the least rate.
 
     Args:
         step: 0-based, counted over the whole run.
         steps_per_epoch: Optimiser steps of an epoch.
-        config: Peak for 512 pictures a step, least rate, and durations.
+        config: Peak rate for 512 pictures a step, least rate, and durations.
     """
     schedule, optimizer = config.schedule, config.optimizer
     peak = optimizer.learning_rate * schedule.batch_size / _REFERENCE_BATCH
@@ -74,8 +74,8 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
 class AveragedWeights:
     """Exponential moving average of a model's weights.
 
-    Early steps count more than the decay says, `(1 + step) / (10 + step)`, so that the first
-    weights are forgotten in short runs too. With decay 0 it is the weights themselves.
+    The decay is at most `(1 + step) / (10 + step)`, so that short runs forget the first weights
+    too. With decay 0 the average equals the weights.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
@@ -84,7 +84,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Take in the weights after a step (0-based)."""
+        """Add the weights after a step (0-based)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, average in self.weights.items():
             average.lerp_(weights[name].detach(), 1 - decay)

@@ -64,13 +64,12 @@ def validation_folder(tmp_path_factory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("validation"), 4, seed=1)
 
 
-@pytest.fixture
-def run(train_folder, validation_folder, tmp_path) -> TrainConfig:
+def tiny_run(train_folder: Path, validation_folder: Path, output: Path) -> TrainConfig:
     """Three epochs of four steps; clustering from the second epoch on."""
     return TrainConfig(
         TINY,
         DataConfig(train_folder, validation_folder),
-        tmp_path / "run",
+        output,
         schedule=ScheduleConfig(
             epochs=3,
             all_tokens_epochs=1,
@@ -81,6 +80,11 @@ def run(train_folder, validation_folder, tmp_path) -> TrainConfig:
         ),
         optimizer=OptimizerConfig(learning_rate=0.05, ema_decay=0.5),
     )
+
+
+@pytest.fixture
+def run(train_folder, validation_folder, tmp_path) -> TrainConfig:
+    return tiny_run(train_folder, validation_folder, tmp_path / "run")
 
 
 @pytest.fixture

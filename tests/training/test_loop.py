@@ -19,7 +19,7 @@ from sacvit_deploy.training import loop
 from sacvit_deploy.training.config import LossConfig
 from sacvit_deploy.training.loop import Progress, train
 from sacvit_deploy.training.run import set_up
-from tests.training.conftest import TINY_DENSE
+from tests.training.conftest import TINY_DENSE, tiny_run
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT = """
@@ -74,6 +74,14 @@ def assert_same_weights(one, other) -> None:
         assert torch.equal(tensor, weights(other)[name]), name
 
 
+@pytest.fixture(scope="module")
+def whole(train_folder, validation_folder, tmp_path_factory):
+    """The tiny run from start to end, without an interruption."""
+    config = tiny_run(train_folder, validation_folder, tmp_path_factory.mktemp("whole") / "run")
+    train(config)
+    return config
+
+
 def test_it_learns_three_colours(quiet_run):
     config = changed(quiet_run, "schedule", epochs=25, checkpoint_every=100)
     config = changed(config, "optimizer", learning_rate=0.5)
@@ -102,19 +110,17 @@ def test_what_a_run_leaves(run):
     assert max(line["top1"] for line in lines if "top1" in line) >= result.metrics["top1"]
 
 
-def test_the_seed_decides(run):
-    again, other = elsewhere(run, "again"), dataclasses.replace(elsewhere(run, "other"), seed=1)
-    for config in (run, again, other):
+def test_the_seed_decides(run, whole):
+    other = dataclasses.replace(elsewhere(run, "other"), seed=1)
+    for config in (run, other):
         train(config)
-    assert_same_weights(run, again)
-    assert metrics(run) == metrics(again)
+    assert_same_weights(run, whole)
+    assert metrics(run) == metrics(whole)
     assert not torch.equal(weights(run)["head.weight"], weights(other)["head.weight"])
 
 
 @pytest.mark.parametrize(("step", "every"), [(1, 1), (4, 1), (6, 1), (7, 3), (2, 100)])
-def test_an_interrupted_run_ends_the_same(run, step, every):
-    whole = elsewhere(run, "whole")
-    train(whole)
+def test_an_interrupted_run_ends_the_same(run, whole, step, every):
     stopped = changed(run, "schedule", checkpoint_every=every)
     with pytest.raises(InterruptedRunError):
         train(stopped, interrupt_at(step))
@@ -123,9 +129,7 @@ def test_an_interrupted_run_ends_the_same(run, step, every):
     assert metrics(stopped) == metrics(whole)
 
 
-def test_kill_minus_nine(run):
-    whole = elsewhere(run, "whole")
-    train(whole)
+def test_kill_minus_nine(run, whole):
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
     killed = subprocess.run(
         [sys.executable, "-c", _SCRIPT, pickle.dumps(run).hex(), "6"],
@@ -180,9 +184,9 @@ def test_clustering_starts_after_the_first_phase(run, monkeypatch):
     phases = []
 
     def spying(*args):
-        bench = set_up(*args)
-        bench.forward.register_forward_pre_hook(lambda module, inputs: phases.append(inputs[1]))
-        return bench
+        started = set_up(*args)
+        started.forward.register_forward_pre_hook(lambda module, inputs: phases.append(inputs[1]))
+        return started
 
     monkeypatch.setattr(loop, "set_up", spying)
     train(run)

@@ -4,8 +4,15 @@ import pytest
 import torch
 from torch.nn import functional
 
+from sacvit_deploy.model.build import build_model
 from sacvit_deploy.training.config import LossConfig
-from sacvit_deploy.training.objective import RecipeLoss, divergence, smooth_targets
+from sacvit_deploy.training.objective import (
+    Answers,
+    add_drop_path,
+    divergence,
+    recipe_loss,
+    smooth_targets,
+)
 
 
 @pytest.fixture
@@ -19,7 +26,7 @@ LABELS = torch.tensor([0, 4, 2, 2])
 
 def test_smoothing_agrees_with_torch(logits):
     answer, *_ = logits
-    losses = RecipeLoss(LossConfig())(answer, None, smooth_targets(LABELS, 5, 0.1))
+    losses = recipe_loss(Answers(answer, None), smooth_targets(LABELS, 5, 0.1), LossConfig())
     expected = functional.cross_entropy(answer, LABELS, label_smoothing=0.1)
     torch.testing.assert_close(losses.total, expected)
     assert losses.early_exit == losses.teacher == 0
@@ -27,7 +34,7 @@ def test_smoothing_agrees_with_torch(logits):
 
 def test_the_papers_loss(logits):
     answer, early, _ = logits
-    losses = RecipeLoss(LossConfig())(answer, early, smooth_targets(LABELS, 5, 0.0))
+    losses = recipe_loss(Answers(answer, early), smooth_targets(LABELS, 5, 0.0), LossConfig())
     p = answer.softmax(1)
     kl = (p * (p.log() - early.log_softmax(1))).sum(1).mean()
     torch.testing.assert_close(losses.early_exit, kl)
@@ -44,7 +51,7 @@ def test_the_first_stage_does_not_teach_the_second(logits):
 def test_cross_entropy_for_the_first_stage(logits):
     answer, early, _ = logits
     target = smooth_targets(LABELS, 5, 0.0)
-    losses = RecipeLoss(LossConfig(early_exit="ce"))(answer, early, target)
+    losses = recipe_loss(Answers(answer, early), target, LossConfig(early_exit="ce"))
     torch.testing.assert_close(losses.early_exit, functional.cross_entropy(early, LABELS))
 
 
@@ -52,10 +59,31 @@ def test_a_teacher_takes_its_share(logits):
     answer, _, teacher = logits
     target = smooth_targets(LABELS, 5, 0.0)
     config = LossConfig(teacher_weight=0.25, teacher_temperature=2.0)
-    losses = RecipeLoss(config)(answer, None, target, teacher)
+    losses = recipe_loss(Answers(answer, None), target, config, teacher)
     expected = 0.75 * losses.target + 0.25 * divergence(teacher, answer, 2.0)
     torch.testing.assert_close(losses.total, expected)
 
 
 def test_equal_answers_do_not_diverge(logits):
     assert divergence(logits[0], logits[0] + 3).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_drop_path_drops_whole_pictures_while_training_only(run):
+    model = build_model(run.model)
+    add_drop_path(model, 0.5)
+    last = model.encoder()[-1].mlp.fc2
+    x = torch.ones(64, 3, 64)
+    torch.manual_seed(0)
+    whole = last.eval()(x)
+    dropped = last.train()(x)
+    zero = (dropped == 0).flatten(1).all(1)
+    assert 10 < zero.sum() < 54
+    torch.testing.assert_close(dropped[~zero], 2 * whole[~zero])
+
+
+def test_the_first_block_drops_nothing(run):
+    model = build_model(run.model)
+    add_drop_path(model, 0.9)
+    first = model.encoder()[0].mlp.fc2.train()
+    x = torch.ones(8, 3, 64)
+    assert torch.equal(first(x), first(x))

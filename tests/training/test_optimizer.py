@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sacvit_deploy.model.build import build_model
-from sacvit_deploy.training.objective import add_drop_path
 from sacvit_deploy.training.optimizer import AveragedWeights, learning_rate, make_optimizer
 
 
@@ -50,27 +49,6 @@ def test_average_of_weights():
     early = AveragedWeights(weights, 0.9999)
     early.update({"w": torch.ones(2)}, step=0)
     torch.testing.assert_close(early.weights["w"], torch.full((2,), 0.9))
-
-
-def test_drop_path_drops_whole_pictures_while_training_only(run):
-    model = build_model(run.model)
-    add_drop_path(model, 0.5)
-    last = model.encoder()[-1].mlp.fc2
-    x = torch.ones(64, 3, 64)
-    torch.manual_seed(0)
-    whole = last.eval()(x)
-    dropped = last.train()(x)
-    zero = (dropped == 0).flatten(1).all(1)
-    assert 10 < zero.sum() < 54
-    torch.testing.assert_close(dropped[~zero], 2 * whole[~zero])
-
-
-def test_the_first_block_drops_nothing(run):
-    model = build_model(run.model)
-    add_drop_path(model, 0.9)
-    first = model.encoder()[0].mlp.fc2.train()
-    x = torch.ones(8, 3, 64)
-    assert torch.equal(first(x), first(x))
 
 
 def test_layers_nearer_the_picture_learn_more_slowly(run):

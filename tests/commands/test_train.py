@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from sacvit_deploy.commands.train import command
 from sacvit_deploy.errors import ConfigError
+from tests.training.conftest import write_pictures
 
 _TOML = """
 output = "run"
@@ -35,12 +36,12 @@ batch_size = 12
 
 
 @pytest.fixture
-def config_file(tmp_path, train_folder, validation_folder):
+def config_file(tmp_path):
     pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    train = write_pictures(tmp_path / "train", 8, seed=0)
+    validation = write_pictures(tmp_path / "validation", 4, seed=1)
     path = tmp_path / "tiny.toml"
-    path.write_text(
-        _TOML.format(train=train_folder.as_posix(), validation=validation_folder.as_posix())
-    )
+    path.write_text(_TOML.format(train=train.as_posix(), validation=validation.as_posix()))
     return path
 
 
