@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.evaluation.evaluate import Evaluation
     from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
-    from sacvit_deploy.evaluation.exit_sweep import Latency, OperatingPoint
+    from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
     from sacvit_deploy.evaluation.exit_threshold import Calibration
     from sacvit_deploy.manifest import EngineEntry, ExitCalibration, GraphEntry, Manifest
 
@@ -56,7 +56,7 @@ def describe_calibration(found: BundleCalibration) -> Iterator[str]:
     chosen, intervals = calibration.chosen, calibration.intervals
     early, late = calibration.macs_g
     yield (
-        f"eta {chosen.eta:.6g} for {calibration.goal}: {found.precision} in {found.runtime}, "
+        f"eta {chosen.eta:.6g} for {calibration.goal}: {found.precision} in {found.backend}, "
         f"{calibration.images} pictures; in brackets the 95 % interval"
     )
     yield f"top-1        {chosen.top1:.2%} {_interval(intervals['top1'], '.1%')}"
@@ -177,22 +177,19 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
     yield f"{'eta':>6}  {'top-1':>6}  {'early':>6}  {'G MACs':>7}  {'of dense':>8}  ms p50 / p95"
     for row in evaluation.rows:
         yield _line(row, evaluation.macs_g["dense"])
-    if evaluation.late_path is not None:
-        yield (
-            f"early exit alone {evaluation.top1_early_exit_only:.1%}, "
-            f"{_path(evaluation.early_path)}; second stage alone "
-            f"{evaluation.top1_refine_only:.1%}, {_path(evaluation.late_path)}"
-        )
+    early, late = evaluation.early_alone, evaluation.refine_alone
+    if late:
+        yield f"early exit alone {_alone(early)}; second stage alone {_alone(late)}"
     yield f"calibration error of the confidence {evaluation.reliability.ece:.1%}"
     if evaluation.skipped:
         yield f"pictures that could not be read: {len(evaluation.skipped)}"
 
 
 def _line(row: OperatingPoint, dense: float) -> str:
-    eta = "-" if row.exit is None else f"{row.exit.eta:.4g}"
-    early = "-" if row.early_exit_fraction is None else f"{row.early_exit_fraction:.1%}"
-    note = _NOTES.get(row.exit.source, "") if row.exit else ""
-    latency = f"{row.latency.p50:.1f} / {row.latency.p95:.1f}"
+    eta = f"{row.eta:.4g}" if row.source else "-"
+    early = f"{row.early_exit_fraction:.1%}" if row.source else "-"
+    note = _NOTES.get(row.source or "", "")
+    latency = f"{row.latency_ms_p50:.1f} / {row.latency_ms_p95:.1f}"
     line = (
         f"{eta:>6}  {row.top1:6.1%}  {early:>6}  {row.macs_mean_g:7.3f}  "
         f"{row.macs_mean_g / dense:8.0%}  {latency:<12}  {note}"
@@ -200,5 +197,5 @@ def _line(row: OperatingPoint, dense: float) -> str:
     return line.rstrip()
 
 
-def _path(latency: Latency) -> str:
-    return f"{latency.p50:.1f} ms"
+def _alone(point: OperatingPoint) -> str:
+    return f"{point.top1:.1%}, {point.latency_ms_p50:.1f} ms"

@@ -1,1 +1,1 @@
-"""What a bundle is worth: agreement, accuracy, cost."""
+"""Accuracy, cost and latency of bundles, and exit thresholds."""

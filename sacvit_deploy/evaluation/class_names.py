@@ -1,4 +1,4 @@
-"""Which class of the network a class of the data is: by name, never by position."""
+"""Matches the classes of a data set with the labels of a network: by name, never by position."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _FORMS = (
 
 
 def read_class_names(file: Path) -> dict[str, str]:
-    """Read what the ids of a data set mean.
+    """Read the names of the classes of a data set whose classes are ids.
 
     Args:
-        file: JSON, an object of id to name or a list of objects with `name` and `id` or `wnid`; or
-            text, one id and one name a line.
+        file: JSON, either an object of id to name or a list of objects with `name` and `id` or
+            `wnid`; or text with one id and one name a line.
 
     Raises:
         DataError: The file cannot be read, is none of these, or gives one id two names.
@@ -51,19 +51,19 @@ def match_classes(
 ) -> dict[str, int]:
     """Find the label of each class of a data set.
 
-    By name if every class is a label; else by `class_names`, if every class is an id in it whose
-    name is a label. Case, underscores and spaces do not count.
+    The classes are labels themselves, or else ids whose names in `class_names` are labels. Case,
+    underscores and spaces do not count.
 
     Args:
-        classes: Of the data; there may be labels without pictures.
-        labels: Of the network, in class order.
-        class_names: What ids of the data mean.
+        classes: Classes of the data; a label may have none.
+        labels: Labels of the network, in class order.
+        class_names: Names of ids.
 
     Returns:
-        Class of the data to index of the label.
+        Index of the label, by class of the data.
 
     Raises:
-        DataError: A class is no label, or could be more than one, or two classes are one label.
+        DataError: A class is no label or could be several, or two classes are the same label.
     """
     places: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
@@ -152,7 +152,7 @@ def _check_unique(found: Mapping[str, Sequence[int]], labels: Sequence[str]) -> 
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first few, for a person."""
+    """List the first few."""
     every = list(names)
     shown = ", ".join(map(repr, every[:_SHOWN]))
     return f"{shown} and {len(every) - _SHOWN} more" if len(every) > _SHOWN else shown

@@ -1,4 +1,4 @@
-"""The exit threshold for a goal, found on labelled pictures and kept in the bundle."""
+"""Calibration of a bundle's exit threshold, on labelled pictures."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """What to calibrate, and how.
+    """A goal, and the graphs to calibrate for it.
 
     Attributes:
-        search: The goal, and how to get there.
-        precision: Which graphs; None takes what `load` would.
-        backend: As in `load`.
-        class_names: What the data's classes are called, where they are ids.
-        write: Keep the result in the bundle.
+        search: The goal, and how to search for its threshold.
+        precision: Precision of the graphs; None chooses as `load` does.
+        backend: See `load`.
+        class_names: Names of the data's classes, if the data has ids.
+        write: Store the result in the bundle.
     """
 
     search: ThresholdSearch = field(default_factory=ThresholdSearch)
@@ -44,50 +44,50 @@ class CalibrationRequest:
 
 @dataclass(frozen=True)
 class BundleCalibration:
-    """A calibration and the graphs it is for.
+    """A calibration, and the graphs it belongs to.
 
     Attributes:
-        calibration: What was found.
-        precision: Of the graphs.
-        runtime: That computed them.
-        written: Whether the bundle keeps it.
+        calibration: The threshold and its effect.
+        precision: Precision of the graphs.
+        backend: Backend that computed.
+        written: Whether the bundle stores it.
     """
 
     calibration: Calibration
     precision: Precision
-    runtime: Backend
+    backend: Backend
     written: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        values = self.calibration.to_dict()
-        curve = values.pop("curve")
-        names = ("precision", "runtime", "written")
-        return {**values, **{name: getattr(self, name) for name in names}, "curve": curve}
+        """Return the JSON document of `calibrate`."""
+        document = self.calibration.to_dict()
+        curve = document.pop("curve")
+        graphs = {"precision": self.precision, "runtime": self.backend, "written": self.written}
+        return {**document, **graphs, "curve": curve}
 
 
 def calibrate_bundle(
     path: Path,
     data: Path,
     request: CalibrationRequest,
-    report: Callable[[float, str], None] = lambda share, what: None,
+    report: Callable[[float, str], None] = lambda share, text: None,
     on_open: Callable[[Pipeline], None] = lambda pipeline: None,
 ) -> BundleCalibration:
-    """Measure a bundle on data, choose the threshold, and keep it in the bundle.
+    """Measure a bundle on data, choose the threshold, and store it in the bundle.
 
     Args:
-        path: The bundle's folder.
-        data: Labelled pictures that were not trained on.
-        request: The goal and what to open.
-        report: Called after each picture with the share of the work done and what is done.
-        on_open: Called once with what will be measured, before it is.
+        path: Folder of the bundle.
+        data: Labelled pictures that the network was not trained on.
+        request: The goal and the graphs.
+        report: Called with the share of the work done, in (0, 1], and a short text.
+        on_open: Called once with the open pipeline, before the first picture.
 
     Raises:
-        GoalError: No threshold meets the goal; the bundle is as it was.
+        GoalError: No threshold meets the goal; the bundle is unchanged.
         ConfigError: The network has one stage.
         DataError: The data cannot be read, its classes are others, or there are too few pictures.
         BundleError: The bundle cannot be read or written, or was changed meanwhile.
-        EngineError: The runtime cannot run it.
+        EngineError: The backend cannot run it.
     """
     pipeline = load(path, backend=request.backend, precision=request.precision)
     _check_can_be_calibrated(path, pipeline.manifest, write=request.write)
@@ -96,10 +96,10 @@ def calibrate_bundle(
     on_open(pipeline)
     answers = collect_answers(pipeline, samples, request.class_names, report=report)
     found = find_threshold(answers, pipeline.manifest.config, request.search)
-    precision, runtime = pipeline.precision, cast("Backend", pipeline.backend)
+    precision, backend = pipeline.precision, cast("Backend", pipeline.backend)
     if request.write:
-        _write(path, pipeline.manifest, found.record(precision, runtime))
-    return BundleCalibration(found, precision, runtime, request.write)
+        _write(path, pipeline.manifest, found.record(precision, backend))
+    return BundleCalibration(found, precision, backend, request.write)
 
 
 def _check_can_be_calibrated(path: Path, manifest: Manifest, *, write: bool) -> None:
@@ -110,13 +110,13 @@ def _check_can_be_calibrated(path: Path, manifest: Manifest, *, write: bool) -> 
         )
     if write and not os.access(path, os.W_OK):
         raise BundleError(
-            f"Bundle {path} cannot be written to, so the threshold could not be kept.",
-            "Copy the folder to where it can, or pass --dry-run.",
+            f"Bundle {path} cannot be written, so the threshold could not be stored.",
+            "Copy the folder to a place where it can, or pass --dry-run.",
         )
 
 
 def _write(path: Path, measured: Manifest, record: ExitCalibration) -> None:
-    """Add the record to the bundle as it is now, if what was measured is still there."""
+    """Add the record to the bundle as it is now, if the measured files are unchanged."""
     with locked(path) as bundle:
         check_unchanged(bundle, measured.files, "measured", "Calibrate again.")
         update_manifest(bundle, bundle.manifest.with_calibration(record))

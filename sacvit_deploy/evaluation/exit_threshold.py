@@ -1,4 +1,4 @@
-"""What an exit threshold is to achieve, and the one that achieves it best."""
+"""The goal of an exit threshold, and the threshold that meets it best."""
 
 from __future__ import annotations
 
@@ -35,21 +35,23 @@ if TYPE_CHECKING:
 GoalKind = Literal["max_accuracy_drop", "target_macs", "target_latency_ms", "target_exit_fraction"]
 
 GOAL_KINDS: tuple[GoalKind, ...] = get_args(GoalKind)
+FEWEST_IMAGES = 50
+FEW_IMAGES = 1000
 
-# Means are compared with limits that people write in decimal.
+# People write limits in decimal; a mean may miss one by its rounding alone.
 _ROUNDING = 1e-9
+_SHARES = ("max_accuracy_drop", "target_exit_fraction")
 _NAMES: dict[GoalKind, str] = {
     "max_accuracy_drop": "a drop",
     "target_macs": "a mean cost in G",
     "target_latency_ms": "a latency in ms",
     "target_exit_fraction": "a share leaving early",
 }
-_AT_MOST_1 = ("max_accuracy_drop", "target_exit_fraction")
 
 
 @dataclass(frozen=True)
 class ExitGoal:
-    """One limit. Of the thresholds that keep it, the best of the other quantity is taken.
+    """One limit, and implicitly the other quantity to make best within it.
 
     Attributes:
         kind: `max_accuracy_drop`: top-1 is at most `value` below the reference; then the fewest
@@ -57,8 +59,8 @@ class ExitGoal:
             on average; `target_latency_ms`: at most `value` ms; `target_exit_fraction`: at least
             that share leaves early; then, in all three, the best top-1.
         value: The limit.
-        reference_top1: What an accuracy drop is counted from; None takes the second stage alone.
-        percentile: Which percentile of the latency is meant; None takes the mean.
+        reference_top1: Accuracy a drop is counted from; None takes the second stage alone.
+        percentile: Percentile of the latency to limit; None limits the mean.
 
     Raises:
         ConfigError: A number is out of range, or does not belong to this kind of goal.
@@ -70,30 +72,26 @@ class ExitGoal:
     percentile: float | None = None
 
     def __post_init__(self) -> None:
-        largest = 1 if self.kind in _AT_MOST_1 else np.inf
-        zero_is_a_limit = self.kind in _AT_MOST_1
-        above = self.value >= 0 if zero_is_a_limit else self.value > 0
-        if not (above and self.value <= largest and np.isfinite(self.value)):
-            wanted = "a number from 0 to 1" if zero_is_a_limit else "a finite number above 0"
-            raise ConfigError(f"The goal {self} is out of range.", f"Make it {wanted}.")
+        if self.kind in _SHARES:
+            self._check("goal", 0 <= self.value <= 1, "Make it a number from 0 to 1.")
+        else:
+            self._check("goal", 0 < self.value < math.inf, "Make it a finite number above 0.")
         if self.reference_top1 is not None:
-            self._check_reference(self.reference_top1)
-        if self.percentile is not None:
-            self._check_percentile(self.percentile)
-
-    def _check_reference(self, top1: float) -> None:
-        if self.kind != "max_accuracy_drop" or not 0 <= top1 <= 1:
-            raise ConfigError(
-                f"The reference top-1 of the goal {self} has no meaning.",
+            self._check(
+                "reference top-1 of the goal",
+                self.kind == "max_accuracy_drop" and 0 <= self.reference_top1 <= 1,
                 "Give a share from 0 to 1, and only with a limit to the drop of accuracy.",
             )
-
-    def _check_percentile(self, percentile: float) -> None:
-        if self.kind != "target_latency_ms" or not 0 < percentile < 100:
-            raise ConfigError(
-                f"The percentile of the goal {self} has no meaning.",
+        if self.percentile is not None:
+            self._check(
+                "percentile of the goal",
+                self.kind == "target_latency_ms" and 0 < self.percentile < 100,
                 "Give a number between 0 and 100, and only with a target latency.",
             )
+
+    def _check(self, what: str, is_good: bool, fix: str) -> None:
+        if not is_good:
+            raise ConfigError(f"The {what} is out of range: {self}.", fix)
 
     def __str__(self) -> str:
         parts = [f"{self.kind}={self.value:g}"]
@@ -103,11 +101,11 @@ class ExitGoal:
         return ", ".join(parts)
 
     def reference(self, sweep: ExitSweep) -> float:
-        """The top-1 that a drop of accuracy is counted from."""
-        return sweep.late_top1 if self.reference_top1 is None else self.reference_top1
+        """Accuracy that a drop is counted from."""
+        return sweep.refine_top1 if self.reference_top1 is None else self.reference_top1
 
     def quantity(self, sweep: ExitSweep, index: int) -> float:
-        """What the goal limits, at one candidate: the drop, the cost, the latency, the share."""
+        """Quantity that the goal limits, at one candidate: drop, cost, latency or share."""
         if self.kind == "max_accuracy_drop":
             return self.reference(sweep) - float(sweep.top1[index])
         if self.kind == "target_macs":
@@ -125,66 +123,15 @@ class ExitGoal:
         return quantity <= self.value + _ROUNDING
 
 
-def choose_exit(sweep: ExitSweep, goal: ExitGoal) -> int:
-    """The candidate that meets a goal and is best in the other quantity; of equals the cheapest.
-
-    Raises:
-        GoalError: None meets it.
-    """
-    if goal.kind == "max_accuracy_drop":
-        met = goal.reference(sweep) - sweep.top1 <= goal.value + _ROUNDING
-        if not met.any():
-            raise _unmet(sweep, goal, int(sweep.top1.argmax()))
-        return int(met.argmax())
-    count = _count_met(sweep, goal)
-    if count == 0:
-        raise _unmet(sweep, goal, 0)
-    return int(sweep.top1[:count].argmax())
-
-
-def _count_met(sweep: ExitSweep, goal: ExitGoal) -> int:
-    """How many candidates meet a limit to a cost; they are the first ones.
-
-    A higher threshold never makes a mixture cheaper, so that few of them need to be looked at.
-    """
-
-    def fails(index: int) -> bool:
-        return not goal.is_met(goal.quantity(sweep, index))
-
-    return bisect_right(range(len(sweep.eta)), False, key=fails)
-
-
-def _unmet(sweep: ExitSweep, goal: ExitGoal, nearest: int) -> GoalError:
-    found = goal.quantity(sweep, nearest)
-    point = sweep.point(nearest)
-    return GoalError(
-        f"No exit threshold meets {goal}. The nearest is eta {point.eta:.4g} with "
-        f"{_NAMES[goal.kind]} of {found:.4g}: top-1 {point.top1:.2%}, "
-        f"{point.early_exit_fraction:.1%} leave early, {point.macs_mean_g:.4g} G "
-        "multiply-accumulates a picture. Nothing was written.",
-        f"Ask for {_rounded_up(found)} or more, or use another network, precision or runtime.",
-    )
-
-
-def _rounded_up(value: float) -> str:
-    """Four digits that are not below the value, so that asking for them works."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
-    return f"{math.ceil(value / unit) * unit:.6g}"
-
-
-FEWEST_IMAGES = 50
-FEW_IMAGES = 1000
-
-
 @dataclass(frozen=True)
 class ThresholdSearch:
-    """What the threshold is to achieve, and how it is sought.
+    """A goal, and how to search for its threshold.
 
     Attributes:
         goal: The limit.
         temperature_scaling: Fit a temperature of the exit's confidence first.
-        seed: Of the resamples that the intervals come from.
-        resamples: How many.
+        seed: Seed of the resamples behind the intervals.
+        resamples: Number of resamples.
     """
 
     goal: ExitGoal = field(default_factory=ExitGoal)
@@ -195,11 +142,11 @@ class ThresholdSearch:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How well the first stage's probabilities fit, in nats a picture; less is better.
+    """Negative log likelihood of the first stage, in nats a picture; less is better.
 
     Attributes:
-        before: Negative log likelihood at temperature 1.
-        after: At the temperature that was found.
+        before: At temperature 1.
+        after: At the fitted temperature.
     """
 
     before: float
@@ -208,23 +155,23 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The threshold that was found, and what it rests on.
+    """A threshold, its effect on the pictures, and how certain that is.
 
     Attributes:
-        goal: What was asked for.
-        chosen: The threshold and what it gives.
-        temperature: Of the exit's confidence; 1 unless one was fitted.
-        reached: The quantity that the goal limits, at the threshold.
-        reference_top1: What a drop of accuracy is counted from.
-        macs_g: Cost of a picture that leaves early, and of one that does not, in 10^9
+        goal: The limit that was asked for.
+        chosen: The threshold and its effect.
+        temperature: Temperature of the exit's confidence; 1 unless one was fitted.
+        reached: Quantity that the goal limits, at the threshold.
+        reference_top1: Accuracy that a drop is counted from.
+        macs_g: Cost of a picture that leaves early, and of one that is refined, in 10^9
             multiply-accumulates.
         intervals: 95 % intervals of `top1`, `early_exit_fraction`, `macs_mean_g`,
-            `latency_ms_mean` and `goal`, which is what `reached` is; of the threshold as chosen.
-        curve: At most 101 thresholds, by ascending eta, the chosen one among them.
+            `latency_ms_mean`, and of `reached` under the name `goal`; for the threshold as chosen.
+        curve: At most 101 thresholds by ascending eta, the chosen one among them.
         confidence_histogram: Share of pictures in 20 equal bins of the confidence.
-        images: Pictures measured.
+        images: Number of pictures measured.
         skipped: Pictures that could not be read.
-        data_sha256: Of the pictures measured.
+        data_sha256: Hash of the pictures measured; see `StageAnswers`.
         likelihood: None unless a temperature was fitted.
     """
 
@@ -244,7 +191,7 @@ class Calibration:
 
     @property
     def warnings(self) -> list[str]:
-        """What to know before relying on it, each a sentence."""
+        """Reasons to doubt the result, each a sentence."""
         found = []
         if self.images < FEW_IMAGES:
             low, high = self.intervals["top1"]
@@ -253,7 +200,7 @@ class Calibration:
                 f"{low:.1%} to {high:.1%}."
             )
         if self.likelihood and not 1.01 * SMALLEST < self.temperature < 0.99 * LARGEST:
-            found.append("The temperature is at the end of its range; look at the data.")
+            found.append("The temperature is at the end of its range; check the data.")
         if self.skipped:
             first = self.skipped[0]
             found.append(
@@ -262,11 +209,11 @@ class Calibration:
             )
         return found
 
-    def record(self, precision: Precision, runtime: Backend) -> ExitCalibration:
-        """As the bundle keeps it."""
+    def record(self, precision: Precision, backend: Backend) -> ExitCalibration:
+        """Convert to the form that a bundle stores."""
         return ExitCalibration(
             precision=precision,
-            runtime=runtime,
+            runtime=backend,
             eta=self.chosen.eta,
             temperature=self.temperature,
             goal=str(self.goal),
@@ -281,14 +228,14 @@ class Calibration:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, by the contract of `calibrate`."""
+        """Return the JSON document of `calibrate`."""
         return {
             **asdict(self.chosen),
             "temperature": self.temperature,
             "goal": {**asdict(self.goal), "reached": self.reached},
             "reference_top1": self.reference_top1,
-            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            "likelihood": asdict(self.likelihood) if self.likelihood else None,
+            "intervals": self.intervals,
+            "likelihood": self.likelihood and asdict(self.likelihood),
             "images": self.images,
             "skipped": [asdict(entry) for entry in self.skipped],
             "data_sha256": self.data_sha256,
@@ -303,20 +250,20 @@ def find_threshold(
     """Choose the threshold for a goal.
 
     Args:
-        answers: Of a network of two stages.
-        config: Of that network.
-        search: The goal, and how to get there.
+        answers: Answers of a network of two stages.
+        config: The network.
+        search: The goal, and how to search.
 
     Raises:
         GoalError: No threshold meets the goal.
         DataError: There are fewer than 50 pictures.
     """
     check_enough(len(answers.names))
-    logits, truth = answers.decisions.early_logits, answers.class_index
+    logits, true = answers.decisions.early_logits, answers.class_index
     temperature, likelihood = 1.0, None
     if search.temperature_scaling:
-        temperature = fit_temperature(logits, truth)
-        ends = (negative_log_likelihood(logits, truth, t) for t in (1.0, temperature))
+        temperature = fit_temperature(logits, true)
+        ends = (negative_log_likelihood(logits, true, t) for t in (1.0, temperature))
         likelihood = Likelihood(*ends)
     sweep = sweep_exits(answers, config, temperature)
     found = _measured(answers, sweep, choose_exit(sweep, search.goal), search)
@@ -326,18 +273,17 @@ def find_threshold(
 def measure_threshold(
     answers: StageAnswers, config: ModelConfig, found: Calibration, search: ThresholdSearch
 ) -> Calibration:
-    """What a threshold that was found elsewhere gives on other data, or in another precision.
+    """Measure a threshold on other data than it was found on, or in another precision.
 
     Args:
-        answers: Of a network of two stages.
-        config: Of that network.
-        found: Its threshold and temperature count.
-        search: The goal whose quantity is wanted, and resamples.
+        answers: Answers of a network of two stages.
+        config: The network.
+        found: Gives the threshold and the temperature.
+        search: Gives the goal and the resamples.
     """
     sweep = sweep_exits(answers, config, found.temperature)
-    index = sweep.index_of(found.chosen.eta)
-    measured = _measured(answers, sweep, index, search)
-    # What the candidate is called on this data is another number between the same two pictures.
+    measured = _measured(answers, sweep, sweep.index_of(found.chosen.eta), search)
+    # The candidate has an eta of its own here, another number between the same two pictures.
     chosen = replace(measured.chosen, eta=found.chosen.eta)
     return replace(measured, chosen=chosen, temperature=found.temperature)
 
@@ -366,6 +312,30 @@ def _measured(
     )
 
 
+def _statistics(sweep: ExitSweep, index: int, goal: ExitGoal) -> dict[str, Statistic]:
+    """Statistics to find intervals of, at one candidate."""
+    correct = sweep.correct(index).astype(float)
+    leaves = sweep.leaves(index)
+    early, late = sweep.macs_g
+    latency = sweep.latency_ms(index)
+    # Picture by picture: most of what resampling moves is common to the drop's two terms.
+    reference = sweep.refined_correct if goal.reference_top1 is None else goal.reference_top1
+    limited_by = {
+        "max_accuracy_drop": reference - correct,
+        "target_macs": leaves * early + ~leaves * late,
+        "target_exit_fraction": leaves,
+        "target_latency_ms": latency,
+    }
+    limited, percentile = limited_by[goal.kind], goal.percentile
+    return {
+        "top1": mean_of(correct),
+        "early_exit_fraction": mean_of(leaves),
+        "macs_mean_g": mean_of(limited_by["target_macs"]),
+        "latency_ms_mean": mean_of(latency),
+        "goal": mean_of(limited) if percentile is None else percentile_of(limited, percentile),
+    }
+
+
 def check_enough(images: int) -> None:
     """Refuse a data set that says nothing about a threshold.
 
@@ -380,26 +350,39 @@ def check_enough(images: int) -> None:
         )
 
 
-def _statistics(sweep: ExitSweep, index: int, goal: ExitGoal) -> dict[str, Statistic]:
-    """What an interval is wanted of, at one threshold."""
-    right = sweep.right(index).astype(float)
-    leaves = sweep.leaves(index)
-    early, late = sweep.macs_g
-    latency = sweep.latency_ms(index)
-    # Picture by picture: most of what resampling moves is common to the drop's two terms.
-    reference = sweep.late_right if goal.reference_top1 is None else goal.reference_top1
-    of_goal = {
-        "max_accuracy_drop": reference - right,
-        "target_macs": leaves * early + ~leaves * late,
-        "target_exit_fraction": leaves,
-        "target_latency_ms": latency,
-    }
-    percentile = goal.percentile
-    limited = of_goal[goal.kind]
-    return {
-        "top1": mean_of(right),
-        "early_exit_fraction": mean_of(leaves),
-        "macs_mean_g": mean_of(of_goal["target_macs"]),
-        "latency_ms_mean": mean_of(latency),
-        "goal": mean_of(limited) if percentile is None else percentile_of(limited, percentile),
-    }
+def choose_exit(sweep: ExitSweep, goal: ExitGoal) -> int:
+    """Return the candidate that meets a goal best; of equals, the cheapest.
+
+    Raises:
+        GoalError: No candidate meets the goal.
+    """
+    if goal.kind == "max_accuracy_drop":
+        met = goal.reference(sweep) - sweep.top1 <= goal.value + _ROUNDING
+        if not met.any():
+            raise _unmet(sweep, goal, int(sweep.top1.argmax()))
+        return int(met.argmax())
+    # A higher threshold never makes the mixture cheaper, so the candidates that meet the limit are
+    # the first ones, and few need to be looked at.
+    candidates = range(len(sweep.eta))
+    count = bisect_right(candidates, False, key=lambda i: not goal.is_met(goal.quantity(sweep, i)))
+    if count == 0:
+        raise _unmet(sweep, goal, 0)
+    return int(sweep.top1[:count].argmax())
+
+
+def _unmet(sweep: ExitSweep, goal: ExitGoal, nearest: int) -> GoalError:
+    found = goal.quantity(sweep, nearest)
+    point = sweep.point(nearest)
+    return GoalError(
+        f"No exit threshold meets {goal}. The nearest is eta {point.eta:.4g} with "
+        f"{_NAMES[goal.kind]} of {found:.4g}: top-1 {point.top1:.2%}, "
+        f"{point.early_exit_fraction:.1%} leave early, {point.macs_mean_g:.4g} G "
+        "multiply-accumulates a picture. Nothing was written.",
+        f"Ask for {_rounded_up(found)} or more, or use another network, precision or backend.",
+    )
+
+
+def _rounded_up(value: float) -> str:
+    """Four digits that are not below the value, so that asking for them works."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return f"{math.ceil(value / unit) * unit:.6g}"

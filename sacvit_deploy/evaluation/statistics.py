@@ -1,4 +1,4 @@
-"""How far a mean over pictures may be from what other pictures would give."""
+"""Statistics of labelled pictures: intervals, classes, confusions, reliability, temperature."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 LEVEL = 0.95
+BINS = 15
+"""Bins of a reliability diagram, as in Guo et al. 2017."""
+SMALLEST, LARGEST = 0.05, 20.0
+"""Range in which a temperature is sought."""
 
 # Indices drawn at once: 32 MB.
 _DRAWN_AT_ONCE = 1 << 22
+_GOLDEN = (5**0.5 - 1) / 2
+# Width at which the search for the logarithm of the temperature ends.
+_TOLERANCE = 1e-6
 
 
 def bootstrap_intervals(
@@ -29,9 +36,9 @@ def bootstrap_intervals(
     """Percentile intervals at 95 % (Efron 1979), all from the same resamples.
 
     Args:
-        statistics: By name; each takes rows of drawn pictures (r, images) and gives (r,).
-        images: Pictures there are.
-        seed: Of the draws.
+        statistics: Statistics by name; each maps rows of drawn pictures (r, images) to (r,).
+        images: Number of pictures.
+        seed: Seed of the draws.
         resamples: Data sets drawn, each of `images` pictures with replacement.
 
     Returns:
@@ -61,16 +68,16 @@ def percentile_of(values: NDArray[Any], percentile: float) -> Statistic:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """The pictures of one class.
+    """Results of the pictures of one class.
 
     Attributes:
-        class_index: Of the network.
-        label: Its name.
-        images: How many, at least 1.
-        top1: Share of right answers of the mixture.
+        class_index: Index of the class.
+        label: Name of the class.
+        images: Number of its pictures, at least 1.
+        top1: Share of correct answers at the exit.
         early_exit_fraction: Share that leaves early; None for a network of one stage.
-        top1_early_exit_only: Share of right answers of the first stage; None for one stage.
-        top1_refine_only: Share of right answers of the second stage; None for one stage.
+        top1_early_exit_only: Share of correct answers of the first stage; None for one stage.
+        top1_refine_only: Share of correct answers of the second stage; None for one stage.
     """
 
     class_index: int
@@ -81,25 +88,6 @@ class ClassRow:
     top1_early_exit_only: float | None = None
     top1_refine_only: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """How often one class was taken for another, or for itself.
-
-    Attributes:
-        true: Class index.
-        predicted: Class index.
-        images: How many pictures, at least 1.
-    """
-
-    true: int
-    predicted: int
-    images: int
-
 
 def class_rows(
     true: NDArray[np.int64], labels: Sequence[str], shares: dict[str, NDArray[np.bool_]]
@@ -109,7 +97,7 @@ def class_rows(
     Args:
         true: Class of each picture, (n,).
         labels: Name of each class.
-        shares: By the name of a field of `ClassRow`, which pictures count, (n,).
+        shares: Pictures that count for a share, (n,), by the name of a field of `ClassRow`.
     """
     images = np.bincount(true, minlength=len(labels))
     counts = {
@@ -127,20 +115,31 @@ def class_rows(
     )
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """Pictures of one class that were taken for another, or for itself.
+
+    Attributes:
+        true: Class index.
+        predicted: Class index.
+        images: Number of pictures, at least 1.
+    """
+
+    true: int
+    predicted: int
+    images: int
+
+
 def confusions(true: NDArray[np.int64], predicted: NDArray[np.int64]) -> tuple[Confusion, ...]:
-    """The confusion matrix without its zeros, by true and then by predicted class.
+    """The confusion matrix without its zeros, ordered by true and then by predicted class.
 
     Args:
         true: Class of each picture, (n,).
-        predicted: What it was taken for, (n,).
+        predicted: Answer for each picture, (n,).
     """
     pairs, counts = np.unique(np.stack([true, predicted], axis=1), axis=0, return_counts=True)
-    found = zip(pairs.tolist(), counts.tolist(), strict=True)
-    return tuple(Confusion(pair[0], pair[1], count) for pair, count in found)
-
-
-BINS = 15
-"""As many as Guo et al. take."""
+    rows = zip(*pairs.T.tolist(), counts.tolist(), strict=True)
+    return tuple(Confusion(true, predicted, count) for true, predicted, count in rows)
 
 
 @dataclass(frozen=True)
@@ -148,11 +147,11 @@ class ReliabilityBin:
     """Pictures of about the same confidence.
 
     Attributes:
-        lower: Smallest confidence, not included but in the first bin.
-        upper: Largest confidence, included.
-        images: How many; the two means are 0 where it is 0.
-        confidence: Their mean confidence.
-        accuracy: Their share of right answers.
+        lower: Lower end of the confidence, excluded except in the first bin.
+        upper: Upper end of the confidence, included.
+        images: Number of pictures; if 0, the two means are 0 as well.
+        confidence: Mean confidence.
+        accuracy: Share of correct answers.
     """
 
     lower: float
@@ -169,44 +168,55 @@ class Reliability:
     Attributes:
         ece: Expected calibration error: the mean distance of the two, in [0, 1] (Guo et al. 2017,
             "On Calibration of Modern Neural Networks", eq. 3).
-        bins: Of equal width over [0, 1].
+        bins: Bins of equal width over [0, 1].
     """
 
     ece: float
     bins: tuple[ReliabilityBin, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready document."""
         return {"ece": self.ece, "reliability": [asdict(each) for each in self.bins]}
 
 
 def reliability(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = BINS
+    confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS
 ) -> Reliability:
     """Compare confidence and accuracy bin by bin.
 
     Args:
         confidence: Largest probability of each picture, (n,), in (0, 1], n at least 1.
-        right: Whether that class was the true one, (n,).
-        bins: Of equal width, 1 or more.
+        correct: Whether that class is the true one, (n,).
+        bins: Number of bins of equal width, 1 or more.
     """
     # The upper end of a bin belongs to it, so that a confidence of 1 is in the last.
     place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     images = np.bincount(place, minlength=bins)
     filled = np.maximum(images, 1)
-    sure = np.bincount(place, confidence, minlength=bins) / filled
-    good = np.bincount(place, right.astype(np.float64), minlength=bins) / filled
-    ece = float((np.abs(sure - good) * images).sum() / len(confidence))
+    mean = np.bincount(place, confidence, minlength=bins) / filled
+    accuracy = np.bincount(place, correct.astype(np.float64), minlength=bins) / filled
+    ece = float((np.abs(mean - accuracy) * images).sum() / len(confidence))
     edges = np.linspace(0, 1, bins + 1).tolist()
-    rows = zip(edges, edges[1:], images.tolist(), sure.tolist(), good.tolist(), strict=False)
+    rows = zip(edges, edges[1:], images.tolist(), mean.tolist(), accuracy.tolist(), strict=False)
     return Reliability(ece, tuple(ReliabilityBin(*row) for row in rows))
 
 
-SMALLEST, LARGEST = 0.05, 20.0
+def fit_temperature(logits: NDArray[Any], class_index: NDArray[np.int64]) -> float:
+    """Return the temperature in [0.05, 20] of least negative log likelihood (Guo et al. 2017).
 
-_GOLDEN = (5**0.5 - 1) / 2
-# Of the logarithm, so of the temperature by share.
-_TOLERANCE = 1e-6
+    The likelihood is concave in 1/T, so that golden sections find its only maximum. If every answer
+    is correct, there is none, and the result is the smallest temperature.
+
+    Args:
+        logits: (n, C).
+        class_index: True classes, (n,).
+    """
+    found = _minimum(
+        lambda log: negative_log_likelihood(logits, class_index, float(np.exp(log))),
+        float(np.log(SMALLEST)),
+        float(np.log(LARGEST)),
+    )
+    return float(np.exp(found))
 
 
 def negative_log_likelihood(
@@ -225,26 +235,8 @@ def negative_log_likelihood(
     return float((np.log(np.exp(scaled).sum(axis=1)) - true).mean())
 
 
-def fit_temperature(logits: NDArray[Any], class_index: NDArray[np.int64]) -> float:
-    """The temperature in [0.05, 20] with the least negative log likelihood (Guo et al. 2017).
-
-    The likelihood is concave in 1/T, so that there is one valley and golden sections find it. Where
-    every answer is right it has no bottom, and the smallest temperature is given.
-
-    Args:
-        logits: (n, C).
-        class_index: True classes, (n,).
-    """
-    found = _least(
-        lambda log: negative_log_likelihood(logits, class_index, float(np.exp(log))),
-        float(np.log(SMALLEST)),
-        float(np.log(LARGEST)),
-    )
-    return float(np.exp(found))
-
-
-def _least(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one valley is least, by golden sections."""
+def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
+    """Argument of the only minimum of a function, by golden sections."""
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)
     while high - low > _TOLERANCE:

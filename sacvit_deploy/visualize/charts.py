@@ -50,7 +50,7 @@ def accuracy_against_latency(evaluation: Evaluation, compared: Sequence[Compared
     others = [(each.name, (each.latency_ms_mean, each.top1)) for each in compared]
     return _trade_off(
         evaluation,
-        lambda point: point.latency.mean,
+        lambda point: point.latency_ms_mean,
         "mean latency of a picture (ms, batch 1)",
         others,
     )
@@ -88,34 +88,31 @@ def _trade_off(
 
 def row_name(row: OperatingPoint) -> str:
     """What a point is called in charts and tables."""
-    if row.exit is None:
+    if row.source is None:
         return "one stage"
-    ending = " (of fp32)" if row.exit.source == "fp32" else ""
-    return f"eta {row.exit.eta:.4g}{ending}"
+    ending = " (of fp32)" if row.source == "fp32" else ""
+    return f"eta {row.eta:.4g}{ending}"
 
 
 def shares_by_stage(evaluation: Evaluation) -> str:
     """Where pictures leave as the threshold rises, and whether they are right (Fig. 4)."""
-    points = [(point, point.exit) for point in evaluation.curve]
     bands: list[list[Point]] = [[], [], [], [], []]
-    for point, exit_ in points:
-        eta = exit_.eta if exit_ else 0.0
-        early, right = point.early_exit_fraction or 0.0, point.early_right_fraction or 0.0
+    for point in evaluation.curve:
+        early, right = point.early_exit_fraction, point.early_right_fraction
         late_wrong = 1 - early - (point.top1 - right)
         for band, height in zip(bands, (0, right, early, early + late_wrong, 1), strict=True):
-            band.append((eta, height))
+            band.append((point.eta, height))
     x_axis = Axis("exit threshold eta", 0, 1)
     plot = Plot(x_axis, Axis("share of pictures", 0, 1, True), "Share of pictures by stage")
     colours = ("early", "early wrong", "late wrong", "late")
     for lower, upper, colour in zip(bands, bands[1:], colours, strict=False):
         plot.area(lower, upper, colour)
-    first = evaluation.rows[0].exit
-    temperature = first.temperature if first else 1.0
+    temperature = evaluation.rows[0].temperature
     for row in evaluation.rows:
         # At another temperature the same eta would part other pictures.
-        if row.exit and row.exit.temperature == temperature:
+        if row.temperature == temperature:
             named = len(evaluation.rows) <= _MOST_ROWS_NAMED
-            plot.vertical(row.exit.eta, row_name(row) if named else "")
+            plot.vertical(row.eta, row_name(row) if named else "")
     return plot.svg()
 
 
@@ -228,7 +225,7 @@ def write_exit_curve(found: BundleCalibration, file: Path) -> None:
     _draw_limit(axes, calibration)
     _draw_chosen(axes, calibration)
     axes.set_title(
-        f"Exit threshold for {calibration.goal}\n{found.precision} in {found.runtime}, "
+        f"Exit threshold for {calibration.goal}\n{found.precision} in {found.backend}, "
         f"{calibration.images} pictures",
         fontsize=11,
         loc="left",

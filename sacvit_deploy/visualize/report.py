@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
-    from sacvit_deploy.evaluation.exit_sweep import Latency, OperatingPoint
+    from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
 
 
 # Titles of columns of words, which stand to the left of their cells.
@@ -34,11 +34,15 @@ def key_figures(evaluation: Evaluation) -> str:
     row = evaluation.rows[0]
     dense = evaluation.macs_g["dense"]
     figures = [("top-1 accuracy", f"{row.top1:.1%}", f"at {row_name(row)}")]
-    if row.early_exit_fraction is not None:
+    if row.source:
         figures.append(("leave early", f"{row.early_exit_fraction:.1%}", "of the pictures"))
     figures += [
         ("mean cost", f"{row.macs_mean_g:.3g} G", f"MACs; {row.macs_mean_g / dense:.0%} of dense"),
-        ("mean latency", f"{row.latency.mean:.3g} ms", f"95 % below {row.latency.p95:.3g} ms"),
+        (
+            "mean latency",
+            f"{row.latency_ms_mean:.3g} ms",
+            f"95 % below {row.latency_ms_p95:.3g} ms",
+        ),
         ("calibration error", f"{evaluation.reliability.ece:.1%}", "confidence against accuracy"),
         ("pictures", f"{evaluation.images}", f"{len(evaluation.skipped)} could not be read"),
     ]
@@ -80,29 +84,28 @@ def row_table(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
 
 
 def _row(name: str, row: OperatingPoint, dense: float, note: str) -> tuple[str, ...]:
-    early = row.early_exit_fraction
     return (
         name,
         f"{row.top1:.1%}",
-        "" if early is None else f"{early:.1%}",
+        f"{row.early_exit_fraction:.1%}" if row.source else "",
         f"{row.macs_mean_g:.3g}",
         f"{row.macs_mean_g / dense:.0%}",
-        *_latency(row.latency),
+        *_latency(row),
         note,
     )
 
 
 def _source(row: OperatingPoint) -> str:
-    return _SOURCES[row.exit.source] if row.exit else ""
+    return _SOURCES[row.source] if row.source else ""
 
 
-def _latency(latency: Latency) -> tuple[str, str, str]:
-    return f"{latency.mean:.3g}", f"{latency.p50:.3g}", f"{latency.p95:.3g}"
+def _latency(row: OperatingPoint) -> tuple[str, str, str]:
+    return f"{row.latency_ms_mean:.3g}", f"{row.latency_ms_p50:.3g}", f"{row.latency_ms_p95:.3g}"
 
 
 def class_table(evaluation: Evaluation) -> str:
     """Every class that has pictures, the worst first."""
-    two_stage = evaluation.late_path is not None
+    two_stage = evaluation.refine_alone is not None
     head = ["class", "pictures", "top-1"]
     if two_stage:
         head += ["leave early", "early exit alone", "second stage alone"]
@@ -136,7 +139,7 @@ def confusion_table(evaluation: Evaluation) -> str:
 def facts(evaluation: Evaluation) -> str:
     """What was measured, and with what."""
     setting = evaluation.setting
-    early, late = evaluation.early_path, evaluation.late_path
+    early, late = evaluation.early_alone, evaluation.refine_alone
     paths = [("latency of the early path" if late else "latency", _path(early))]
     if late:
         paths.append(("latency of the late path", _path(late)))
@@ -160,8 +163,8 @@ def facts(evaluation: Evaluation) -> str:
     return f'<dl class="facts">{pairs}</dl>'
 
 
-def _path(latency: Latency) -> str:
-    mean, p50, p95 = _latency(latency)
+def _path(row: OperatingPoint) -> str:
+    mean, p50, p95 = _latency(row)
     return f"{mean} ms mean, {p50} ms median, {p95} ms 95th percentile; batch 1, no preprocessing"
 
 
@@ -255,7 +258,7 @@ def _subtitle(evaluation: Evaluation) -> str:
 
 
 def _rows_note(evaluation: Evaluation) -> str:
-    sources = {row.exit.source for row in evaluation.rows if row.exit}
+    sources = {row.source for row in evaluation.rows}
     if "fp32" not in sources:
         return ""
     return (
@@ -268,7 +271,7 @@ def _rows_note(evaluation: Evaluation) -> str:
 
 def _figures(evaluation: Evaluation, compared: Sequence[Compared]) -> list[str]:
     others = _OTHERS if compared else ()
-    two_stage = evaluation.late_path is not None
+    two_stage = evaluation.refine_alone is not None
     curve = _CURVE if two_stage else (("round", "mix", "this network"),)
     found = [
         _figure(

@@ -8,14 +8,12 @@ import pytest
 from sacvit_deploy.commands.describe import evaluation_lines
 from sacvit_deploy.errors import ConfigError, DataError
 from sacvit_deploy.evaluation.evaluate import (
-    SWEEP,
+    CURVE_ETAS,
     EvaluationRequest,
     evaluate_answers,
     read_compared,
     run_evaluation,
 )
-from sacvit_deploy.evaluation.exit_sweep import Exit
-from sacvit_deploy.evaluation.statistics import reliability
 from sacvit_deploy.manifest import ExitCalibration
 from sacvit_deploy.runtime.algorithm import confidence
 from tests.evaluation.evaluations import SETTING, fake_answers, fake_evaluation, fake_pipeline
@@ -34,21 +32,15 @@ CONTRACT = {
 }
 
 
-def exits(rows) -> list[Exit]:
-    """Of a network of two stages."""
-    found = [row.exit for row in rows]
-    assert None not in found
-    return found
-
-
 def test_each_threshold_is_the_mixture_it_says():
     answers = fake_answers()
     found = fake_evaluation(etas=(0.0, 0.3, 0.6, 1.0))
     early = answers.decisions.early_logits.argmax(1)
     late = answers.decisions.refined_logits.argmax(1)
     sure = confidence(answers.decisions.early_logits)
-    for row, exit_ in zip(found.rows, exits(found.rows), strict=True):
-        leaves = (sure > exit_.eta) & (exit_.eta < 1)
+    for row, eta in zip(found.rows, (0.0, 0.3, 0.6, 1.0), strict=True):
+        assert row.eta == eta
+        leaves = (sure > eta) & (eta < 1)
         right = np.where(leaves, early, late) == answers.class_index
         assert row.top1 == right.mean()
         assert row.early_exit_fraction == leaves.mean()
@@ -56,16 +48,21 @@ def test_each_threshold_is_the_mixture_it_says():
         wanted = found.macs_g["early_exit"] + (1 - leaves.mean()) * found.macs_g["refine"]
         assert row.macs_mean_g == pytest.approx(wanted)
         ms = answers.early_ms + np.where(leaves, 0, answers.refine_ms)
-        assert row.latency.mean == pytest.approx(ms.mean())
-        assert row.latency.p95 == pytest.approx(np.percentile(ms, 95))
-    assert found.rows[0].top1 == found.top1_early_exit_only
-    assert found.rows[-1].top1 == found.top1_refine_only
-    assert found.rows[-1].latency == found.late_path
+        assert row.latency_ms_mean == pytest.approx(ms.mean())
+        assert row.latency_ms_p50 == pytest.approx(np.percentile(ms, 50))
+        assert row.latency_ms_p95 == pytest.approx(np.percentile(ms, 95))
+    values = found.to_dict()
+    assert values["rows"][0]["top1"] == values["rows"][0]["top1_early_exit_only"]
+    assert values["rows"][-1]["top1"] == values["rows"][-1]["top1_refine_only"]
+    assert found.rows[-1].latency_ms() == values["late_path"]
+    assert values["rows"][0]["top1_early_exit_only"] == (early == answers.class_index).mean()
+    assert values["rows"][0]["top1_refine_only"] == (late == answers.class_index).mean()
+    assert values["early_path"]["latency_ms_mean"] == pytest.approx(answers.early_ms.mean())
 
 
 def test_the_curve_goes_from_one_stage_to_the_other():
     found = fake_evaluation()
-    assert [exit_.eta for exit_ in exits(found.curve)] == list(SWEEP)
+    assert [point.eta for point in found.curve] == list(CURVE_ETAS)
     assert found.curve[0].early_exit_fraction == 1
     assert found.curve[-1].early_exit_fraction == 0
     macs = [point.macs_mean_g for point in found.curve]
@@ -103,7 +100,7 @@ def test_several_thresholds_are_rows():
 def test_one_stage_has_no_threshold():
     found = fake_evaluation(DENSE, etas=(0.4, 0.6))
     (row,) = found.rows
-    assert row.exit is None
+    assert row.source is None
     assert len(found.curve) == 1
     assert set(found.macs_g) == {"single", "dense"}
     values = json.loads(json.dumps(found.to_dict()))
@@ -137,13 +134,13 @@ def test_int8_shows_the_threshold_of_fp32_beside_its_own(full):
     records = [calibration("int8", 0.3, 2.0), *([full] if full else [])]
     pipeline = fake_pipeline(SAC, 0.6, records, "int8")
     found = evaluate_answers(pipeline, fake_answers(), SETTING)
-    seen = [(e.source, e.eta, e.temperature) for e in exits(found.rows)]
+    seen = [(row.source, row.eta, row.temperature) for row in found.rows]
     assert seen == [("calibrated", 0.3, 2.0), ("fp32", *((0.7, 1.5) if full else (0.6, 1.0)))]
     values = found.to_dict()
     assert (values["eta"], values["eta_source"]) == (0.3, "calibrated")
     assert [row["eta_source"] for row in values["rows"]] == ["calibrated", "fp32"]
     given = evaluate_answers(pipeline, fake_answers(), SETTING, [0.9])
-    assert [exit_.source for exit_ in exits(given.rows)] == ["given"]
+    assert [row.source for row in given.rows] == ["given"]
 
 
 def test_fp32_has_one_row_of_its_own():
@@ -152,18 +149,8 @@ def test_fp32_has_one_row_of_its_own():
         ([calibration("fp32", 0.7, 1.5)], "calibrated", 0.7),
     ):
         pipeline = fake_pipeline(SAC, 0.6, records)
-        (found,) = exits(evaluate_answers(pipeline, fake_answers(), SETTING).rows)
+        (found,) = evaluate_answers(pipeline, fake_answers(), SETTING).rows
         assert (found.source, found.eta) == (source, eta)
-
-
-def test_reliability_by_hand():
-    sure = np.array([0.05, 0.1, 0.95, 1.0])
-    found = reliability(sure, np.array([False, True, True, True]), bins=10)
-    first, *_, last = found.bins
-    assert (first.images, first.accuracy, last.images, last.accuracy) == (2, 0.5, 2, 1.0)
-    assert first.confidence == pytest.approx(0.075)
-    assert last.confidence == pytest.approx(0.975)
-    assert found.ece == pytest.approx(0.5 * 0.425 + 0.5 * 0.025)
 
 
 def test_a_bundle_on_a_folder(sac_host, tmp_path):
@@ -171,7 +158,7 @@ def test_a_bundle_on_a_folder(sac_host, tmp_path):
     data = write_pictures(tmp_path / "data", labels, 2 * len(labels))
     found = run_evaluation(EvaluationRequest(sac_host.path, data, (0.0, 1.0)))
     assert found.images == 6
-    assert found.rows[0].top1 == found.top1_early_exit_only
+    assert found.rows[0].top1 == found.early_alone.top1
     assert found.setting.runtime == "onnxruntime"
     assert "onnxruntime" in found.setting.versions
     lines = list(evaluation_lines(found))

@@ -50,7 +50,7 @@ def test_the_threshold_is_in_the_bundle_and_does_what_was_found(bundle, data):
     shares = []
     found = calibrate_bundle(bundle, data, request(), lambda share, what: shares.append(share))
     assert shares[-1] == 1
-    assert (found.precision, found.runtime, found.written) == ("fp32", "onnxruntime", True)
+    assert (found.precision, found.backend, found.written) == ("fp32", "onnxruntime", True)
     chosen = found.calibration.chosen
     manifest = Bundle.open(bundle).manifest
     assert manifest.eta == chosen.eta

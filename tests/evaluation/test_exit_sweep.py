@@ -31,7 +31,7 @@ def test_every_candidate_is_what_the_exit_rule_makes_of_it(config, temperature):
         top1, share = by_hand(answers, config, eta, temperature)
         assert sweep.top1[index] == pytest.approx(top1)
         assert sweep.early_exit_fraction[index] == pytest.approx(share)
-        assert sweep.right(index).mean() == pytest.approx(top1)
+        assert sweep.correct(index).mean() == pytest.approx(top1)
         assert sweep.leaves(index).mean() == pytest.approx(share)
 
 
@@ -40,7 +40,7 @@ def test_both_ends_are_the_stages_alone():
     first, last = sweep.point(0), sweep.point(len(sweep.eta) - 1)
     assert (first.eta, last.eta) == (0.0, 1.0)
     assert (first.early_exit_fraction, last.early_exit_fraction) == (1.0, 0.0)
-    assert last.top1 == pytest.approx(sweep.late_top1)
+    assert last.top1 == pytest.approx(sweep.refine_top1)
     assert first.macs_mean_g == pytest.approx(mean_macs_g(SAC, 0.0))
     assert last.macs_mean_g == pytest.approx(mean_macs_g(SAC, 1.0))
     assert (first.latency_ms_mean, last.latency_ms_mean) == (EARLY_MS, EARLY_MS + REFINE_MS)
@@ -53,7 +53,7 @@ def test_a_threshold_lies_half_way_between_two_confidences():
 
 def test_pictures_of_one_confidence_are_not_parted():
     sweep = sweep_exits(made_up_answers([0.6, 0.6, 0.9], [True] * 3, [False] * 3), SAC)
-    assert sweep.stay.tolist() == [0, 2, 3]
+    assert sweep.num_refined.tolist() == [0, 2, 3]
     assert len(sweep.eta) == 3
 
 

@@ -3,7 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.evaluation.statistics import bootstrap_intervals, mean_of, percentile_of
+from sacvit_deploy.evaluation.statistics import (
+    LARGEST,
+    SMALLEST,
+    Confusion,
+    bootstrap_intervals,
+    class_rows,
+    confusions,
+    fit_temperature,
+    mean_of,
+    negative_log_likelihood,
+    percentile_of,
+    reliability,
+)
 
 
 def test_it_covers_the_truth_as_often_as_it_says():
@@ -51,3 +63,59 @@ def test_a_percentile_lies_in_its_interval():
     values = np.random.default_rng(3).exponential(size=400)
     low, high = bootstrap_intervals({"p95": percentile_of(values, 95)}, 400)["p95"]
     assert low < np.percentile(values, 95) < high
+
+
+def test_classes_and_confusions_by_hand():
+    true, predicted = np.array([2, 0, 2, 2]), np.array([2, 2, 0, 2])
+    first, second = class_rows(true, ["cat", "dog", "emu"], {"top1": predicted == true})
+    assert (first.class_index, first.label, first.images, first.top1) == (0, "cat", 1, 0)
+    assert (second.class_index, second.label, second.images) == (2, "emu", 3)
+    assert second.top1 == pytest.approx(2 / 3)
+    assert second.early_exit_fraction is None
+    found = confusions(true, predicted)
+    assert found == (Confusion(0, 2, 1), Confusion(2, 0, 1), Confusion(2, 2, 2))
+
+
+def test_reliability_by_hand():
+    sure = np.array([0.05, 0.1, 0.95, 1.0])
+    found = reliability(sure, np.array([False, True, True, True]), bins=10)
+    first, *_, last = found.bins
+    assert (first.images, first.accuracy, last.images, last.accuracy) == (2, 0.5, 2, 1.0)
+    assert first.confidence == pytest.approx(0.075)
+    assert last.confidence == pytest.approx(0.975)
+    assert found.ece == pytest.approx(0.5 * 0.425 + 0.5 * 0.025)
+
+
+def drawn(temperature: float, count: int = 20_000):
+    """Logits, and classes drawn with the probabilities they give at a temperature."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(scale=3, size=(count, 6))
+    noise = generator.gumbel(size=logits.shape)
+    return logits.astype(np.float32), (logits / temperature + noise).argmax(1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_of_the_data_is_found(temperature):
+    assert fit_temperature(*drawn(temperature)) == pytest.approx(temperature, rel=0.03)
+
+
+def test_it_has_the_least_likelihood_of_a_grid():
+    logits, truth = drawn(1.7, 500)
+    found = fit_temperature(logits, truth)
+    least = min(
+        negative_log_likelihood(logits, truth, t) for t in np.geomspace(SMALLEST, LARGEST, 400)
+    )
+    assert negative_log_likelihood(logits, truth, found) <= least + 1e-9
+
+
+def test_likelihood_by_hand():
+    logits = np.log(np.array([[0.2, 0.8], [0.5, 0.5]]))
+    found = negative_log_likelihood(logits, np.array([1, 0]), 1.0)
+    assert found == pytest.approx(-(np.log(0.8) + np.log(0.5)) / 2)
+
+
+def test_where_all_is_right_the_range_ends():
+    logits = np.eye(4) * 5
+    assert fit_temperature(logits, np.arange(4)) == pytest.approx(SMALLEST, rel=1e-3)
+    wrong = fit_temperature(logits, (np.arange(4) + 1) % 4)
+    assert wrong == pytest.approx(LARGEST, rel=1e-3)

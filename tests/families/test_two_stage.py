@@ -4,8 +4,8 @@ import pytest
 
 from sacvit_deploy.families.config import graph_macs, graph_specs, mean_macs_g, preset
 from sacvit_deploy.families.vit import dense_macs
-from tests.evaluation.mac_counter import counted_macs
 from tests.exporters.graphs import read_graph
+from tests.families.mac_counter import counted_macs
 from tests.tiny_models import OTHER_CHOICES, SAC
 
 SMALL_224 = preset("sac_deit_small_patch16_224")

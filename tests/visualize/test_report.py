@@ -115,7 +115,7 @@ def test_other_evaluations_are_marked_and_named():
 def test_the_threshold_of_fp32_stands_beside_its_own():
     found = fake_evaluation()
     rows = [
-        dataclasses.replace(found.rows[0], exit=exit_)
+        dataclasses.replace(found.rows[0], **vars(exit_))
         for exit_ in (Exit(0.3, 1.0, "calibrated"), Exit(0.6, 1.0, "fp32"))
     ]
     html = html_report(dataclasses.replace(found, rows=tuple(rows)))
