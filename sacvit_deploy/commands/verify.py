@@ -1,4 +1,4 @@
-"""The limits of a verification, and its result in words."""
+"""The `verify` command."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from sacvit_deploy.commands import options
 from sacvit_deploy.comparison.network import of_bundle, reference_for
 from sacvit_deploy.comparison.verify import VerifyRequest, verify
 from sacvit_deploy.samples import read_pictures, sample_pictures
-from sacvit_deploy.spec import Precision, check_eta
+from sacvit_deploy.spec import Backend, Precision, check_eta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from sacvit_deploy.comparison.decisions import Agreement, MissedLimit
     from sacvit_deploy.comparison.layers import LayerError
     from sacvit_deploy.comparison.tensors import TensorParity
     from sacvit_deploy.comparison.verify import Verification
-    from sacvit_deploy.runtime.pictures import PictureSource
 
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
 _LIMITS = {
-    "max_exit_flip_rate": "Share of pictures that leave early in one and not in the other.",
+    "max_exit_flip_rate": "Share of pictures that exit early in one and not in the other.",
     "min_target_overlap": "Mean share of target tokens that are the same.",
     "min_label_agreement": "Share of pictures with the same class.",
     "max_probability_error": "Largest difference of a probability.",
@@ -36,21 +35,61 @@ _LIMITS = {
 _BAR_WIDTH = 20
 
 
-def limit_options(command: _Command) -> _Command:
-    """One option for each limit; without it, that of the lower precision of the two."""
+def _limit_options(command: _Command) -> _Command:
+    """Add one option for each limit; its default follows from the precision."""
     for name, text in reversed(_LIMITS.items()):
         flag = f"--{name.replace('_', '-')}"
         command = click.option(flag, type=click.FloatRange(0, 1), help=text)(command)
     return command
 
 
-def limits_of(chosen: Mapping[str, Any]) -> dict[str, float]:
-    """The limits that were given, by name."""
-    return {name: chosen[name] for name in _LIMITS if chosen[name] is not None}
+@click.command("verify")
+@options.bundle_argument
+@click.option(
+    "--against",
+    metavar="CHECKPOINT|BUNDLE|PRECISION",
+    help="Reference: a checkpoint, another bundle, a precision of this bundle, OTHER:PRECISION, or "
+    "`torch` for random weights. The default is torch for FP32 graphs, and these for the rest.",
+)
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="Precision to verify.")
+@options.choice_option("--backend", get_args(Backend), "Backend to verify.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Pictures to compare decisions on; without it, those of the package.",
+)
+@click.option("--layers", is_flag=True, help="Also compare every layer, to find the first error.")
+@options.eta_option
+@_limit_options
+@options.json_option
+@click.pass_context
+def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -> None:
+    """Compare BUNDLE with its model, or with any other reference.
+
+    \b
+    Example:
+      sacvit-deploy verify bundle --against model.safetensors
+      sacvit-deploy verify bundle --precision fp16 --against fp32 --data val.zip --layers
+    """
+    request = VerifyRequest(
+        pictures=read_pictures(chosen["data"]) if chosen["data"] else sample_pictures(),
+        eta=None if chosen["eta"] is None else check_eta(chosen["eta"]),
+        limits={name: chosen[name] for name in _LIMITS if chosen[name] is not None},
+        layers=chosen["layers"],
+    )
+    opened = Bundle.open(bundle)
+    candidate = of_bundle(opened, chosen["precision"], chosen["backend"])
+    reference = reference_for(opened, chosen["against"], candidate)
+    verification = verify(reference, candidate, request)
+    if as_json:
+        options.echo_json(verification.to_dict())
+    else:
+        _echo(verification)
+    ctx.exit(0 if verification.passed else 1)
 
 
-def echo_verification(verification: Verification) -> None:
-    """What was compared, tensors, decisions, layers, and which limit was missed by how much."""
+def _echo(verification: Verification) -> None:
+    """Print what was compared, tensors, decisions, layers, and by how much limits were missed."""
     click.echo(f"{verification.candidate} against {verification.reference}")
     for record in verification.graphs:
         click.echo(_graph(record))
@@ -118,52 +157,3 @@ def _layer(layer: LayerError) -> str:
         f"{layer.place} of {layer.role}, {layer.error:.2g} off (tensor {layer.tensor}, made by "
         f"node {layer.node})"
     )
-
-
-@click.command("verify")
-@options.bundle_argument
-@click.option(
-    "--against",
-    metavar="CHECKPOINT|BUNDLE|PRECISION",
-    help="What to trust: a checkpoint, another bundle, a precision of this bundle, "
-    "OTHER:PRECISION, or `torch` for random weights. By default torch for FP32 graphs, and these "
-    "for the rest.",
-)
-@click.option("--precision", type=click.Choice(get_args(Precision)), help="What to check.")
-@options.choice_option(
-    "--backend", ("onnxruntime", "tensorrt", "tensorrt-rtx"), "What runs what is checked."
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Pictures to compare decisions on; without it, those of the package.",
-)
-@click.option("--layers", is_flag=True, help="Also layer by layer: where does it begin to differ?")
-@options.eta_option
-@limit_options
-@options.json_option
-@click.pass_context
-def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -> None:
-    """Compare what BUNDLE decides with what its model, or anything else, decides.
-
-    \b
-    Example:
-      sacvit-deploy verify bundle --against model.safetensors
-      sacvit-deploy verify bundle --precision fp16 --against fp32 --data val.zip --layers
-    """
-    eta = chosen["eta"] if chosen["eta"] is None else check_eta(chosen["eta"])
-    limits = limits_of(chosen)
-    request = VerifyRequest(_pictures(chosen["data"]), eta, limits, chosen["layers"])
-    opened = Bundle.open(bundle)
-    candidate = of_bundle(opened, chosen["precision"], chosen["backend"])
-    reference = reference_for(opened, chosen["against"], candidate)
-    verification = verify(reference, candidate, request)
-    if as_json:
-        options.echo_json(verification.to_dict())
-    else:
-        echo_verification(verification)
-    ctx.exit(0 if verification.passed else 1)
-
-
-def _pictures(data: Path | None) -> Sequence[PictureSource]:
-    return read_pictures(data) if data else sample_pictures()

@@ -1,8 +1,7 @@
-"""What a two-stage network decides, and how far two ways of running it agree.
+"""Decisions of a two-stage network, and how far two networks have to agree.
 
-A maximum error says little about a network that acts on a threshold and on a ranking. What counts
-is whether the same pictures leave early, the same tokens are looked at again, and the same class
-comes out.
+A maximum error says little about a network that acts on a threshold and on a ranking. The questions
+are whether the same pictures exit early, the same tokens are refined, and the same class comes out.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sacvit_deploy.comparison.tensors import TensorParity
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.runtime.scheduler import Outcome, Scheduler
     from sacvit_deploy.spec import Precision
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decisions:
-    """Both stages' answers for n pictures, whatever the threshold.
+    """Answers of both stages for n pictures, whatever the threshold.
+
+    A network of one stage has its logits in both places, and no targets.
 
     Attributes:
         early_logits: First stage, (n, C).
         refined_logits: Second stage for every picture, (n, C).
-        target_index: Coarse tokens looked at again, (n, M).
+        target_index: Coarse indices of the targets, best first, (n, M).
     """
 
     early_logits: NDArray[Any]
@@ -41,29 +43,39 @@ class Decisions:
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome]) -> Decisions:
-        """Collect outcomes of `EVERY_PICTURE`; at least one.
-
-        For a network of one stage its logits are in both places, and there are no targets, (n, 0).
-        """
-        late = [outcome.logits for outcome in outcomes]
-        targets = [
-            np.empty(0, np.int64) if outcome.target_index is None else outcome.target_index
-            for outcome in outcomes
-        ]
+        """Collect outcomes of `EVERY_PICTURE`, at least one."""
+        none = np.empty(0, np.int64)
+        targets = [none if o.target_index is None else o.target_index for o in outcomes]
         early = [outcome.early_logits for outcome in outcomes]
+        late = [outcome.logits for outcome in outcomes]
         return cls(np.stack(early), np.stack(late), np.stack(targets))
+
+
+def scheduler_decisions(scheduler: Scheduler, batches: Iterable[NDArray[Any]]) -> Decisions:
+    """Run both stages on every picture.
+
+    Args:
+        scheduler: Runs the network.
+        batches: Images (B, 3, H, W) as the graphs take them; at least one batch.
+
+    Raises:
+        EngineError: A session failed, or gave logits that are not finite.
+    """
+    found = (scheduler.run(images, EVERY_PICTURE) for images in batches)
+    return Decisions.of([outcome for outcomes in found for outcome in outcomes])
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a candidate decides as the reference does.
+    """Agreement of a candidate with its reference, decision by decision.
 
     Attributes:
         images: Pictures compared.
-        exit_flip_rate: Share that leaves early in one and not in the other.
-        target_overlap: Mean share of the reference's target tokens that the candidate has too.
-        label_agreement: Share with the same final class, each with its own exit.
-        max_probability_error: Largest difference of a probability in either stage.
+        exit_flip_rate: Share of pictures that exit early in one and not in the other, in [0, 1].
+        target_overlap: Mean share of the reference's targets that the candidate has too, in [0, 1].
+        label_agreement: Share of pictures with the same final class, each at its own exit, in
+            [0, 1].
+        max_probability_error: Largest difference of a probability in either stage, in [0, 1].
     """
 
     images: int
@@ -77,100 +89,6 @@ class Agreement:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class AgreementLimits:
-    """Beyond these a candidate is not the same network any more; the defaults are for FP32.
-
-    Attributes:
-        max_exit_flip_rate: In [0, 1].
-        min_target_overlap: In [0, 1].
-        min_label_agreement: In [0, 1].
-        max_probability_error: In [0, 1]; 1 allows any.
-    """
-
-    max_exit_flip_rate: float = 0.005
-    min_target_overlap: float = 0.99
-    min_label_agreement: float = 0.995
-    max_probability_error: float = 1e-3
-
-    def hold(self, agreement: Agreement) -> bool:
-        """Whether an agreement is within all limits."""
-        return not self.missed(agreement)
-
-    def missed(self, agreement: Agreement) -> tuple[MissedLimit, ...]:
-        """The limits an agreement is beyond, in the order of the fields."""
-        found = agreement.to_dict()
-        missed = []
-        for limit, allowed in asdict(self).items():
-            value = found[limit] if limit in found else found[limit.partition("_")[2]]
-            over = value - allowed if limit.startswith("max_") else allowed - value
-            if not over <= 0:  # NaN is beyond every limit
-                missed.append(MissedLimit(limit, value, allowed))
-        return tuple(missed)
-
-
-@dataclass(frozen=True)
-class MissedLimit:
-    """A limit, and what was found beyond it.
-
-    Attributes:
-        limit: Its name; begins with `max_` or `min_`.
-        found: What was measured; may be NaN or infinite.
-        allowed: The limit.
-        where: Which tensor of which graph; empty for a decision.
-    """
-
-    limit: str
-    found: float
-    allowed: float
-    where: str = ""
-
-
-# Low precisions may change a probability as long as the decision stays.
-LIMITS: dict[Precision, AgreementLimits] = {
-    "fp32": AgreementLimits(),
-    "fp16": AgreementLimits(0.01, 0.98, 0.995, 1.0),
-    "int8": AgreementLimits(0.03, 0.90, 0.98, 1.0),
-}
-"""Beyond these, decisions are not those of the FP32 network any more."""
-
-_RANDOM_LABELS = 0.5
-
-
-def agreement_limits(precision: Precision, images: int, *, random: bool) -> AgreementLimits:
-    """The limits of a precision; for FP16 and INT8 no finer than one picture.
-
-    On fewer than some hundred pictures a single one would be beyond the limit of a rate. Classes of
-    a network that was never trained lie closer together than the rounding of a lower precision, so
-    that its labels have to agree by more than chance only.
-
-    Args:
-        precision: The lower one of the two that are compared.
-        images: Pictures compared, at least one.
-        random: Whether the weights were never trained.
-    """
-    limits = LIMITS[precision]
-    if precision == "fp32":
-        return limits
-    labels = _RANDOM_LABELS if random else limits.min_label_agreement
-    return replace(
-        limits,
-        max_exit_flip_rate=max(limits.max_exit_flip_rate, 1 / images),
-        min_label_agreement=min(labels, 1 - 1 / images),
-    )
-
-
-def scheduler_decisions(scheduler: Scheduler, batches: Iterable[NDArray[Any]]) -> Decisions:
-    """Run both stages for every picture.
-
-    Args:
-        scheduler: Runs the network.
-        batches: Images (B, 3, H, W) as the graphs take them; at least one batch.
-    """
-    found = (scheduler.run(images, EVERY_PICTURE) for images in batches)
-    return Decisions.of([outcome for outcomes in found for outcome in outcomes])
-
-
 def compare_decisions(
     reference: Decisions,
     candidate: Decisions,
@@ -178,28 +96,23 @@ def compare_decisions(
     eta: float,
     temperature: float = 1.0,
 ) -> Agreement:
-    """How far two ways of running one network agree at a threshold.
+    """Measure the agreement of two networks at a threshold.
 
     Args:
-        reference: The one to trust.
-        candidate: The one in question, on the same pictures.
-        config: Of the network; its exit comparison counts.
-        eta: Exit threshold in [0, 1].
-        temperature: Of the exit's confidence in both, above 0.
+        reference: Trusted decisions.
+        candidate: Decisions in question, on the same pictures.
+        config: Architecture of both; its exit comparison counts.
+        eta: Exit threshold in [0, 1]; has no effect on a network of one stage.
+        temperature: Divides the logits of both before the exit decision, above 0.
     """
-    if config.two_stage is None:
-        return compare_logits(reference.early_logits, candidate.early_logits)
-    comparison = config.stages.exit_comparison
-    leaves = [
-        exits(confidence(d.early_logits, temperature), eta, comparison)
-        for d in (reference, candidate)
-    ]
+    both = (reference, candidate)
+    leaves = [_leaves(decisions, config, eta, temperature) for decisions in both]
     labels = [
         np.where(left, d.early_logits.argmax(1), d.refined_logits.argmax(1))
-        for left, d in zip(leaves, (reference, candidate), strict=True)
+        for left, d in zip(leaves, both, strict=True)
     ]
     shared = [
-        np.isin(found, wanted).mean()
+        np.isin(found, wanted).mean() if wanted.size else 1.0
         for wanted, found in zip(reference.target_index, candidate.target_index, strict=True)
     ]
     errors = [
@@ -218,17 +131,114 @@ def compare_decisions(
     )
 
 
-def compare_logits(reference: NDArray[Any], candidate: NDArray[Any]) -> Agreement:
-    """How far two ways of running a network of one stage agree.
+def _leaves(
+    decisions: Decisions, config: ModelConfig, eta: float, temperature: float
+) -> NDArray[np.bool_]:
+    """Decide which pictures exit early; all of them where there is one stage."""
+    if config.two_stage is None:
+        return np.ones(len(decisions.early_logits), np.bool_)
+    confidences = confidence(decisions.early_logits, temperature)
+    return exits(confidences, eta, config.stages.exit_comparison)
 
-    Args:
-        reference: Logits of the one to trust, (n, C).
-        candidate: Logits of the one in question, on the same pictures.
+
+@dataclass(frozen=True)
+class MissedLimit:
+    """A limit that does not hold.
+
+    Attributes:
+        limit: Name in `Limits`.
+        found: Measured value; may be NaN or infinite.
+        allowed: The limit.
+        where: Which tensor of which graph; empty for a decision.
     """
-    return Agreement(
-        images=len(reference),
-        exit_flip_rate=0.0,
-        target_overlap=1.0,
-        label_agreement=float((reference.argmax(1) == candidate.argmax(1)).mean()),
-        max_probability_error=float(np.abs(softmax(reference) - softmax(candidate)).max()),
-    )
+
+    limit: str
+    found: float
+    allowed: float
+    where: str = ""
+
+
+_RANDOM_LABELS = 0.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest differences between two ways of running one network; the defaults are for FP32.
+
+    Attributes:
+        max_exit_flip_rate: See `Agreement`; this and all others are in [0, 1].
+        min_target_overlap: See `Agreement`.
+        min_label_agreement: See `Agreement`.
+        max_probability_error: See `Agreement`; also for the probabilities of each graph fed by
+            itself. 1 allows any.
+        max_tensor_error: Error of any other tensor, over the largest value of the reference.
+    """
+
+    max_exit_flip_rate: float = 0.005
+    min_target_overlap: float = 0.99
+    min_label_agreement: float = 0.995
+    max_probability_error: float = 1e-3
+    max_tensor_error: float = 1e-3
+
+    @classmethod
+    def of(cls, precision: Precision, images: int, *, random: bool) -> Limits:
+        """Choose the limits of a precision; for FP16 and INT8 no finer than one picture.
+
+        On fewer than some hundred pictures a single one would miss the limit of a rate. Classes of
+        random weights lie closer together than the rounding of a lower precision, so that their
+        labels only have to agree by more than chance.
+
+        Args:
+            precision: The lower one of the two that are compared.
+            images: Pictures compared, at least one.
+            random: Whether the weights were never trained.
+        """
+        limits = LIMITS[precision]
+        if precision == "fp32":
+            return limits
+        labels = _RANDOM_LABELS if random else limits.min_label_agreement
+        return replace(
+            limits,
+            max_exit_flip_rate=max(limits.max_exit_flip_rate, 1 / images),
+            min_label_agreement=min(labels, 1 - 1 / images),
+        )
+
+    def hold(self, agreement: Agreement) -> bool:
+        """Whether an agreement is within all limits."""
+        return not self.missed(agreement)
+
+    def missed(
+        self, agreement: Agreement | None, records: Iterable[TensorParity] = ()
+    ) -> tuple[MissedLimit, ...]:
+        """List the limits that do not hold: tensors first, then in the order of the fields."""
+        missed = [self._bound(record) for record in records if self.excess(record) > 1]
+        found = agreement.to_dict() if agreement else {}
+        for limit, allowed in asdict(self).items():
+            value = found.get(limit, found.get(limit.partition("_")[2], allowed))
+            over = value - allowed if limit.startswith("max_") else allowed - value
+            if not over <= 0:  # NaN is beyond every limit
+                missed.append(MissedLimit(limit, value, allowed))
+        return tuple(missed)
+
+    def excess(self, record: TensorParity) -> float:
+        """Divide the error of a tensor by its limit; above 1 the limit is missed."""
+        bound = self._bound(record)
+        return bound.found / max(bound.allowed, 1e-30)
+
+    def _bound(self, record: TensorParity) -> MissedLimit:
+        where = f"{record.tensor} of {record.role}"
+        return MissedLimit(record.limit, record.error, getattr(self, record.limit), where)
+
+
+# FP16 rounds every tensor by up to 5e-4 of its value, and INT8 by up to 4e-3 of its range; a dozen
+# blocks add that up. A probability may change as long as the decision stays, so that the limits of
+# lower precisions find broken graphs, not rounded ones.
+LIMITS: dict[Precision, Limits] = {
+    "fp32": Limits(),
+    "fp16": Limits(0.01, 0.98, 0.995, 1.0, 0.02),
+    "int8": Limits(0.03, 0.90, 0.98, 1.0, 0.3),
+}
+"""Limits of each precision on many pictures, the finest precision first."""
+
+EXPORT_LIMITS = Limits(max_probability_error=1e-4)
+"""Limits of an exported graph, which computes the same operators as torch in the same precision."""

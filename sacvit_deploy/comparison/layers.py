@@ -65,10 +65,10 @@ class Probe:
 
 
 class LayerSource(Protocol):
-    """Whatever can be looked into."""
+    """One graph, open inside."""
 
-    def values(self, role: Role, probes: list[Probe], feeds: Feeds) -> Values:
-        """The tensors of one graph at some spots, those it has."""
+    def values(self, probes: list[Probe], feeds: Feeds) -> Values:
+        """Compute the tensors at the spots of some probes, those the graph has."""
 
 
 @dataclass(frozen=True)
@@ -95,24 +95,23 @@ class LayerError:
 
 @dataclass(frozen=True)
 class GraphLayers:
-    """ONNX graphs of one bundle, computed exactly as they say.
+    """An ONNX graph of any precision, computed exactly as it says; a `LayerSource`.
 
     Attributes:
-        models: By role, in any precision.
-        tensors: What the tensor at a spot is called in them, by role.
-        scratch: A folder for files nobody keeps.
+        model: With its weights.
+        tensors: Name of the tensor at each spot.
+        file: Where to put a temporary copy of the graph.
     """
 
-    models: Mapping[Role, onnx.ModelProto]
-    tensors: Mapping[Role, Mapping[Spot, str]]
-    scratch: Path
+    model: onnx.ModelProto
+    tensors: Mapping[Spot, str]
+    file: Path
 
-    def values(self, role: Role, probes: list[Probe], feeds: Feeds) -> Values:
+    def values(self, probes: list[Probe], feeds: Feeds) -> Values:
         """See `LayerSource.values`."""
-        known = self.tensors[role]
-        wanted = {probe.spot: known[probe.spot] for probe in probes if probe.spot in known}
-        file = self.scratch / f"{role}.probes.onnx"
-        found = tensor_values(self.models[role], wanted.values(), feeds, file)
+        spots = [probe.spot for probe in probes if probe.spot in self.tensors]
+        wanted = {spot: self.tensors[spot] for spot in spots}
+        found = tensor_values(self.model, wanted.values(), feeds, self.file)
         return {spot: found[name] for spot, name in wanted.items()}
 
 
@@ -220,17 +219,22 @@ def bundle_probes(bundle: Bundle) -> dict[Role, list[Probe]]:
     return {e.role: probes(read_graph(bundle.graph_path(e)), e.role) for e in entries}
 
 
-def bundle_layers(bundle: Bundle, precision: Precision, scratch: Path) -> GraphLayers:
-    """The graphs of one precision; FP16 is rounded at every tensor, as a GPU does.
+def bundle_layers(bundle: Bundle, precision: Precision, scratch: Path) -> dict[Role, GraphLayers]:
+    """Open the graphs of one precision; FP16 is rounded at every tensor, as a GPU does.
 
     Args:
-        bundle: With FP32 graphs, whose names those of every precision share.
-        precision: Which of its graphs to look into.
-        scratch: An existing folder for files nobody keeps.
+        bundle: With FP32 graphs, whose tensor names every precision shares.
+        precision: Precision of the graphs.
+        scratch: An existing folder for temporary files.
     """
-    names = {role: tensor_names(found) for role, found in bundle_probes(bundle).items()}
-    models = {role: _literal(bundle, bundle.graph(role, precision)) for role in names}
-    return GraphLayers(models, names, scratch)
+    return {
+        role: GraphLayers(
+            _literal(bundle, bundle.graph(role, precision)),
+            tensor_names(found),
+            scratch / f"{role}.probes.onnx",
+        )
+        for role, found in bundle_probes(bundle).items()
+    }
 
 
 def _literal(bundle: Bundle, entry: GraphEntry) -> onnx.ModelProto:

@@ -1,24 +1,25 @@
-"""Any way of running a network: torch, ONNX graphs of some precision, engines."""
+"""A network that can be run and compared: the graphs or engines of a bundle, or torch."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.comparison.decisions import scheduler_decisions
 from sacvit_deploy.engines.registry import open_sessions
-from sacvit_deploy.errors import CheckpointError, ConfigError
+from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.libraries import require
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.spec import Backend, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,61 +27,17 @@ if TYPE_CHECKING:
     from sacvit_deploy.comparison.layers import LayerSource
     from sacvit_deploy.engines.session import Session
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.model.vit import Backbone
     from sacvit_deploy.runtime.pictures import PictureSource
-    from sacvit_deploy.spec import Precision, Role, Selection
-
-
-_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Network:
-    """Sessions, and what they are to be fed.
-
-    Attributes:
-        name: For a person, for example `fp16 in onnxruntime`.
-        config: What is computed.
-        preprocess: From a picture to the input.
-        sessions: `early_exit` and `refine`, or `single`.
-        selection: Who chooses the target tokens.
-        largest_batch: More than this is refused; None if any batch is taken.
-    """
-
-    name: str
-    config: ModelConfig
-    preprocess: Preprocessor
-    sessions: Mapping[Role, Session]
-    selection: Selection = "host"
-    largest_batch: int | None = None
-
-    def decisions(self, pictures: Sequence[PictureSource]) -> Decisions:
-        """Both stages for every picture.
-
-        Args:
-            pictures: At least one; read in batches.
-
-        Raises:
-            ImageError: A picture cannot be read.
-            EngineError: A session failed, or gave logits that are not finite.
-        """
-        scheduler = Scheduler(self.config, self.sessions, self.selection)
-        return scheduler_decisions(scheduler, self.batches(pictures))
-
-    def batches(self, pictures: Sequence[PictureSource]) -> Iterator[NDArray[Any]]:
-        """Inputs (B, 3, H, W) as the sessions take them."""
-        size = min(_BATCH, self.largest_batch or _BATCH)
-        for start in range(0, len(pictures), size):
-            part = pictures[start : start + size]
-            yield np.stack([self.preprocess(picture) for picture in part])
+    from sacvit_deploy.spec import Role, Selection
 
 
 ONNXRUNTIME = "onnxruntime"
 TORCH = "torch"
 
+_BATCH = 16
 _NAMED = re.compile(
-    r"(?:(?P<bundle>.+):)?(?P<precision>fp32|fp16|int8)"
-    r"(?:@(?P<backend>onnxruntime|tensorrt|tensorrt-rtx))?"
+    rf"(?:(?P<bundle>.+):)?(?P<precision>{'|'.join(get_args(Precision))})"
+    rf"(?:@(?P<backend>{'|'.join(get_args(Backend))}))?"
 )
 _SYNTAX = (
     "Name a checkpoint file, another bundle, a precision of this bundle (fp32, fp16, int8), or "
@@ -89,46 +46,89 @@ _SYNTAX = (
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One of the two that are compared.
+class Network:
+    """The sessions of one network, with everything needed to feed and name them.
 
     Attributes:
-        network: Ready to run.
-        precision: Of its graphs; torch is `fp32`.
-        backend: What runs it: `torch`, `onnxruntime`, `tensorrt` or `tensorrt-rtx`.
-        random: Whether its weights were never trained.
-        bundle: It comes from; None for torch.
-        labels: One per class; empty where they are not known.
+        name: Shown to the user, for example `bundle (fp16 in onnxruntime)`.
+        config: Architecture.
+        preprocess: Makes the input of a picture.
+        sessions: `early_exit` and `refine`, or `single`, in the order in which they run.
+        selection: Who chooses the target tokens: the `host`, or the `graph`.
+        largest_batch: Largest batch the sessions take; None for any.
+        precision: Precision of the graphs; `fp32` for torch.
+        backend: Library that computes: `torch`, `onnxruntime`, `tensorrt` or `tensorrt-rtx`.
+        random: Whether the weights were never trained.
+        bundle: Bundle the sessions were opened from; None for torch.
+        labels: One per class; empty where they are unknown.
     """
 
-    network: Network
+    name: str
+    config: ModelConfig
+    preprocess: Preprocessor
+    sessions: Mapping[Role, Session]
+    selection: Selection = "host"
+    largest_batch: int | None = None
     precision: Precision = "fp32"
-    backend: str = TORCH
+    backend: str = ONNXRUNTIME
     random: bool = False
     bundle: Bundle | None = None
     labels: tuple[str, ...] = ()
 
-    def layers(self, scratch: Path) -> LayerSource:
-        """What can be looked into.
+    @property
+    def scheduler(self) -> Scheduler:
+        """Runs both stages."""
+        return Scheduler(self.config, self.sessions, self.selection)
 
-        Args:
-            scratch: An existing folder for files nobody keeps.
+    def pixels(self, pictures: Sequence[PictureSource]) -> NDArray[np.uint8]:
+        """Resize and crop pictures, at least one, to (B, 3, H, W).
 
         Raises:
-            ConfigError: It is an engine, which keeps what is between its layers to itself.
+            ImageError: A picture cannot be read.
+        """
+        crop = replace(self.preprocess, input_kind="uint8")
+        return np.stack([crop(picture) for picture in pictures]).astype(np.uint8, copy=False)
+
+    def images(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """Turn pixels (B, 3, H, W) into what the graphs take: normalised, or as they are."""
+        is_float = self.preprocess.input_kind == "float"
+        return self.preprocess.normalize(pixels) if is_float else pixels
+
+    def decisions(self, pictures: Sequence[PictureSource]) -> Decisions:
+        """Run both stages on every picture, in batches.
+
+        Args:
+            pictures: At least one.
+
+        Raises:
+            ImageError: A picture cannot be read.
+            EngineError: A session failed, or gave logits that are not finite.
+        """
+        size = min(_BATCH, self.largest_batch or _BATCH)
+        starts = range(0, len(pictures), size)
+        batches = (self.images(self.pixels(pictures[s : s + size])) for s in starts)
+        return scheduler_decisions(self.scheduler, batches)
+
+    def layers(self, scratch: Path) -> Mapping[Role, LayerSource]:
+        """Open the inside of each graph.
+
+        Args:
+            scratch: An existing folder for temporary files.
+
+        Raises:
+            ConfigError: The network is an engine, whose layers are fused.
             MissingDependencyError: onnx is not installed.
         """
+        # onnx is optional: verifying engines on a board does without it.
         require("onnx", "Comparing layer by layer")
         from sacvit_deploy.comparison.layers import bundle_layers
 
         if self.bundle is None:
-            from sacvit_deploy.comparison.torch_network import TorchLayers
-
-            sessions: Any = self.network.sessions
-            return TorchLayers(sessions)
+            sessions: Any = self.sessions  # each a TorchSession
+            return dict(sessions)
         if self.backend != ONNXRUNTIME:
             raise ConfigError(
-                f"{self.network.name} cannot be looked into: the layers of an engine are fused.",
+                f"{self.name} cannot be looked into: the layers of an engine are fused.",
                 "Leave --layers out, or compare the ONNX graphs the engine was built from.",
             )
         return bundle_layers(self.bundle, self.precision, scratch)
@@ -136,78 +136,84 @@ class Contestant:
 
 def of_bundle(
     bundle: Bundle, precision: Precision | None = None, backend: str = ONNXRUNTIME
-) -> Contestant:
-    """The graphs or engines of a bundle.
+) -> Network:
+    """Open the graphs or engines of a bundle.
 
     Args:
-        bundle: Any.
-        precision: Which of them; None takes FP32 in ONNX Runtime, and of the engines what
-            `sacvit_deploy.load` would.
+        bundle: Where they are.
+        precision: Which of them. None takes FP32 graphs in ONNX Runtime, and the engines that
+            `sacvit_deploy.load` would take.
         backend: `onnxruntime`, `tensorrt` or `tensorrt-rtx`.
 
     Raises:
-        BundleError: It has no graph of that precision.
-        EngineError: It has no engine for this machine, or the runtime failed.
-        MissingDependencyError: The runtime is not installed.
+        BundleError: The bundle has no graph of that precision.
+        EngineError: The bundle has no engine for this machine, or the backend failed.
+        MissingDependencyError: The backend is not installed.
     """
     manifest = bundle.manifest
     opened = open_sessions(bundle, backend=backend, precision=precision)
-    network = Network(
-        f"{bundle.path} ({opened.precision} in {backend})",
-        manifest.config,
-        Preprocessor(manifest.preprocessing, manifest.input_kind),
-        opened.sessions,
-        manifest.selection,
-        opened.largest_batch,
+    return Network(
+        name=f"{bundle.path} ({opened.precision} in {backend})",
+        config=manifest.config,
+        preprocess=Preprocessor(manifest.preprocessing, manifest.input_kind),
+        sessions=opened.sessions,
+        selection=manifest.selection,
+        largest_batch=opened.largest_batch,
+        precision=opened.precision,
+        backend=backend,
+        random=bundle.is_random,
+        bundle=bundle,
+        labels=manifest.labels,
     )
-    return Contestant(network, opened.precision, backend, bundle.is_random, bundle, manifest.labels)
 
 
-def of_torch(bundle: Bundle, checkpoint: Path | None = None) -> Contestant:
-    """The torch model of a bundle, its weights rounded as the bundle stores them.
+def of_torch(bundle: Bundle, checkpoint: Path | None = None) -> Network:
+    """Build the torch model of a bundle, its weights rounded as the bundle stores them.
 
     Args:
-        bundle: Says which network, and where its weights came from.
-        checkpoint: The weights; None makes random weights again from their seed.
+        bundle: Describes the network and the origin of its weights.
+        checkpoint: The weights. None draws random weights again from their seed.
 
     Raises:
-        CheckpointError: The checkpoint does not fit, or none is given and none can be made.
+        CheckpointError: The checkpoint does not fit, or none is given and the weights are not
+            random.
         MissingDependencyError: torch is not installed.
     """
+    # torch is optional: verifying engines on a board does without it.
     require("torch", "Comparing a bundle with its model")
-    from sacvit_deploy.comparison.torch_network import torch_network
+    from sacvit_deploy.comparison.torch_network import bundle_model, torch_network
 
-    model = _model(bundle, checkpoint)
+    model = bundle_model(bundle, checkpoint)
     name = f"{checkpoint or 'random weights'} (torch)"
-    network = torch_network(model, bundle.manifest.preprocessing, name)
-    return Contestant(network, random=bundle.is_random and checkpoint is None)
+    random = bundle.is_random and checkpoint is None
+    return torch_network(model, bundle.manifest.preprocessing, name, random=random)
 
 
-def reference_for(bundle: Bundle, against: str | None, candidate: Contestant) -> Contestant:
-    """What a candidate is compared with.
+def reference_for(bundle: Bundle, against: str | None, candidate: Network) -> Network:
+    """Open the reference that `--against` names.
 
     Args:
-        bundle: The candidate's.
-        against: As `--against` is written; None takes torch for FP32 graphs in ONNX Runtime, and
-            these for everything else.
-        candidate: What they are compared with.
+        bundle: Bundle of the candidate.
+        against: Text of the option. None means torch for FP32 graphs in ONNX Runtime, and these
+            graphs for any other candidate.
+        candidate: Network in question.
 
     Raises:
-        ConfigError: The text has two meanings or none, names the candidate itself, or a network
+        ConfigError: The text has two meanings or none, or names the candidate itself or a network
             that cannot be compared with it.
-        SacvitDeployError: As `of_bundle` and `of_torch`, and for a bundle that cannot be opened.
+        SacvitDeployError: See `of_bundle`, `of_torch` and `Bundle.open`.
     """
     reference = _named(bundle, against, candidate)
     if _is_same(reference, candidate):
         raise ConfigError(
-            f"{candidate.network.name} was to be compared with itself.",
+            f"{candidate.name} was to be compared with itself.",
             "Name another precision, bundle or checkpoint with --against.",
         )
     _check_comparable(reference, candidate)
     return reference
 
 
-def _named(bundle: Bundle, against: str | None, candidate: Contestant) -> Contestant:
+def _named(bundle: Bundle, against: str | None, candidate: Network) -> Network:
     if against is None:
         plain = (candidate.precision, candidate.backend) == ("fp32", ONNXRUNTIME)
         return of_torch(bundle) if plain else of_bundle(bundle, "fp32")
@@ -231,46 +237,29 @@ def _named(bundle: Bundle, against: str | None, candidate: Contestant) -> Contes
     raise ConfigError(f"--against {against}: there is no file or folder of that name.", _SYNTAX)
 
 
-def _is_same(one: Contestant, other: Contestant) -> bool:
+def _is_same(one: Network, other: Network) -> bool:
     if one.bundle is None or other.bundle is None:
         return False
     same_folder = one.bundle.path.resolve() == other.bundle.path.resolve()
     return same_folder and (one.precision, one.backend) == (other.precision, other.backend)
 
 
-def _model(bundle: Bundle, checkpoint: Path | None) -> Backbone:
-    from sacvit_deploy.model.build import as_stored, model_of_origin
-    from sacvit_deploy.model.checkpoints import checkpoint_model
-
-    manifest = bundle.manifest
-    if checkpoint is not None:
-        return as_stored(checkpoint_model(checkpoint, manifest.config), manifest.weights)
-    model = model_of_origin(manifest.config, manifest.weights)
-    if model is None:
-        raise CheckpointError(
-            f"The bundle was made from {manifest.weights.get('file')}, which it does not contain.",
-            f"Name it: sacvit-deploy verify {bundle.path} --against CHECKPOINT",
-        )
-    return model
-
-
-def _check_comparable(reference: Contestant, candidate: Contestant) -> None:
+def _check_comparable(reference: Network, candidate: Network) -> None:
     """Refuse networks whose decisions mean different things."""
-    wanted, found = _shape(reference.network.config), _shape(candidate.network.config)
-    differing = [name for name in wanted if wanted[name] != found[name]]
-    if differing:
-        differences = ", ".join(f"{n} {wanted[n]} and {found[n]}" for n in differing)
+    wanted, found = _shape(reference.config), _shape(candidate.config)
+    differences = [f"{n} {wanted[n]} and {found[n]}" for n in wanted if wanted[n] != found[n]]
+    if differences:
         raise ConfigError(
-            f"{reference.network.name} and {candidate.network.name} are different networks: "
-            f"{differences}.",
+            f"{reference.name} and {candidate.name} are different networks: "
+            f"{', '.join(differences)}.",
             "Compare two exports of one network.",
         )
     known, asked = reference.labels, candidate.labels
     if known != asked and sorted(known) == sorted(asked):
         index = next(i for i, pair in enumerate(zip(known, asked, strict=True)) if len({*pair}) > 1)
         raise ConfigError(
-            f"{reference.network.name} and {candidate.network.name} have the same classes in "
-            f"another order: class {index} is {known[index]!r} and {asked[index]!r}.",
+            f"{reference.name} and {candidate.name} have the same classes in another order: class "
+            f"{index} is {known[index]!r} and {asked[index]!r}.",
             "Export both with the same --labels.",
         )
 

@@ -1,4 +1,4 @@
-"""The torch model behind the seam of the sessions, to be compared with what runs elsewhere."""
+"""The torch model as a network of sessions, so that it can be compared with any other."""
 
 from __future__ import annotations
 
@@ -7,33 +7,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sacvit_deploy.comparison.graphs import INPUT
-from sacvit_deploy.comparison.network import Network
+from sacvit_deploy.comparison.network import TORCH, Network
+from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.families.config import graph_specs
+from sacvit_deploy.model.build import as_stored, model_of_origin
+from sacvit_deploy.model.checkpoints import checkpoint_model
 from sacvit_deploy.model.views import view_for
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from sacvit_deploy.spec import GraphSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.comparison.layers import Probe, Spot
     from sacvit_deploy.model.vit import Backbone
-    from sacvit_deploy.spec import Preprocessing, Role
+    from sacvit_deploy.spec import GraphSpec, Preprocessing
 
 
-# Every other place is called as its module is.
+# Every other place is named after its module.
 _MODULES = {INPUT: "patch_embed.proj"}
 
 
 class TorchSession:
-    """One face of a model."""
+    """One graph of a torch model; a `Session` and a `LayerSource`."""
 
     provider = "torch"
 
     def __init__(self, model: Backbone, spec: GraphSpec) -> None:
-        self.model = model
+        self._modules = dict(model.named_modules())
         self._view = view_for(model, spec)
         self._spec = spec
 
@@ -47,42 +51,64 @@ class TorchSession:
     def close(self) -> None:
         """Release nothing: the model is the caller's."""
 
-
-def torch_network(model: Backbone, preprocessing: Preprocessing, name: str = "torch") -> Network:
-    """The model as it stands: it takes the normalised picture and chooses the tokens itself."""
-    specs = graph_specs(model.config, selection="graph")
-    sessions = {spec.role: TorchSession(model, spec) for spec in specs}
-    return Network(name, model.config, Preprocessor(preprocessing), sessions, "graph")
-
-
-class TorchLayers:
-    """The model, to be looked into layer by layer; see `exporters.precision.layers`."""
-
-    def __init__(self, sessions: Mapping[Role, TorchSession]) -> None:
-        self._sessions = sessions
-
     def values(
-        self, role: Role, probes: Sequence[Probe], feeds: Mapping[str, NDArray[Any]]
+        self, probes: Sequence[Probe], feeds: Mapping[str, NDArray[Any]]
     ) -> dict[Spot, NDArray[Any]]:
         """See `LayerSource.values`."""
-        session = self._sessions[role]
-        modules = dict(session.model.named_modules())
         found: dict[Spot, NDArray[Any]] = {}
         hooks = []
         for spot in (probe.spot for probe in probes):
-            module = modules.get(_MODULES.get(spot.place, spot.place))
+            module = self._modules.get(_MODULES.get(spot.place, spot.place))
             if module is not None:
-                hooks.append(module.register_forward_hook(_keeper(found, spot)))
+                hooks.append(module.register_forward_hook(_recorder(found, spot)))
         try:
-            session.run(feeds)
+            self.run(feeds)
         finally:
             for hook in hooks:
                 hook.remove()
         return found
 
 
-def _keeper(found: dict[Spot, NDArray[Any]], spot: Spot) -> Callable[..., None]:
-    def keep(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+def _recorder(found: dict[Spot, NDArray[Any]], spot: Spot) -> Callable[..., None]:
+    def record(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         found[spot] = (inputs[0] if spot.enters else output).numpy()
 
-    return keep
+    return record
+
+
+def torch_network(
+    model: Backbone, preprocessing: Preprocessing, name: str = "torch", *, random: bool = False
+) -> Network:
+    """Wrap a model, which takes normalised images and chooses the tokens itself.
+
+    Args:
+        model: In evaluation mode.
+        preprocessing: Makes its input of a picture.
+        name: Shown to the user.
+        random: Whether the weights were never trained.
+    """
+    specs = graph_specs(model.config, selection="graph")
+    sessions = {spec.role: TorchSession(model, spec) for spec in specs}
+    return Network(
+        name,
+        model.config,
+        Preprocessor(preprocessing),
+        sessions,
+        selection="graph",
+        backend=TORCH,
+        random=random,
+    )
+
+
+def bundle_model(bundle: Bundle, checkpoint: Path | None) -> Backbone:
+    """Build the model a bundle was exported from; see `network.of_torch`."""
+    manifest = bundle.manifest
+    if checkpoint is not None:
+        return as_stored(checkpoint_model(checkpoint, manifest.config), manifest.weights)
+    model = model_of_origin(manifest.config, manifest.weights)
+    if model is None:
+        raise CheckpointError(
+            f"The bundle was made from {manifest.weights.get('file')}, which it does not contain.",
+            f"Name it: sacvit-deploy verify {bundle.path} --against CHECKPOINT",
+        )
+    return model

@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.bundle import Bundle, check_replaceable, new_bundle, write_manifest
-from sacvit_deploy.comparison.tensors import (
-    ParityInputs,
-    TensorParity,
-    check_parity,
-    measure_parity,
-)
+from sacvit_deploy.comparison.network import Network
+from sacvit_deploy.comparison.tensors import check_parity, compare_tensors, random_pixels
+from sacvit_deploy.comparison.torch_network import torch_network
+from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.errors import CheckpointError, ConfigError
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
 from sacvit_deploy.exporters.passes import DEFAULT_PASSES, run_passes
@@ -24,14 +22,16 @@ from sacvit_deploy.libraries import own_versions, versions
 from sacvit_deploy.manifest import GraphEntry, Manifest
 from sacvit_deploy.model.build import random_model, random_origin, rounded_to_half
 from sacvit_deploy.model.checkpoints import checkpoint_config, checkpoint_model, checkpoint_origin
+from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.spec import check_eta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import onnx
 
+    from sacvit_deploy.comparison.tensors import TensorParity
     from sacvit_deploy.exporters.passes import Pass
     from sacvit_deploy.exporters.precision import PrecisionRequest
     from sacvit_deploy.families.config import ModelConfig
@@ -107,9 +107,7 @@ def export_bundle(
         graphs = {spec.file: _graph(model, spec, options, report) for spec in specs}
         save_with_shared_weights(graphs, folder)
         report(f"Comparing with torch at batches {', '.join(map(str, options.parity_batches))}")
-        inputs = ParityInputs(options.preprocessing, options.input_kind)
-        located = [(spec, folder / spec.file) for spec in specs]
-        parity = measure_parity(model, located, inputs, options.parity_batches)
+        parity = _parity(model, options, specs, folder)
         check_parity(parity)
         write_manifest(folder, _manifest(model, options, specs, parity))
         staged = Bundle.open(folder, check_hashes=False)
@@ -133,6 +131,21 @@ def _graph(
         passes = (*passes, store_half)
     graph, _ = run_passes(translated, spec, passes)
     return graph
+
+
+def _parity(
+    model: Backbone, options: ExportOptions, specs: Sequence[GraphSpec], folder: Path
+) -> list[TensorParity]:
+    """Compare the written graphs with torch on random pixels."""
+    written = Network(
+        "ONNX",
+        model.config,
+        Preprocessor(options.preprocessing, options.input_kind),
+        {spec.role: OnnxRuntimeSession(folder / spec.file) for spec in specs},
+        options.selection,
+    )
+    batches = (random_pixels(options.preprocessing.crop, size) for size in options.parity_batches)
+    return compare_tensors(torch_network(model, options.preprocessing), written, batches)
 
 
 def _check_finite(model: Backbone) -> None:

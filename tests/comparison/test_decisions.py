@@ -8,12 +8,12 @@ import pytest
 from sacvit_deploy.comparison.decisions import (
     LIMITS,
     Agreement,
-    AgreementLimits,
     Decisions,
-    agreement_limits,
+    Limits,
     compare_decisions,
     scheduler_decisions,
 )
+from sacvit_deploy.comparison.tensors import PROBABILITIES, TensorParity
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from tests.fakes import CF, DENSE, SAC, fake_sessions, random_images
 
@@ -39,7 +39,7 @@ def decisions(early=None, refined=None, targets=((0, 1), (2, 3), (4, 5), (6, 7))
 def test_the_same_decisions_agree_fully():
     found = compare_decisions(decisions(), decisions(), SAC, ETA)
     assert found == Agreement(4, 0.0, 1.0, 1.0, 0.0)
-    assert AgreementLimits().hold(found)
+    assert Limits().hold(found)
 
 
 def test_an_exit_flip_is_counted_and_so_is_the_label_it_changes():
@@ -103,7 +103,7 @@ def test_the_comparison_of_the_family_decides(config, flips):
 def test_limits(changed, holds):
     values = {"exit_flip_rate": 0.0, "target_overlap": 1.0, "label_agreement": 1.0}
     agreement = Agreement(**{"images": 9, "max_probability_error": 0.0, **values, **changed})
-    assert AgreementLimits().hold(agreement) is holds
+    assert Limits().hold(agreement) is holds
     assert json.loads(json.dumps(agreement.to_dict()))["images"] == 9
 
 
@@ -119,7 +119,7 @@ def test_a_scheduler_runs_both_stages_for_every_picture(selection):
 
 
 def test_what_is_missed_is_named_with_what_was_allowed():
-    missed = AgreementLimits().missed(Agreement(4, 0.25, 1.0, 0.5, 0.0))
+    missed = Limits().missed(Agreement(4, 0.25, 1.0, 0.5, 0.0))
     assert [(m.limit, m.found, m.allowed) for m in missed] == [
         ("max_exit_flip_rate", 0.25, 0.005),
         ("min_label_agreement", 0.5, 0.995),
@@ -139,7 +139,7 @@ def test_what_is_missed_is_named_with_what_was_allowed():
     ],
 )
 def test_limits_are_no_finer_than_a_picture(precision, images, random, flips, labels):
-    limits = agreement_limits(precision, images, random=random)
+    limits = Limits.of(precision, images, random=random)
     assert limits.max_exit_flip_rate == flips
     assert limits.min_label_agreement == labels
     assert limits.min_target_overlap == LIMITS[precision].min_target_overlap
@@ -151,3 +151,24 @@ def test_a_network_of_one_stage_decides_by_its_only_logits():
     np.testing.assert_array_equal(found.early_logits, found.refined_logits)
     assert found.target_index.shape == (5, 0)
     assert compare_decisions(found, found, DENSE, ETA) == Agreement(5, 0.0, 1.0, 1.0, 0.0)
+
+
+def test_one_stage_agrees_by_labels():
+    logits = np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)
+    nothing = np.empty((2, 0), np.int64)
+    wanted, other = (Decisions(rows, rows, nothing) for rows in (logits, logits[::-1]))
+    found = compare_decisions(wanted, other, DENSE, ETA)
+    assert found.label_agreement == 0
+    assert found.exit_flip_rate == 0
+    assert not Limits().hold(found)
+    assert Limits().hold(compare_decisions(wanted, wanted, DENSE, ETA))
+
+
+def test_probabilities_have_the_limit_of_probabilities():
+    limits = Limits(max_probability_error=0.1, max_tensor_error=0.01)
+    probability = TensorParity("single", PROBABILITIES, 1, 0.2, 9.0)
+    tensor = TensorParity("single", "logits", 1, 9.0, 0.005)
+    assert limits.excess(probability) == pytest.approx(2)
+    assert limits.excess(tensor) == pytest.approx(0.5)
+    (missed,) = limits.missed(None, [probability, tensor])
+    assert missed.where == "probabilities of single"

@@ -2,12 +2,40 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from sacvit_deploy.comparison.network import of_bundle, reference_for
+from sacvit_deploy.comparison.network import Network, of_bundle, reference_for
 from sacvit_deploy.errors import BundleError, CheckpointError, ConfigError
 from sacvit_deploy.model.checkpoints import save_checkpoint
+from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.spec import Preprocessing
+from tests.fakes import SAC, fake_sessions, random_pictures
 from tests.tiny_models import OTHER_CHOICES, strong_model
+
+PREPROCESS = Preprocessor(Preprocessing(SAC.image_size, crop_ratio=1.0))
+PICTURES = random_pictures(20)
+
+
+@pytest.mark.parametrize(("largest", "sizes"), [(None, [16, 4]), (8, [8, 8, 4]), (64, [16, 4])])
+@pytest.mark.parametrize("selection", ["host", "graph"])
+def test_pictures_go_in_batches_that_every_session_takes(largest, sizes, selection):
+    sessions = fake_sessions(SAC, selection)
+    network = Network("fake", SAC, PREPROCESS, dict(sessions), selection, largest)
+    found = network.decisions(PICTURES)
+    assert [len(call["image"]) for call in sessions["early_exit"].calls] == sizes
+    (alone,) = network.decisions(PICTURES[17:18]).refined_logits
+    np.testing.assert_array_equal(found.refined_logits[17], alone)
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_the_graphs_get_what_the_preprocessor_makes(kind):
+    preprocess = dataclasses.replace(PREPROCESS, input_kind=kind)
+    network = Network("fake", SAC, preprocess, dict(fake_sessions(SAC)))
+    pixels = network.pixels(PICTURES[:3])
+    assert pixels.dtype == np.uint8
+    wanted = np.stack([preprocess(picture) for picture in PICTURES[:3]])
+    np.testing.assert_array_equal(network.images(pixels), wanted)
 
 
 def reference(bundle, against, candidate=None):
@@ -17,7 +45,7 @@ def reference(bundle, against, candidate=None):
 def test_what_against_may_be(sac_host, sac_graph, sac_checkpoint, dense_bundle):
     def named(bundle, against):
         found = reference(bundle, against)
-        return found.precision, found.backend, found.network.name
+        return found.precision, found.backend, found.name
 
     torch = ("fp32", "torch", f"{sac_checkpoint} (torch)")
     assert named(sac_host, str(sac_checkpoint)) == torch

@@ -12,10 +12,10 @@ from onnx import numpy_helper
 
 from sacvit_deploy.bundle import Bundle, update_manifest
 from sacvit_deploy.comparison import verify as verify_module
-from sacvit_deploy.comparison.decisions import LIMITS, Agreement, AgreementLimits
+from sacvit_deploy.comparison.decisions import LIMITS, Agreement, Limits
 from sacvit_deploy.comparison.network import of_bundle, of_torch, reference_for
-from sacvit_deploy.comparison.tensors import PROBABILITIES, TensorParity
-from sacvit_deploy.comparison.verify import Verification, VerifyLimits, VerifyRequest, verify
+from sacvit_deploy.comparison.tensors import TensorParity
+from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
 from sacvit_deploy.errors import ConfigError, ImageError, MissingDependencyError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.manifest import FileRecord
@@ -90,7 +90,7 @@ def test_the_document_is_that_of_the_contract(sac_host, sac_checkpoint):
     assert keys | {"reference", "candidate", "limits", "missed"} <= set(values)
     assert {"role", "max_abs_error"} <= set(values["graphs"][0])
     assert values["passed"] is True
-    assert values["limits"]["max_exit_flip_rate"] == AgreementLimits().max_exit_flip_rate
+    assert values["limits"]["max_exit_flip_rate"] == Limits().max_exit_flip_rate
     assert "layers" not in values
 
 
@@ -161,7 +161,7 @@ def test_fp16_is_held_against_fp32_by_the_limits_of_fp16(sac_fp16):
     assert found.candidate == f"{sac_fp16.path} (fp16 in onnxruntime)"
     assert found.reference == f"{sac_fp16.path} (fp32 in onnxruntime)"
     assert found.passed
-    limits = found.limits.decisions
+    limits = found.limits
     assert limits.min_target_overlap == LIMITS["fp16"].min_target_overlap
     assert limits.max_exit_flip_rate == 1 / len(PICTURES)
     # Really rounded: more than FP32 would be off.
@@ -239,6 +239,11 @@ def test_a_bad_picture_is_refused(sac_host, sac_checkpoint, tmp_path):
         verified(sac_host, sac_checkpoint, [*PICTURES[:9], tmp_path / "cat.jpg"])
 
 
+def test_torch_is_a_reference_and_no_candidate(dense_bundle):
+    with pytest.raises(ConfigError, match=r"random weights \(torch\) was to be verified"):
+        verify(of_bundle(dense_bundle), of_torch(dense_bundle), VerifyRequest(PICTURES[:1]))
+
+
 def test_no_picture_is_refused():
     with pytest.raises(ConfigError, match="no picture"):
         VerifyRequest([])
@@ -279,7 +284,7 @@ class TestEngines:
     def test_engines_are_compared_within_their_largest_batch(self, workplace, runtime):
         bundle = workplace.bundle(runtime, batch=(1, 2, 4))
         candidate = of_bundle(bundle, None, runtime)
-        assert (candidate.precision, candidate.network.largest_batch) == ("fp32", 4)
+        assert (candidate.precision, candidate.largest_batch) == ("fp32", 4)
         found = verify(candidate, candidate, VerifyRequest(PICTURES[:6]))
         assert found.passed
         assert max(record.batch for record in found.graphs) <= 4
@@ -301,21 +306,11 @@ class TestEngines:
             verify(candidate, candidate, VerifyRequest(PICTURES[:1], layers=True))
 
 
-def test_probabilities_have_the_limit_of_probabilities():
-    limits = VerifyLimits(AgreementLimits(max_probability_error=0.1), 0.01)
-    probability = TensorParity("single", PROBABILITIES, 1, 0.2, 9.0)
-    tensor = TensorParity("single", "logits", 1, 9.0, 0.005)
-    assert limits.excess(probability) == pytest.approx(2)
-    assert limits.excess(tensor) == pytest.approx(0.5)
-    (missed,) = limits.missed([probability, tensor], None)
-    assert missed.where == "probabilities of single"
-
-
 def test_a_verification_passes_where_nothing_is_missed():
     agreement = Agreement(4, 0.25, 1.0, 1.0, 0.0)
     record = TensorParity("single", "logits", 1, 0.0, 0.0)
-    limits = VerifyLimits()
-    found = Verification("a", "b", (record,), agreement, limits, limits.missed([record], agreement))
+    limits = Limits()
+    found = Verification("a", "b", (record,), agreement, limits, limits.missed(agreement, [record]))
     assert not found.passed
     assert found.to_dict()["missed"][0]["limit"] == "max_exit_flip_rate"
     assert dataclasses.replace(found, missed=()).passed

@@ -14,7 +14,7 @@ import onnx
 from sacvit_deploy.comparison.decisions import (
     Agreement,
     Decisions,
-    agreement_limits,
+    Limits,
     compare_decisions,
     scheduler_decisions,
 )
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from onnxruntime.quantization import TensorsData
 
     from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.comparison.decisions import AgreementLimits
     from sacvit_deploy.comparison.layers import LayerError
     from sacvit_deploy.engines.session import Session
     from sacvit_deploy.exporters.precision.int8 import RoundedWeight
@@ -213,11 +212,11 @@ def _decide(
     return scheduler_decisions(scheduler, batches)
 
 
-def limits_for(conversion: Conversion) -> AgreementLimits:
+def limits_for(conversion: Conversion) -> Limits:
     """The limits of the precision for as many pictures as there are."""
     images = len(conversion.pictures.sources)
     precision = conversion.request.precision
-    return agreement_limits(precision, images, random=conversion.bundle.is_random)
+    return Limits.of(precision, images, random=conversion.bundle.is_random)
 
 
 def holds(conversion: Conversion, agreement: Agreement | None) -> bool:
@@ -267,13 +266,10 @@ def _named(layer: LayerError) -> str:
 def _errors(conversion: Conversion, role: Role, kept: frozenset[str]) -> list[LayerError]:
     """At the end of every linear layer and half block, in order."""
     found = probes(conversion.models[role], role)
-    names = {role: tensor_names(found)}
+    names, file = tensor_names(found), conversion.scratch / f"{role}.probes.onnx"
     graphs = (conversion.models[role], conversion.literal(role, kept))
     values = [
-        GraphLayers({role: graph}, names, conversion.scratch).values(
-            role, found, conversion.feeds[role]
-        )
-        for graph in graphs
+        GraphLayers(graph, names, file).values(found, conversion.feeds[role]) for graph in graphs
     ]
     return layer_errors(role, found, *values)
 
@@ -287,7 +283,7 @@ def _found(agreement: Agreement | None) -> str:
     )
 
 
-def _wanted(limits: AgreementLimits) -> str:
+def _wanted(limits: Limits) -> str:
     return (
         f"Limits: at least {limits.min_label_agreement:.1%} and {limits.min_target_overlap:.0%}, "
         f"at most {limits.max_exit_flip_rate:.1%}"
