@@ -11,17 +11,8 @@ import numpy as np
 
 from sacvit_deploy.comparison.decisions import EXPORT_LIMITS
 from sacvit_deploy.errors import ParityError
-from sacvit_deploy.families.config import graph_specs
-from sacvit_deploy.runtime.algorithm import fine_index, select_tokens, softmax
-from sacvit_deploy.spec import (
-    FINE_INDEX,
-    IMAGE,
-    LOGITS,
-    NON_TARGET_INDEX,
-    SCORE,
-    SURVIVOR_ROWS,
-    TARGET_INDEX,
-)
+from sacvit_deploy.runtime.algorithm import softmax
+from sacvit_deploy.spec import IMAGE, LOGITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -143,21 +134,19 @@ class ReferenceTensors:
 
     def feeds(self, network: Network, role: Role) -> Arrays:
         """Make the inputs of one graph of any network of this configuration."""
-        known = {**self.tensors.get("early_exit", {}), IMAGE: network.images(self.pixels)}
-        if SCORE in known:
-            target, non_target = select_tokens(known[SCORE], network.config.num_targets)
-            known[TARGET_INDEX] = target
-            known[NON_TARGET_INDEX] = non_target
-            known[FINE_INDEX] = fine_index(target, network.config.coarse_grid[1])
-            known[SURVIVOR_ROWS] = np.arange(len(self.pixels), dtype=np.int64)
-        specs = graph_specs(network.config, selection=network.selection)
-        return {t.name: known[t.name] for s in specs if s.role == role for t in s.inputs}
+        image = network.images(self.pixels)
+        if role != "refine":
+            return {IMAGE: image}
+        hand_off = {**self.tensors["early_exit"], IMAGE: image}
+        del hand_off[LOGITS]
+        feeds: Any = network.scheduler.refine_feeds(hand_off, np.arange(len(image)))
+        return dict(feeds)
 
 
 def reference_tensors(network: Network, pixels: NDArray[np.uint8]) -> ReferenceTensors:
     """Run every graph of a network, the second stage on all pictures.
 
-    Values may be infinite or NaN: the question is in which tensor.
+    Unlike the scheduler it lets NaN and infinity pass: the question is in which tensor they are.
 
     Args:
         network: Of one or two stages.
