@@ -1,4 +1,4 @@
-"""One training run as one frozen value, validated when born."""
+"""Configuration of a training run, from a TOML or YAML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.libraries import require
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 _T = TypeVar("_T")
@@ -22,15 +22,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures are.
+    """The pictures.
 
     Attributes:
-        train: DATA to learn from: a folder of class folders, a zip of one, or a table.
-        validation: DATA of the same classes to measure on; None measures nothing.
-        workers: Processes that read and augment; 0 reads in the training process. The result does
-            not depend on it.
-        on_corrupt: What to do at a picture that cannot be read: `stop` with its name, or `skip`:
-            report its name and take the next picture in its place.
+        train: Training pictures: a folder of class folders, a zip of one, or a table.
+        validation: Validation pictures of the same classes; None skips validation.
+        workers: Number of processes that read and augment; 0 reads in the training process. The
+            result does not depend on it.
+        on_corrupt: Handling of a training picture that cannot be read: `stop` with its name, or
+            `skip`: warn with its name and use the next picture.
     """
 
     train: Path
@@ -40,7 +40,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_field(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        _check(self, "0 or more", "workers")
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class AugmentationConfig:
     """DeiT's augmentation (Touvron et al. 2021, table 9); 0 switches a part off.
 
     Attributes:
-        crop_scale: Smallest share of the picture a random crop covers, in (0, 1].
-        flip: Probability of a mirror image.
-        rand_augment_ops: RandAugment operations applied to each picture.
-        rand_augment_magnitude: Their mean strength, 0 to 10; it varies with deviation 0.5.
-        erasing: Probability that a rectangle is replaced by noise.
-        mixup: Parameter of the beta distribution of mixup.
-        cutmix: Parameter of the beta distribution of cutmix; with both, each batch takes one.
+        crop_scale: Smallest share of the picture that a random crop covers, in (0, 1].
+        flip: Probability of mirroring.
+        rand_augment_ops: Number of RandAugment operations per picture.
+        rand_augment_magnitude: Mean strength of these operations, 0 to 10; the deviation is 0.5.
+        erasing: Probability of replacing a rectangle by noise.
+        mixup: Parameter of mixup's beta distribution.
+        cutmix: Parameter of cutmix's beta distribution. With both, each batch uses one.
     """
 
     crop_scale: float = 0.08
@@ -66,35 +66,27 @@ class AugmentationConfig:
     cutmix: float = 1.0
 
     def __post_init__(self) -> None:
-        check_field(
-            0 < self.crop_scale <= 1, "augmentation.crop_scale", self.crop_scale, "in (0, 1]"
-        )
-        for name in ("flip", "erasing"):
-            value = getattr(self, name)
-            check_field(0 <= value <= 1, f"augmentation.{name}", value, "in [0, 1]")
-        for name in ("rand_augment_ops", "mixup", "cutmix"):
-            value = getattr(self, name)
-            check_field(value >= 0, f"augmentation.{name}", value, "0 or more")
-        magnitude = self.rand_augment_magnitude
-        check_field(
-            0 <= magnitude <= 10, "augmentation.rand_augment_magnitude", magnitude, "in [0, 10]"
-        )
+        check_types(self)
+        _check(self, "in (0, 1]", "crop_scale")
+        _check(self, "in [0, 1]", "flip", "erasing")
+        _check(self, "0 or more", "rand_augment_ops", "mixup", "cutmix")
+        _check(self, "in [0, 10]", "rand_augment_magnitude")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How long, in which phases and in which steps.
+    """The length of a run, its phases and its steps.
 
     Attributes:
         epochs: Passes over the training pictures.
-        all_tokens_epochs: First phase: stage 2 sees all fine tokens and attends jointly. Then
-            clustering is switched on. Plays no part for a dense model.
+        all_tokens_epochs: Epochs of the first phase, which refines all tokens with joint attention.
+            Clustering starts after it. A dense network ignores it.
         batch_size: Pictures of one optimiser step, over all processes.
-        accumulate: Parts a step's batch is computed in, to save memory.
+        accumulate: Parts that each batch is computed in, to save memory.
         warmup_epochs: Epochs in which the learning rate rises linearly.
-        validate_every: Epochs between two validations.
-        checkpoint_every: Steps between two checkpoints; one is written after every epoch too.
-        log_every: Steps between two lines of training metrics.
+        validate_every: Epochs between validations.
+        checkpoint_every: Steps between saved states. Each epoch saves one too.
+        log_every: Steps between lines of training metrics.
     """
 
     epochs: int = 350
@@ -107,15 +99,12 @@ class ScheduleConfig:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "accumulate")
-        for name in (*counts, "validate_every", "checkpoint_every", "log_every"):
-            check_field(
-                getattr(self, name) >= 1, f"schedule.{name}", getattr(self, name), "1 or more"
-            )
-        phase = self.all_tokens_epochs
+        check_types(self)
+        _check(self, "1 or more", "epochs", "batch_size", "accumulate")
+        _check(self, "1 or more", "validate_every", "checkpoint_every", "log_every")
+        phase, warm = self.all_tokens_epochs, self.warmup_epochs
         fits = 0 <= phase <= self.epochs
         check_field(fits, "schedule.all_tokens_epochs", phase, f"0 to {self.epochs}, the epochs")
-        warm = self.warmup_epochs
         check_field(0 <= warm <= self.epochs, "schedule.warmup_epochs", warm, f"0 to {self.epochs}")
         divides = self.batch_size % self.accumulate == 0
         wanted = f"a divisor of batch_size {self.batch_size}"
@@ -124,21 +113,23 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as DeiT uses it.
+    """AdamW with DeiT's settings.
 
     Attributes:
-        learning_rate: At the peak, for 512 pictures a step; it scales with the batch size.
-        min_learning_rate: At the end of the cosine, not scaled.
-        weight_decay: On matrices; vectors, tables and the class token have none.
-        betas: Of the two moving averages.
+        learning_rate: Peak rate for 512 pictures a step; it scales with the batch size.
+        min_learning_rate: Rate at the end of the cosine, not scaled.
+        weight_decay: Weight decay of matrices. Vectors, position tables and the class token have
+            none.
+        betas: Decay of AdamW's two moving averages.
         clip_norm: Largest norm of the gradient; 0 does not clip.
-        ema_decay: Of the moving average of the weights that is validated and kept; 0 keeps none.
+        ema_decay: Decay of the moving average of the weights, which is validated and saved; 0
+            saves the weights themselves.
         drop_path: Probability of dropping a residual branch in the last block.
-        layer_decay: The learning rate falls by this factor from each block to the one before it
-            (Clark et al. 2020; Bao et al. 2022), for networks that start from trained weights; 1
-            gives all layers the same.
-        precision: Of the forward pass; weights and optimiser stay float32. `bfloat16` is for GPUs
-            and for CPUs with instructions for it; on others it is many times as slow.
+        layer_decay: Factor of the learning rate from each block to the one before it (Clark et
+            al. 2020; Bao et al. 2022), for networks that start from trained weights; 1 gives all
+            layers the same rate.
+        precision: Precision of the forward pass; weights and optimiser stay float32. `bfloat16` is
+            for GPUs and CPUs with instructions for it. On others it is many times slower.
     """
 
     learning_rate: float = 5e-4
@@ -153,30 +144,24 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        rate = self.learning_rate
-        check_field(rate > 0, "optimizer.learning_rate", rate, "positive")
-        for name in ("min_learning_rate", "weight_decay", "clip_norm"):
-            value = getattr(self, name)
-            check_field(value >= 0, f"optimizer.{name}", value, "0 or more")
-        for name in ("ema_decay", "drop_path"):
-            value = getattr(self, name)
-            check_field(0 <= value < 1, f"optimizer.{name}", value, "in [0, 1)")
-        decay = self.layer_decay
-        check_field(0 < decay <= 1, "optimizer.layer_decay", decay, "in (0, 1]")
+        _check(self, "positive", "learning_rate")
+        _check(self, "0 or more", "min_learning_rate", "weight_decay", "clip_norm")
+        _check(self, "in [0, 1)", "ema_decay", "drop_path")
+        _check(self, "in (0, 1]", "layer_decay")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised.
+    """The loss.
 
     Attributes:
         label_smoothing: Share of the target spread over all classes, in [0, 1).
-        early_exit: What the first stage learns from: `kl`, the second stage's answer (the paper),
-            or `ce`, the label (its ablation).
-        early_exit_weight: Weight of that term.
-        teacher: Checkpoint of a trained dense model whose answers are distilled; None for none.
+        early_exit: Target of the first stage: `kl`, the second stage's answer (the paper), or
+            `ce`, the label (the paper's ablation).
+        early_exit_weight: Weight of the first stage's term.
+        teacher: Checkpoint of a trained dense network to distil from; None for none.
         teacher_weight: Share of the target that comes from the teacher, in [0, 1].
-        teacher_temperature: Softens both answers in the distillation.
+        teacher_temperature: Temperature of both answers in the distillation.
     """
 
     label_smoothing: float = 0.1
@@ -188,33 +173,29 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        smoothing = self.label_smoothing
-        check_field(0 <= smoothing < 1, "loss.label_smoothing", smoothing, "in [0, 1)")
-        weight = self.early_exit_weight
-        check_field(weight >= 0, "loss.early_exit_weight", weight, "0 or more")
-        share = self.teacher_weight
-        check_field(0 <= share <= 1, "loss.teacher_weight", share, "in [0, 1]")
-        warm = self.teacher_temperature
-        check_field(warm > 0, "loss.teacher_temperature", warm, "positive")
+        _check(self, "in [0, 1)", "label_smoothing")
+        _check(self, "in [0, 1]", "teacher_weight")
+        _check(self, "0 or more", "early_exit_weight")
+        _check(self, "positive", "teacher_temperature")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Two runs of one config on one machine end in the same weights.
+    """A training run. The same configuration ends in the same weights on the same machine.
 
     Attributes:
-        model: The network.
+        model: Configuration of the network.
         data: Pictures.
-        output: Folder of the checkpoints and the metrics.
-        seed: Of the first weights and of every draw afterwards.
-        init: Checkpoint to start from, in any layout `load_checkpoint` reads; None starts from
-            random weights.
-        device: `auto` takes the GPU where there is one, else `cpu`; or a torch device.
-        tensorboard: Also write TensorBoard event files.
-        augmentation: How pictures are varied.
-        schedule: How long.
-        optimizer: How weights move.
-        loss: What is minimised.
+        output: Folder for checkpoints and metrics.
+        seed: Seed of the initial weights and of every later draw.
+        init: Checkpoint to start from, in any layout of `load_checkpoint`; None starts from random
+            weights.
+        device: A torch device, or `auto` for a GPU if there is one, else the CPU.
+        tensorboard: Whether to write TensorBoard event files too.
+        augmentation: Augmentation of the training pictures.
+        schedule: Length, phases and steps.
+        optimizer: Optimiser and learning rate.
+        loss: Loss and teacher.
     """
 
     model: ModelConfig
@@ -296,14 +277,33 @@ _PARTS = {
 }
 
 
+_IN_RANGE: dict[str, Callable[[float], bool]] = {
+    "positive": lambda value: value > 0,
+    "0 or more": lambda value: value >= 0,
+    "1 or more": lambda value: value >= 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in [0, 10]": lambda value: 0 <= value <= 10,
+}
+
+
+def _check(part: object, wanted: str, *names: str) -> None:
+    """Refuse a part of the configuration with a field outside a range of `_IN_RANGE`."""
+    section = type(part).__name__.removesuffix("Config").lower()
+    for name in names:
+        value = getattr(part, name)
+        check_field(_IN_RANGE[wanted](value), f"{section}.{name}", value, wanted)
+
+
 def read_train_config(path: Path) -> TrainConfig:
-    """Read and check a configuration file.
+    """Read a configuration file. Relative paths start at its folder.
 
     Args:
-        path: `.toml`, `.yaml` or `.yml`.
+        path: A `.toml`, `.yaml` or `.yml` file.
 
     Raises:
-        ConfigError: The file cannot be read, or a value in it cannot be.
+        ConfigError: The file cannot be read, or a value in it is not allowed.
         MissingDependencyError: The parser of that format is not installed.
     """
     values = _parse(path)
@@ -317,7 +317,7 @@ def read_train_config(path: Path) -> TrainConfig:
 
 
 def train_config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """Build a configuration from nested plain values, as they stand in a file.
+    """Build a configuration from the nested plain values of a file.
 
     Raises:
         ConfigError: A field is unknown, missing, of the wrong type or out of range.
@@ -368,18 +368,15 @@ def _parse_yaml(yaml: Any, path: Path) -> object:
 
 
 def _resolve(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Anchor every relative path at the folder of the file; absolute ones stay."""
-    validation, teacher, init = config.data.validation, config.loss.teacher, config.init
-    data = dataclasses.replace(
-        config.data,
-        train=folder / config.data.train,
-        validation=folder / validation if validation else None,
-    )
-    loss = dataclasses.replace(config.loss, teacher=folder / teacher if teacher else None)
+    """Make every relative path start at the folder of the file."""
+    data, loss = config.data, config.loss
+    validation, teacher = data.validation, loss.teacher
     return dataclasses.replace(
         config,
-        data=data,
-        loss=loss,
+        data=dataclasses.replace(
+            data, train=folder / data.train, validation=validation and folder / validation
+        ),
+        loss=dataclasses.replace(loss, teacher=teacher and folder / teacher),
         output=folder / config.output,
-        init=folder / init if init else None,
+        init=config.init and folder / config.init,
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.runtime.pictures import read_picture
@@ -266,7 +266,7 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 def epoch_loader(
     pictures: TrainingPictures, plan: BatchPlan, step: int, config: TrainConfig
 ) -> DataLoader[Item]:
-    """Load this process's parts from a step to the end of its epoch.
+    """Load this process's parts from a step to the end of its epoch; to be iterated once.
 
     Args:
         pictures: Training pictures.
@@ -276,20 +276,11 @@ def epoch_loader(
     """
     return DataLoader(
         pictures,
-        batch_sampler=_PartSampler(plan, step),
+        batch_sampler=plan.parts_from(step),
         num_workers=config.data.workers,
         collate_fn=collate,
         pin_memory=plan.processes.device.type == "cuda",
     )
-
-
-class _PartSampler(Sampler[list[Key]]):
-    def __init__(self, plan: BatchPlan, step: int) -> None:
-        self._plan = plan
-        self._step = step
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return self._plan.parts_from(self._step)
 
 
 def collate(items: list[Item]) -> tuple[Tensor, Tensor] | DataError:
