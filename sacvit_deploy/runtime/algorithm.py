@@ -13,6 +13,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sacvit_deploy.families.config import ModelConfig
+
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Compute probabilities along the last axis, at temperature 1.
@@ -57,20 +59,20 @@ def exits(
 
 
 def select_tokens(
-    score: NDArray[Any], num_targets: int
+    score: NDArray[Any], config: ModelConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split the coarse tokens by score; of equal scores the lowest index wins.
 
     Args:
         score: (B, N), finite.
-        num_targets: M.
+        config: The network; says how many are targets.
 
     Returns:
         Targets (B, M) and non-targets (B, N-M), each best first.
     """
     # Negated, because numpy sorts upwards and reversing a stable sort would put ties backwards.
     order = np.argsort(-score, axis=1, kind="stable").astype(np.int64, copy=False)
-    return order[:, :num_targets], order[:, num_targets:]
+    return order[:, : config.num_targets], order[:, config.num_targets :]
 
 
 def fine_index(coarse: NDArray[np.int64], coarse_columns: int) -> NDArray[np.int64]:

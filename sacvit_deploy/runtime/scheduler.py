@@ -253,7 +253,7 @@ class Scheduler:
         if self._selection == "graph":
             return {**hand_off, SURVIVOR_ROWS: rows}
         feeds: dict[str, Any] = dict(take_rows(hand_off, rows))
-        target, non_target = select_tokens(feeds.pop(SCORE), self._config.num_targets)
+        target, non_target = select_tokens(feeds.pop(SCORE), self._config)
         feeds[TARGET_INDEX], feeds[NON_TARGET_INDEX] = target, non_target
         feeds[FINE_INDEX] = fine_index(target, self._config.coarse_grid[1])
         return feeds

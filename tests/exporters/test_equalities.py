@@ -73,7 +73,7 @@ def test_at_eta_0_only_the_first_graph_speaks(pipeline, images):
 def test_at_eta_1_only_the_second_graph_speaks(pipeline, images):
     sessions, config = pipeline._opened.sessions, pipeline.manifest.config
     feeds = {**sessions["early_exit"].run({IMAGE: images}), IMAGE: images}
-    target, other = select_tokens(feeds[SCORE], config.num_targets)
+    target, other = select_tokens(feeds[SCORE], config)
     feeds[SURVIVOR_ROWS] = np.arange(len(images))
     feeds |= {TARGET_INDEX: target, "non_target_index": other}
     feeds["fine_index"] = fine_index(target, config.coarse_grid[1])
@@ -172,7 +172,7 @@ def test_of_equal_scores_the_graph_takes_the_lowest_index_too(name, rows, reques
     del feeds[LOGITS]
     feeds = {spec.name: feeds[spec.name] for spec in bundle.graph("refine").inputs[:-1]}
     found = session(bundle, "refine").run({**feeds, SURVIVOR_ROWS: np.array(rows)})
-    target, _ = select_tokens(score[rows], TARGETS)
+    target, _ = select_tokens(score[rows], SAC)
     np.testing.assert_array_equal(found[TARGET_INDEX], target)
 
 
@@ -181,7 +181,7 @@ def test_with_ties_both_selections_give_the_same_logits(sac_host, sac_graph):
     pixels, image = normalised(sac_host, len(score))
     handed = session(sac_host, "early_exit").run({IMAGE: image})
     handed = {name: handed[name] for name in ("coarse_embeddings", "coarse_features")}
-    target, other = select_tokens(score, TARGETS)
+    target, other = select_tokens(score, SAC)
     indices = {
         TARGET_INDEX: target,
         "non_target_index": other,

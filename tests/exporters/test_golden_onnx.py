@@ -9,8 +9,10 @@ from sacvit_deploy.runtime.algorithm import confidence, fine_index, select_token
 from sacvit_deploy.runtime.pipeline import Pipeline, load
 from sacvit_deploy.spec import IMAGE, LOGITS, SCORE
 from tests.exporters.graphs import session
+from tests.tiny_models import GOLDEN_CF
 
 TOLERANCE = 1e-4
+
 TARGETS = 25
 
 
@@ -39,14 +41,14 @@ def test_what_the_first_stage_hands_on(early, golden):
 
 
 def test_selected_set_and_order(early, golden):
-    target, other = select_tokens(early[SCORE], TARGETS)
+    target, other = select_tokens(early[SCORE], GOLDEN_CF)
     wanted = golden["score_order"]
     np.testing.assert_array_equal(np.sort(target, axis=1), np.sort(wanted[:, :TARGETS], axis=1))
     np.testing.assert_array_equal(np.concatenate([target, other], axis=1), wanted)
 
 
 def test_second_stage_alone(early, golden, golden_bundle):
-    target, other = select_tokens(golden["global_class_attention"], TARGETS)
+    target, other = select_tokens(golden["global_class_attention"], GOLDEN_CF)
     feeds = {name: early[name] for name in ("coarse_embeddings", "coarse_features")}
     feeds |= {
         IMAGE: golden["image"],

@@ -23,7 +23,7 @@ def fed_and_found(bundle, count: int):
     pixels, image = normalised(bundle, count)
     feeds = {IMAGE: pixels if bundle.manifest.input_kind == "uint8" else image}
     early = session(bundle, "early_exit").run(feeds)
-    target, other = select_tokens(early[SCORE], config.num_targets)
+    target, other = select_tokens(early[SCORE], config)
     known = {**early, **feeds, TARGET_INDEX: target, "non_target_index": other}
     known["fine_index"] = fine_index(target, config.coarse_grid[1])
     known[SURVIVOR_ROWS] = np.arange(count)[::-2].copy()
