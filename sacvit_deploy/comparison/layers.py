@@ -6,7 +6,9 @@ and torch, have in common where in the network a tensor stands.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -20,16 +22,17 @@ from sacvit_deploy.comparison.graphs import (
     rounding_model,
     tensor_values,
 )
+from sacvit_deploy.comparison.network import ONNXRUNTIME
+from sacvit_deploy.comparison.tensors import reference_tensors
+from sacvit_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.manifest import GraphEntry
-    from sacvit_deploy.spec import Precision, Role
+    from sacvit_deploy.comparison.network import Network
+    from sacvit_deploy.spec import Role
 
     Feeds = Mapping[str, NDArray[Any]]
     Values = Mapping["Spot", NDArray[Any]]
@@ -99,18 +102,18 @@ class GraphLayers:
 
     Attributes:
         model: With its weights.
-        tensors: Name of the tensor at each spot.
+        probes: Its tensors that can be compared, named as in the FP32 graph.
         file: Where to put a temporary copy of the graph.
     """
 
     model: onnx.ModelProto
-    tensors: Mapping[Spot, str]
+    probes: list[Probe]
     file: Path
 
     def values(self, probes: list[Probe], feeds: Feeds) -> Values:
         """See `LayerSource.values`."""
-        spots = [probe.spot for probe in probes if probe.spot in self.tensors]
-        wanted = {spot: self.tensors[spot] for spot in spots}
+        known = {probe.spot: probe.tensor for probe in self.probes}
+        wanted = {probe.spot: known[probe.spot] for probe in probes if probe.spot in known}
         found = tensor_values(self.model, wanted.values(), feeds, self.file)
         return {spot: found[name] for spot, name in wanted.items()}
 
@@ -147,11 +150,6 @@ def _biased_outputs(model: onnx.ModelProto) -> dict[str, str]:
         for name in node.input
         if name not in known
     }
-
-
-def tensor_names(found: list[Probe]) -> dict[Spot, str]:
-    """What the tensor at each spot is called."""
-    return {probe.spot: probe.tensor for probe in found}
 
 
 def layer_errors(
@@ -213,30 +211,49 @@ def _relative(wanted: NDArray[Any], found: NDArray[Any]) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
-def bundle_probes(bundle: Bundle) -> dict[Role, list[Probe]]:
-    """What can be compared, named as in the FP32 graphs."""
-    entries = [graph for graph in bundle.manifest.graphs if graph.precision == "fp32"]
-    return {e.role: probes(read_graph(bundle.graph_path(e)), e.role) for e in entries}
-
-
-def bundle_layers(bundle: Bundle, precision: Precision, scratch: Path) -> dict[Role, GraphLayers]:
-    """Open the graphs of one precision; FP16 is rounded at every tensor, as a GPU does.
+def compare_layers(
+    reference: Network, candidate: Network, pixels: NDArray[np.uint8]
+) -> list[LayerError]:
+    """Measure every layer of every graph; each graph gets the tensors of the reference.
 
     Args:
-        bundle: With FP32 graphs, whose tensor names every precision shares.
-        precision: Precision of the graphs.
-        scratch: An existing folder for temporary files.
+        reference: Trusted network: torch, or ONNX graphs.
+        candidate: ONNX graphs in question.
+        pixels: One batch, (B, 3, H, W).
+
+    Returns:
+        One error per probe, in the order of the network.
+
+    Raises:
+        ConfigError: A network runs engines, or the candidate is torch.
+        EngineError: A session failed.
     """
-    return {
-        role: GraphLayers(
-            _literal(bundle, bundle.graph(role, precision)),
-            tensor_names(found),
-            scratch / f"{role}.probes.onnx",
+    known = reference_tensors(reference, pixels)
+    errors: list[LayerError] = []
+    with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
+        graphs = _graph_layers(candidate, Path(scratch))
+        sessions: Any = reference.sessions  # in torch each is a LayerSource
+        trusted = sessions if reference.bundle is None else _graph_layers(reference, Path(scratch))
+        for role, graph in graphs.items():
+            wanted = trusted[role].values(graph.probes, known.feeds(reference, role))
+            found = graph.values(graph.probes, known.feeds(candidate, role))
+            errors += layer_errors(role, graph.probes, wanted, found)
+    return errors
+
+
+def _graph_layers(network: Network, scratch: Path) -> dict[Role, GraphLayers]:
+    """Open the ONNX graphs of a network; FP16 is rounded at every tensor, as a GPU does."""
+    if network.bundle is None or network.backend != ONNXRUNTIME:
+        raise ConfigError(
+            f"{network.name} cannot be looked into: the layers of an engine are fused.",
+            "Leave --layers out, or compare the ONNX graphs the engine was built from.",
         )
-        for role, found in bundle_probes(bundle).items()
-    }
-
-
-def _literal(bundle: Bundle, entry: GraphEntry) -> onnx.ModelProto:
-    graph = read_graph(bundle.graph_path(entry))
-    return rounding_model(graph) if entry.precision == "fp16" else graph
+    opened = {}
+    for role in network.sessions:
+        plain, entry = (network.bundle.graph(role, p) for p in ("fp32", network.precision))
+        model = read_graph(network.bundle.graph_path(entry))
+        if entry.precision == "fp16":
+            model = rounding_model(model)
+        found = probes(read_graph(network.bundle.graph_path(plain)), role)
+        opened[role] = GraphLayers(model, found, scratch / f"{role}.probes.onnx")
+    return opened

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sacvit_deploy.comparison.decisions import Decisions
-    from sacvit_deploy.comparison.layers import LayerSource
     from sacvit_deploy.engines.session import Session
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.runtime.pictures import PictureSource
@@ -108,30 +107,6 @@ class Network:
         starts = range(0, len(pictures), size)
         batches = (self.images(self.pixels(pictures[s : s + size])) for s in starts)
         return scheduler_decisions(self.scheduler, batches)
-
-    def layers(self, scratch: Path) -> Mapping[Role, LayerSource]:
-        """Open the inside of each graph.
-
-        Args:
-            scratch: An existing folder for temporary files.
-
-        Raises:
-            ConfigError: The network is an engine, whose layers are fused.
-            MissingDependencyError: onnx is not installed.
-        """
-        # onnx is optional: verifying engines on a board does without it.
-        require("onnx", "Comparing layer by layer")
-        from sacvit_deploy.comparison.layers import bundle_layers
-
-        if self.bundle is None:
-            sessions: Any = self.sessions  # each a TorchSession
-            return dict(sessions)
-        if self.backend != ONNXRUNTIME:
-            raise ConfigError(
-                f"{self.name} cannot be looked into: the layers of an engine are fused.",
-                "Leave --layers out, or compare the ONNX graphs the engine was built from.",
-            )
-        return bundle_layers(self.bundle, self.precision, scratch)
 
 
 def of_bundle(

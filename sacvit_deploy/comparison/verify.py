@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.comparison.decisions import LIMITS, Agreement, Limits, compare_decisions
-from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields, reference_tensors
+from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.libraries import require
 
@@ -176,21 +174,11 @@ def _pixels(network: Network, pictures: Sequence[PictureSource], size: int) -> N
 def _compare_layers(
     reference: Network, candidate: Network, pictures: Sequence[PictureSource]
 ) -> tuple[tuple[LayerError, ...], LayerError | None]:
-    """Measure every layer of every graph, each graph fed with the reference's tensors."""
     # onnx is optional: verifying engines on a board does without it.
     require("onnx", "Comparing layer by layer")
-    from sacvit_deploy.comparison.layers import bundle_probes, layer_errors, worst_step
+    from sacvit_deploy.comparison.layers import compare_layers, worst_step
 
-    known = reference_tensors(reference, _pixels(candidate, pictures, _LAYER_BATCH))
-    found: list[LayerError] = []
-    with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
-        networks = [(network, network.layers(Path(scratch))) for network in (reference, candidate)]
-        for role, probes in bundle_probes(_bundle_of(candidate)).items():
-            wanted, measured = (
-                layers[role].values(probes, known.feeds(network, role))
-                for network, layers in networks
-            )
-            found += layer_errors(role, probes, wanted, measured)
+    found = compare_layers(reference, candidate, _pixels(candidate, pictures, _LAYER_BATCH))
     return tuple(found), worst_step(found)
 
 

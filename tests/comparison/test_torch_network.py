@@ -45,7 +45,7 @@ def test_a_session_records_what_enters_and_leaves_a_layer(network, sac_model):
     ]
     probes = [Probe("tensor", "node", spot.place, spot) for spot in spots]
     feeds = {"image": random_images(2, SAC)}
-    found = network.layers("unused")["early_exit"].values(probes, feeds)
+    found = network.sessions["early_exit"].values(probes, feeds)
     tokens = SAC.num_coarse_tokens + 1
     assert set(found) == set(spots[:3])
     assert found[spots[0]].shape == (2, tokens, SAC.embed_dim)

@@ -258,9 +258,12 @@ def test_a_limit_out_of_range_is_refused(value):
 
 @pytest.mark.parametrize(
     ("library", "call"),
-    [("torch", lambda bundle: of_torch(bundle)), ("onnx", lambda bundle: of_bundle(bundle))],
+    [
+        ("torch", lambda bundle: of_torch(bundle)),
+        ("onnx", lambda bundle: verified(bundle, "torch", PICTURES[:1], layers=True)),
+    ],
 )
-def test_without_a_library_it_says_what_to_install(sac_host, monkeypatch, library, call):
+def test_without_a_library_it_says_what_to_install(dense_bundle, monkeypatch, library, call):
     real = importlib.import_module
 
     def absent(name):
@@ -270,7 +273,7 @@ def test_without_a_library_it_says_what_to_install(sac_host, monkeypatch, librar
 
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(MissingDependencyError, match=r"sacvit-deploy\[export\]"):
-        call(sac_host).layers(sac_host.path)
+        call(dense_bundle)
 
 
 class TestEngines:

@@ -29,7 +29,6 @@ from sacvit_deploy.comparison.layers import (
     GraphLayers,
     layer_errors,
     probes,
-    tensor_names,
     worst_step,
 )
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
@@ -266,10 +265,10 @@ def _named(layer: LayerError) -> str:
 def _errors(conversion: Conversion, role: Role, kept: frozenset[str]) -> list[LayerError]:
     """At the end of every linear layer and half block, in order."""
     found = probes(conversion.models[role], role)
-    names, file = tensor_names(found), conversion.scratch / f"{role}.probes.onnx"
+    file = conversion.scratch / f"{role}.probes.onnx"
     graphs = (conversion.models[role], conversion.literal(role, kept))
     values = [
-        GraphLayers(graph, names, file).values(found, conversion.feeds[role]) for graph in graphs
+        GraphLayers(graph, found, file).values(found, conversion.feeds[role]) for graph in graphs
     ]
     return layer_errors(role, found, *values)
 
