@@ -1,6 +1,6 @@
-"""Hold a frame rate on a camera: the exit threshold moves, and with it the share looked at twice.
+"""Hold the frame rate of a camera by moving the exit threshold.
 
-A window that moves over one picture stands in for a camera:
+A window that moves over one picture replaces the camera:
     python examples/camera_budget.py bundle cat.jpg --fps 30
 """
 
@@ -16,7 +16,7 @@ import sacvit_deploy
 
 
 def camera(picture: str, count: int) -> Iterator[np.ndarray]:
-    """Frames as a camera gives them: HWC uint8 arrays in RGB order.
+    """Yield frames as a camera does: HWC uint8 arrays in RGB order.
 
     OpenCV's frames are BGR: yield `frame[..., ::-1]`.
     """
@@ -29,7 +29,7 @@ def camera(picture: str, count: int) -> Iterator[np.ndarray]:
 
 
 def main() -> None:
-    """Print where the budget stands every now and then, and what the stages cost at the end."""
+    """Print the state of the budget every 50 frames, and the latency of each stage at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("picture")
@@ -37,17 +37,17 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200)
     arguments = parser.parse_args()
 
-    pipeline = sacvit_deploy.load(arguments.bundle).with_budget(fps=arguments.fps)
-    # One frame at a time: the least delay. A camera gives the next one when it is there.
-    stream = pipeline.stream(camera(arguments.picture, arguments.frames), batch_size=1)
-    for number, _ in enumerate(stream, start=1):
-        if number % 50 == 0 or number == arguments.frames:
-            budget = pipeline.budget
-            print(
-                f"frame {number:4}  {budget.state:8}  eta {budget.eta:.3f}  "
-                f"{budget.expected_ms:.2f} of {budget.goal_ms:.2f} ms"
-            )
-    stats = pipeline.stats.snapshot()
+    with sacvit_deploy.load(arguments.bundle).with_budget(fps=arguments.fps) as pipeline:
+        # One frame at a time has the least delay.
+        stream = pipeline.stream(camera(arguments.picture, arguments.frames), batch_size=1)
+        for number, _ in enumerate(stream, start=1):
+            if number % 50 == 0 or number == arguments.frames:
+                budget = pipeline.budget
+                print(
+                    f"frame {number:4}  {budget.state:8}  eta {budget.eta:.3f}  "
+                    f"{budget.expected_ms:.2f} of {budget.goal_ms:.2f} ms"
+                )
+        stats = pipeline.stats.snapshot()
     for stage, latency in stats.stages.items():
         print(
             f"{stage}: {latency.pictures} frames, "

@@ -1,4 +1,4 @@
-"""Classify pictures and say how each was decided.
+"""Classify pictures, and print the stage and the best classes of each.
 
 Run it with a bundle and some pictures:
     python examples/classify_pictures.py bundle cat.jpg dog.jpg --eta 0.6
@@ -16,11 +16,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("pictures", nargs="+")
-    parser.add_argument("--eta", type=float, help="exit threshold; without it, the bundle's")
+    parser.add_argument("--eta", type=float, help="exit threshold; default: the bundle's")
     arguments = parser.parse_args()
 
-    pipeline = sacvit_deploy.load(arguments.bundle, eta=arguments.eta)
-    for result in pipeline(arguments.pictures):
+    with sacvit_deploy.load(arguments.bundle, eta=arguments.eta) as pipeline:
+        results = pipeline(arguments.pictures)
+    for result in results:
         print(f"{result.image}: {result.stage}")
         for _, label, probability in result.top5[:3]:
             print(f"  {probability:6.1%}  {label}")

@@ -1,6 +1,6 @@
-"""Classify a stream of frames; hard frames of several batches share one run of the second stage.
+"""Classify a stream of frames; hard frames of several batches are refined together.
 
-A window that moves over one picture stands in for a camera:
+A window that moves over one picture replaces the camera:
     python examples/classify_stream.py bundle cat.jpg --frames 64
 """
 
@@ -17,7 +17,7 @@ import sacvit_deploy
 
 
 def camera(picture: str, count: int) -> Iterator[np.ndarray]:
-    """Frames as a camera gives them: HWC uint8 arrays in RGB order.
+    """Yield frames as a camera does: HWC uint8 arrays in RGB order.
 
     OpenCV's frames are BGR: yield `frame[..., ::-1]`.
     """
@@ -30,12 +30,12 @@ def camera(picture: str, count: int) -> Iterator[np.ndarray]:
 
 
 def main() -> None:
-    """Print one line a frame and, at the end, how many left early."""
+    """Print one line per frame and, at the end, the number of early exits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("picture")
     parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--eta", type=float, help="exit threshold; without it, the bundle's")
+    parser.add_argument("--eta", type=float, help="exit threshold; default: the bundle's")
     arguments = parser.parse_args()
 
     pipeline = sacvit_deploy.load(arguments.bundle, eta=arguments.eta)

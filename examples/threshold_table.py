@@ -1,6 +1,6 @@
-"""How many pictures leave early at each threshold, and how many answers that changes.
+"""Show the share of early exits at each threshold, and the share of unchanged answers.
 
-Every picture goes through both stages at `eta=1`; that answer is the one to compare with:
+The answer to compare with is that of both stages, at `eta=1`:
     python examples/threshold_table.py bundle pictures/*.jpg
 """
 
@@ -12,7 +12,7 @@ import sacvit_deploy
 
 
 def main() -> None:
-    """Print one row a threshold."""
+    """Print one row per threshold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("pictures", nargs="+")

@@ -1,8 +1,9 @@
-"""What the documents say can be done can be done: commands, options, snippets, links."""
+"""The documents match the code: commands, options, snippets, links, names of files and modules."""
 
 from __future__ import annotations
 
 import itertools
+import pkgutil
 import re
 import shlex
 import shutil
@@ -19,6 +20,12 @@ from sacvit_deploy.samples import sample_pictures
 _ROOT = Path(__file__).resolve().parents[1]
 _DOCUMENTS = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
 _TEXTS = {path.relative_to(_ROOT).as_posix(): path.read_text("utf-8") for path in _DOCUMENTS}
+_FOLDERS = (".", "benchmarks", "docs", "sacvit_deploy/assets/demo_bundle", "tests/golden")
+_MARKDOWN = {
+    path.relative_to(_ROOT).as_posix(): path.read_text("utf-8")
+    for folder in _FOLDERS
+    for path in sorted(_ROOT.glob(f"{folder}/*.md"))
+}
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -126,9 +133,30 @@ def test_python_snippets_run(document, sac_host, sac_checkpoint, tmp_path, monke
         exec(compile(code, f"{document}, snippet {number}", "exec"), scope)
 
 
-@pytest.mark.parametrize("document", _TEXTS)
+@pytest.mark.parametrize("document", _MARKDOWN)
 def test_links_lead_somewhere(document) -> None:
-    links = re.findall(r"\]\(([^)]+)\)", _TEXTS[document])
-    local = [link.partition("#")[0] for link in links if "://" not in link]
+    links = re.findall(r"\]\(([^)]+)\)", _MARKDOWN[document])
+    local = [link.partition("#") for link in links if "://" not in link]
     folder = (_ROOT / document).parent
-    assert [link for link in local if link and not (folder / link).exists()] == []
+    assert [name for name, _, _ in local if name and not (folder / name).exists()] == []
+    for name, _, anchor in local:
+        if anchor:
+            target = (folder / name if name else _ROOT / document).resolve()
+            assert anchor in _anchors(_MARKDOWN[target.relative_to(_ROOT).as_posix()])
+
+
+def _anchors(text: str) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+@pytest.mark.parametrize("document", _MARKDOWN)
+def test_files_and_modules_named_exist(document) -> None:
+    files = re.findall(r"[\w.]+/[\w./]+\.py\b", _MARKDOWN[document])
+    places = (_ROOT, _ROOT / "sacvit_deploy")
+    assert [f for f in files if not any((place / f).exists() for place in places)] == []
+    for name in re.findall(
+        r"\b(?:sacvit_deploy|benchmarks)(?:\.[a-zA-Z_]\w*)+", _MARKDOWN[document]
+    ):
+        pkgutil.resolve_name(name)  # ImportError or AttributeError where there is none
