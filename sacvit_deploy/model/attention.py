@@ -1,8 +1,8 @@
 """Multi-head self-attention, jointly over all tokens or inside each cluster.
 
-The order of tokens in the second stage is fixed to `[class; 4M targets; N-M non-targets]`, so
-which token may see which is a constant. Clustered attention can therefore run as one attention
-under a constant mask or as one attention per cluster; both give the same numbers.
+Tokens of the second stage have the fixed order `[class; 4M targets; N-M non-targets]`. Clustered
+attention is therefore one attention under a constant mask, or one attention per cluster. Both
+give the same numbers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ ClusterKernel = Literal["masked", "split"]
 
 @dataclass(frozen=True)
 class Clusters:
-    """How a sequence `[class; targets; non-targets]` attends.
+    """Clustered attention of a sequence `[class; targets; non-targets]`.
 
     Attributes:
-        num_targets: Fine tokens in the target cluster, 4M.
+        num_targets: Number of fine tokens in the target cluster, 4M.
         cls_update: `joint`: the class query attends to all tokens. `mean`: it attends inside each
             cluster, and the two results are averaged.
-        kernel: `masked` or `split`: two ways to compute the same thing.
+        kernel: `masked` or `split`, which compute the same numbers.
     """
 
     num_targets: int
@@ -35,8 +35,7 @@ class Clusters:
 class Attention(nn.Module):
     """DeiT's attention: one qkv projection, scale head_dim^-0.5 on the query.
 
-    The scale sits on the query before the first matrix product because fused attention kernels
-    look for it there.
+    The query is scaled before the first matrix product, where fused attention kernels expect it.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -47,26 +46,26 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
-        """Attend within x (B, L, D); jointly when `clusters` is None."""
+        """Attend within x (B, L, D), jointly if `clusters` is None."""
         q, k, v = self._project(x)
         heads = joint_attention(q, k, v) if clusters is None else _clustered(q, k, v, clusters)
         return self._merge(heads)
 
     def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Joint attention, and the class token's row of the attention matrix.
+        """Attend jointly, and compute the class token's row of the attention matrix.
 
         Returns:
             The attended sequence (B, L, D) and the class row (B, heads, 1, L). The row is computed
-            beside the attention, not cut out of it, so that a runtime may still fuse the latter.
+            separately, so that a backend can still fuse the attention.
         """
         q, k, v = self._project(x)
         class_row = torch.softmax(q[:, :, :1] @ k, dim=-1)
         return self._merge(joint_attention(q, k, v)), class_row
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, D) to scaled query, transposed key, and value.
+        """Project (B, L, D) to scaled query, transposed key, and value.
 
-        The key is (B, heads, head_dim, L), as every product needs it; query and value are
+        The key is (B, heads, head_dim, L), as every product needs it. Query and value are
         (B, heads, L, head_dim).
         """
         query, key, value = map(self._split_heads, self.qkv(x).chunk(3, dim=-1))
@@ -82,7 +81,7 @@ class Attention(nn.Module):
 
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k + mask) v, q scaled and k transposed already (SAC-ViT Eq. 4, DeiT's scale)."""
+    """Compute softmax(q k + mask) v for a scaled q and a transposed k (SAC-ViT Eq. 4)."""
     scores = q @ k
     if mask is not None:
         scores = scores + mask
@@ -95,11 +94,11 @@ def _clustered(q: Tensor, k: Tensor, v: Tensor, clusters: Clusters) -> Tensor:
 
 
 def cluster_mask(length: int, clusters: Clusters) -> Tensor:
-    """The constant added to the scores: 0 where a token may look, -inf where it may not.
+    """Make the constant added to the scores: 0 for pairs that attend, -inf for others.
 
     Returns:
-        (L, L) for `joint`. For `mean` (L+1, L): the class query stands twice, first as a member of
-        the target cluster, then of the non-target cluster.
+        (L, L) for `joint`. For `mean` (L+1, L): the class query comes twice, first in the target
+        cluster, then in the non-target cluster.
     """
     in_target = torch.zeros(length, dtype=torch.bool)
     in_target[: 1 + clusters.num_targets] = True

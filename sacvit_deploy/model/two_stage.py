@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class EarlyExitOutput(NamedTuple):
-    """What the first stage returns and the second needs.
+    """Output of the first stage, with the input of the second.
 
     Attributes:
         logits: (B, C).
         score: Moving average of the class attention of every coarse token, (B, N) (Eq. 10).
-        embeddings: Patch embeddings with coarse positions as they entered block 0, (B, N, D).
+        embeddings: Patch embeddings with coarse positions, the input of block 0, (B, N, D).
         features: Final tokens after the last norm, (B, N, D).
     """
 
@@ -35,12 +35,12 @@ class EarlyExitOutput(NamedTuple):
 
 
 class TokenSelection(NamedTuple):
-    """Which coarse tokens are looked at again.
+    """The split of the coarse tokens for the second stage.
 
     Attributes:
-        target: Coarse indices of the targets, best first, (B, M).
-        non_target: Coarse indices of the others, best first, (B, N-M).
-        fine: Fine indices of the targets' children, four for each target, (B, 4M).
+        target: Coarse indices of the targets, highest score first, (B, M).
+        non_target: Coarse indices of the others, highest score first, (B, N-M).
+        fine: Fine indices of the targets' children, four per target, (B, 4M).
     """
 
     target: Tensor
@@ -52,9 +52,9 @@ class TwoStageOutput(NamedTuple):
     """The reference result: both stages for every image.
 
     Attributes:
-        early_exit: First stage.
-        refined_logits: Second stage, (B, C).
-        selection: What was looked at again.
+        early_exit: Output of the first stage.
+        refined_logits: Logits of the second stage, (B, C).
+        selection: Refined and reused tokens.
     """
 
     early_exit: EarlyExitOutput
@@ -63,7 +63,7 @@ class TwoStageOutput(NamedTuple):
 
 
 def halve_image(image: Tensor) -> Tensor:
-    """(B, 3, H, W) to (B, 3, H/2, W/2) as the sibling code does: bilinear, aligned corners."""
+    """Halve (B, 3, H, W) as CF-ViT's code does: bilinear, aligned corners."""
     height, width = image.shape[-2:]
     return nn.functional.interpolate(
         image, size=(height // 2, width // 2), mode="bilinear", align_corners=True
@@ -73,7 +73,7 @@ def halve_image(image: Tensor) -> Tensor:
 def resize_position_table(
     table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Tensor:
-    """Bicubic interpolation of a (1, rows*columns+1, D) table; the class row stays."""
+    """Interpolate a (1, rows*columns+1, D) table bicubically; the class row stays."""
     if grid == new_grid:
         return table
     width = table.shape[-1]
@@ -83,7 +83,7 @@ def resize_position_table(
 
 
 def fine_index(coarse: Tensor, coarse_columns: int) -> Tensor:
-    """Children of coarse tokens in the fine grid (Eq. 11), (B, M) to (B, 4M), target by target."""
+    """Find the children of coarse tokens in the fine grid (Eq. 11): (B, M) to (B, 4M)."""
     first = 4 * coarse - 2 * (coarse % coarse_columns)
     row = 2 * coarse_columns
     return torch.stack([first, first + 1, first + row, first + row + 1], dim=-1).flatten(-2)
@@ -100,12 +100,12 @@ def select_tokens(
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Rows of (B, L, D) named by (B, K): (B, K, D)."""
+    """Pick the rows of (B, L, D) at index (B, K): (B, K, D)."""
     return torch.gather(tokens, 1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 class FeatureFusion(nn.Module):
-    """The coarse token's final feature, handed to its four children ("reuse" in CF-ViT)."""
+    """Projection of a coarse token's final feature to its four children ("reuse" in CF-ViT)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class FeatureFusion(nn.Module):
 
 
 class TwoStageViT(Backbone):
-    """A Vision Transformer that looks once coarsely and, where unsure, again at what matters."""
+    """A Vision Transformer with an early exit on coarse tokens and a refine stage."""
 
     def __init__(self, config: ModelConfig, *, cluster_kernel: ClusterKernel = "masked") -> None:
         super().__init__(config)
@@ -132,7 +132,7 @@ class TwoStageViT(Backbone):
         self.reset_parameters()
 
     def coarse_positions(self) -> Tensor:
-        """(1, N+1, D), learned, or interpolated from the fine table where there is only one."""
+        """The coarse position table (1, N+1, D): learned, or interpolated from the fine one."""
         if self.config.stages.position_tables == 2:
             return self.pos_embed_coarse
         return resize_position_table(
@@ -140,16 +140,15 @@ class TwoStageViT(Backbone):
         )
 
     def early_exit(self, image: Tensor) -> EarlyExitOutput:
-        """First stage: the half-size picture and the score of every coarse token.
+        """Run the first stage on the half-size image, and score every coarse token.
 
         Args:
             image: Normalised, (B, 3, H, W) in full resolution.
         """
         positions = self.coarse_positions()
-        # Kept before the class token joins: an output of its own, not a slice of the sequence.
+        # Before the class token joins, so that the output is not a slice of the sequence.
         embeddings = self.patch_embed(halve_image(image)) + positions[:, 1:]
-        class_token = (self.cls_token + positions[:, :1]).expand(image.shape[0], -1, -1)
-        x = torch.cat([class_token, embeddings], dim=1)
+        x = self.with_class_token(positions, embeddings)
         class_rows = []
         for index, block in enumerate(self.encoder()):
             if index < self.config.stages.score_first_block:
@@ -158,12 +157,12 @@ class TwoStageViT(Backbone):
                 x, class_row = block.forward_with_class_row(x)
                 class_rows.append(class_row)
         x = self.norm(x)
-        # The mean over heads is taken once, of the average of each head.
+        # One mean over heads at the end equals a mean in every block, because Eq. 10 is linear.
         score = self._moving_average(class_rows).mean(dim=1)[:, 0, 1:]
         return EarlyExitOutput(self.head(x[:, 0]), score, embeddings, x[:, 1:])
 
     def _moving_average(self, class_rows: list[Tensor]) -> Tensor:
-        """Eq. 10 over blocks; not empty, since the configuration checks `score_first_block`."""
+        """Average over blocks (Eq. 10). `ModelConfig` guarantees at least one row."""
         beta = self.config.stages.score_beta
         first, *rest = class_rows
         average = first if self.config.stages.score_start == "first" else (1 - beta) * first
@@ -172,13 +171,13 @@ class TwoStageViT(Backbone):
         return average
 
     def refine(self, image: Tensor, coarse: EarlyExitOutput, selection: TokenSelection) -> Tensor:
-        """Second stage: logits (B, C) from the targets in full resolution and the rest reused.
+        """Run the second stage: targets in full resolution, other tokens reused. Logits (B, C).
 
         Args:
             image: Normalised, (B, 3, H, W) in full resolution, the same rows as `coarse`.
-            coarse: What the first stage left.
-            selection: Any split of the coarse tokens; an empty `non_target` is the warm-up of the
-                training schedule, in which every token is looked at again.
+            coarse: Output of the first stage.
+            selection: Any split of the coarse tokens. An empty `non_target` refines every token,
+                as in the first phase of training.
         """
         x = self.refine_sequence(image, coarse, selection)
         clusters = None
@@ -193,21 +192,18 @@ class TwoStageViT(Backbone):
     def refine_sequence(
         self, image: Tensor, coarse: EarlyExitOutput, selection: TokenSelection
     ) -> Tensor:
-        """What enters block 0 in the second stage: `[class; 4M targets; N-M non-targets]`."""
+        """Make the second stage's input of block 0: `[class; 4M targets; N-M non-targets]`."""
         positions = self.pos_embed_fine
         fine = self.patch_embed(image) + positions[:, 1:]
         fused = self.fusion(gather_tokens(coarse.features, selection.target))
         targets = gather_tokens(fine, selection.fine) + fused
-        source = (
-            coarse.embeddings
-            if self.config.stages.non_target_source == "embedding"
-            else coarse.features
-        )
-        class_token = (self.cls_token + positions[:, :1]).expand(image.shape[0], -1, -1)
-        return torch.cat([class_token, targets, gather_tokens(source, selection.non_target)], dim=1)
+        embedded = self.config.stages.non_target_source == "embedding"
+        reused = coarse.embeddings if embedded else coarse.features
+        others = gather_tokens(reused, selection.non_target)
+        return self.with_class_token(positions, targets, others)
 
     def forward(self, image: Tensor) -> TwoStageOutput:
-        """Both stages for every image of a batch (B, 3, H, W): the reference."""
+        """Run both stages for every image of a batch (B, 3, H, W), as the reference."""
         coarse = self.early_exit(image)
         selection = select_tokens(coarse.score, self.config)
         return TwoStageOutput(coarse, self.refine(image, coarse, selection), selection)

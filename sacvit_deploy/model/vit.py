@@ -30,7 +30,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of DeiT (Eq. 6 of SAC-ViT prints post-norm; DeiT's is meant)."""
+    """Pre-norm transformer block of DeiT. SAC-ViT's Eq. 6 prints post-norm but means DeiT's."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Block(nn.Module):
         return result
 
     def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Also return the class row of the attention matrix, (B, heads, 1, L)."""
+        """Return also the class row of the attention matrix, (B, heads, 1, L)."""
         attended, class_row = self.attn.forward_with_class_row(self.norm1(x))
         x = x + attended
         return x + self.mlp(self.norm2(x)), class_row
@@ -68,7 +68,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Backbone(nn.Module):
-    """What the dense and the two-stage network have in common, under DeiT's parameter names."""
+    """The common part of dense and two-stage networks, with DeiT's parameter names."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -84,11 +84,11 @@ class Backbone(nn.Module):
         return [cast("Block", block) for block in self.blocks]
 
     def position_table(self, tokens: int) -> nn.Parameter:
-        """A learned table for the class token and `tokens` patches, (1, tokens+1, D)."""
+        """Make a learned table for the class token and `tokens` patches, (1, tokens+1, D)."""
         return nn.Parameter(torch.zeros(1, tokens + 1, self.config.embed_dim))
 
     def reset_parameters(self) -> None:
-        """Truncated normal weights and tables, zero biases, unit norms, as DeiT starts."""
+        """Initialise as DeiT: truncated normal weights and tables, zero biases, unit norms."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=_INIT_STD)
@@ -98,10 +98,10 @@ class Backbone(nn.Module):
             if name == "cls_token" or name.startswith("pos_embed"):
                 nn.init.trunc_normal_(parameter, std=_INIT_STD)
 
-    def with_class_token(self, tokens: Tensor, table: Tensor) -> Tensor:
-        """`[class; tokens]` with positions: (B, L, D) and (1, L+1, D) to (B, L+1, D) (Eq. 2)."""
-        class_token = (self.cls_token + table[:, :1]).expand(tokens.shape[0], -1, -1)
-        return torch.cat([class_token, tokens + table[:, 1:]], dim=1)
+    def with_class_token(self, table: Tensor, *parts: Tensor) -> Tensor:
+        """Join the class token at its position in a table with tokens (B, L, D) (Eq. 2)."""
+        class_token = (self.cls_token + table[:, :1]).expand(parts[0].shape[0], -1, -1)
+        return torch.cat([class_token, *parts], dim=1)
 
 
 class VisionTransformer(Backbone):
@@ -114,7 +114,7 @@ class VisionTransformer(Backbone):
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised image (B, 3, H, W) to logits (B, C)."""
-        x = self.with_class_token(self.patch_embed(image), self.pos_embed)
+        x = self.with_class_token(self.pos_embed, self.patch_embed(image) + self.pos_embed[:, 1:])
         for block in self.encoder():
             x = block(x)
         logits: Tensor = self.head(self.norm(x)[:, 0])

@@ -1,17 +1,16 @@
-"""Any picture a user may hand over becomes one upright RGB picture of 8 bits a channel.
+"""Reading any picture as one upright RGB picture of 8 bits per channel.
 
-What is decided here, for every caller alike:
+Every caller gets the same rules:
 
-- Transparent pixels are composited on white, as they look on a page. Dropping the alpha channel
-  would bring back colours that nobody has seen, which differ from one editor to the next. Opaque
-  pictures are not affected.
-- The EXIF orientation is applied, also to a PIL picture that still carries the tag.
-- 16-bit greys are scaled to 8 bits. 32-bit greys (modes I and F) do not say which number is white:
-  it is the smallest of 1 (F only), 255 and 65535 that no pixel exceeds.
-- Colour profiles are ignored, as the usual training pipelines do. Files of several frames give
-  the first one.
+- Transparent pixels are composited on white, as on a page. Without the alpha channel they would
+  show hidden colours, which differ between editors.
+- The EXIF orientation is applied, even to a PIL picture that still has the tag.
+- 16-bit greys are scaled to 8 bits. 32-bit greys (modes I and F) do not define white. It is the
+  smallest of 1 (F only), 255 and 65535 that no pixel exceeds.
+- Colour profiles are ignored, as in common training pipelines.
+- Files with several frames give the first one.
 
-Pillow's process-wide settings are neither changed nor relied upon.
+Pillow's process-wide settings are neither changed nor used.
 """
 
 from __future__ import annotations
@@ -33,14 +32,13 @@ if TYPE_CHECKING:
 PictureSource = Union[str, "os.PathLike[str]", Sample, Image.Image, "npt.NDArray[np.uint8]"]
 
 MAX_PIXELS = 178_956_970
-"""Largest width times height a file may announce: where Pillow, as delivered, refuses too.
+"""Largest number of pixels that a file may announce: Pillow's own limit, 0.7 GB when decoded.
 
-Decoded, that many pixels take 0.7 GB. A larger picture can be opened with Pillow by the caller,
-who then answers for the memory, and be passed as a PIL picture.
+A caller can open a larger picture with Pillow and pass the PIL picture.
 """
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-"""Files that are read. Pillow knows more, some of which start other programs (EPS)."""
+"""File formats that are read. Some of Pillow's others start programs (EPS)."""
 
 _OPAQUE_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
@@ -57,17 +55,17 @@ _DAMAGED = "It is damaged or incomplete: copy or download it again, or save it a
 
 
 def read_picture(source: PictureSource) -> Image.Image:
-    """Read a picture as the classifier is to see it.
+    """Read a picture for a classifier.
 
-    Safe to call from several threads; only one PIL picture that is not loaded yet must not be
-    given to two threads at once, because Pillow itself loads it in place.
+    Safe to call from several threads, except with the same PIL picture before it is loaded:
+    Pillow loads it in place.
 
     Args:
-        source: Path of a file; or a sample of a data set; or a PIL picture of any mode; or a uint8
-            array of shape (H, W, 3) in RGB order (OpenCV's are BGR: pass `array[..., ::-1]`).
+        source: A path, a sample of a data set, a PIL picture of any mode, or a uint8 array of
+            shape (H, W, 3) in RGB order. For OpenCV's BGR pass `array[..., ::-1]`.
 
     Returns:
-        An upright picture of mode RGB. It may be `source` itself where nothing had to be done.
+        An upright picture of mode RGB. It is `source` itself if nothing had to change.
 
     Raises:
         ImageError: The source is missing, unreadable, not a picture, damaged, empty, larger than
@@ -108,10 +106,10 @@ def _read_stream(name: str, opener: Callable[[], IO[bytes]]) -> Image.Image:
 
 
 def _open(stream: IO[bytes], name: str) -> Image.Image:
-    """Read the header, and refuse by it what should not be decoded.
+    """Read the header and refuse a picture that is too large.
 
-    This is `Image.open` without its size check, which warns below its limit and whose limit
-    belongs to the whole process.
+    This is `Image.open` with a limit of our own. Pillow's belongs to the whole process, and
+    pictures below it raise warnings.
     """
     prefix = stream.read(16)
     if not prefix:
@@ -129,7 +127,7 @@ def _open(stream: IO[bytes], name: str) -> Image.Image:
 
 def _identify(stream: IO[bytes], prefix: bytes, name: str) -> Image.Image:
     complaint = None
-    # The first step loads Pillow's common formats only, which spares some start-up time.
+    # The first step loads Pillow's common formats only, to save start-up time.
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         for factory, accept in (Image.OPEN[f] for f in FORMATS if f in Image.OPEN):
@@ -140,7 +138,7 @@ def _identify(stream: IO[bytes], prefix: bytes, name: str) -> Image.Image:
                 stream.seek(0)
                 try:
                     return factory(stream, "")
-                except Exception as error:  # a parser fails on bad bytes in any way it likes
+                except Exception as error:  # a parser may raise anything on bad bytes
                     raise ImageError(f"{name} cannot be decoded: {error}.", _DAMAGED) from error
     found = complaint or f"it starts with {prefix!r}"
     raise ImageError(
@@ -184,13 +182,13 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
         rgb = _convert(picture, name)
     except ImageError:
         raise
-    except Exception as error:  # a decoder fails on bad bytes in any way it likes
+    except Exception as error:  # a decoder may raise anything on bad bytes
         raise ImageError(f"{name} cannot be decoded: {error}.", _DAMAGED) from error
     transposition = _UPRIGHT.get(_orientation(picture))
     if transposition is None:
         return rgb
     rgb = rgb.transpose(transposition)
-    rgb.info = {}  # The orientation tag is in there, and would turn the picture once more.
+    rgb.info = {}  # it holds the orientation tag, which would turn the picture again
     return rgb
 
 
@@ -212,10 +210,10 @@ def _convert(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _white_level(values: npt.NDArray[np.generic], name: str) -> int:
-    """The number that means white in a 32-bit grey picture."""
+    """Find the value of white in a 32-bit grey picture."""
     low, high = float(values.min()), float(values.max())
     levels = (1, 255, 65535) if np.issubdtype(values.dtype, np.floating) else (255, 65535)
-    # Written so that NaN fails too.
+    # Negated, so that NaN fails too.
     if not (low >= 0 and high <= levels[-1]):
         raise ImageError(
             f"{name} is a 32-bit grey with values from {low:g} to {high:g}; "
@@ -232,14 +230,14 @@ def _from_grey(values: npt.NDArray[np.generic], white: int) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) if there is none. TIFF is turned when it is loaded."""
+    """Read the EXIF orientation, 1 to 8; 1 (upright) if there is none. Pillow itself turns TIFF."""
     # Not picture.getexif(), which fills a cache in a picture that threads may share.
     exif = Image.Exif()
     try:
         exif.load(picture.info.get("exif") or b"")
         return int(exif.get(ExifTags.Base.Orientation, 1))
     except (SyntaxError, TypeError, ValueError, struct.error):
-        return 1  # A damaged EXIF block says nothing about the pixels, which are good.
+        return 1  # a damaged EXIF block does not affect the pixels
 
 
 def _size(picture: Image.Image) -> str:
