@@ -27,32 +27,14 @@ from sacvit_deploy.files import (
     write_whole,
 )
 from sacvit_deploy.manifest import MANIFEST, FileRecord, Manifest
-from sacvit_deploy.spec import Precision, check_eta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from collections.abc import Set as AbstractSet
 
     from sacvit_deploy.manifest import EngineEntry, ExitCalibration, GraphEntry
-    from sacvit_deploy.spec import EngineBackend, Role
+    from sacvit_deploy.spec import EngineBackend, Precision, Role
 
-
-__all__ = [
-    "Bundle",
-    "Manifest",
-    "Precision",
-    "build_command",
-    "check_eta",
-    "check_replaceable",
-    "check_unchanged",
-    "demo_bundle",
-    "locked",
-    "new_bundle",
-    "publish",
-    "staging_folder",
-    "update_manifest",
-    "write_manifest",
-]
 
 # Engines, and beside each what was said while it was built.
 ENGINE_FOLDER = "engines"

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from sacvit_deploy.bundle import check_eta
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.spec import check_eta
 
 if TYPE_CHECKING:
     from sacvit_deploy.manifest import ExitCalibration
