@@ -1,114 +1,211 @@
-"""TODO."""
+"""Plain data, as JSON and TOML have it, to frozen dataclasses and back.
+
+What a value has to be is read from the type hints: nested dataclasses, `tuple`, `dict[str, X]`,
+`Literal`, `Path`, `X | None`, and unions of plain types. An int serves as a float; a bool is not a
+number, and no number is infinite. Hints of any other kind accept everything.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import math
-import numbers
 import reprlib
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from sacvit_deploy.errors import BundleError, ConfigError
+from sacvit_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
-
-EXPORT_AGAIN = "Export the bundle again."
 
 _T = TypeVar("_T")
 
 
-def typed(values: Mapping[str, Any], key: str, kind: type[_T]) -> _T:
-    """The value of a key, which has to be there and of that type.
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def decode(kind: type[_T], values: object, path: str = "", *, refuse_unknown: bool = False) -> _T:
+    """Build a dataclass from plain values; parts that are built already stay as they are.
+
+    Args:
+        kind: The dataclass.
+        values: Field names to numbers, texts, lists and mappings. A field with a default may be
+            left out.
+        path: What `values` is called in errors; empty at the top.
+        refuse_unknown: Refuse names that are no fields; otherwise they are ignored.
 
     Raises:
-        BundleError: It is neither, or a bool.
+        ConfigError: A value is missing or of another type; the problem names its place, such as
+            `graphs[1].inputs[0].shape`. What `kind` itself raises passes through.
     """
-    found = values.get(key)
-    if not isinstance(found, kind) or isinstance(found, bool):
-        what = f"is {reprlib.repr(found)}" if key in values else "is missing"
-        raise BundleError(
-            f"The value of {key!r} {what}; a {kind.__name__} is needed.", EXPORT_AGAIN
-        )
-    return found
+    decoded: _T = _Decoder(refuse_unknown).record(kind, values, path)
+    return decoded
 
 
-def real(values: Mapping[str, Any], key: str) -> float:
-    """As `typed`, for a finite number with or without a fraction."""
-    found = float(typed(values, key, numbers.Real))  # type: ignore[type-abstract]
-    if not math.isfinite(found):
-        raise BundleError(f"The value of {key!r} is {found}.", EXPORT_AGAIN)
-    return found
-
-
-def all_typed(values: Mapping[str, Any], key: str, kind: type[_T]) -> list[_T]:
-    """As `typed`, for a list of values of one type."""
-    found = typed(values, key, list)
-    return [typed({f"{key}[{i}]": item}, f"{key}[{i}]", kind) for i, item in enumerate(found)]
-
-
-def all_real(values: Mapping[str, Any], key: str) -> tuple[float, ...]:
-    """As `typed`, for a list of numbers."""
-    return tuple(real({key: item}, key) for item in typed(values, key, list))
-
-
-def objects_or_none(values: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """As `all_typed`, for objects; none where the key is absent, as in older bundles."""
-    return all_typed(values, key, dict) if key in values else []
-
-
-def choice(values: Mapping[str, Any], key: str, choices: Any) -> Any:
-    """The value of a key, which has to be one of a `Literal`.
-
-    Raises:
-        BundleError: It is not.
-    """
-    found = typed(values, key, str)
-    if found not in get_args(choices):
-        wanted = ", ".join(get_args(choices))
-        raise BundleError(f"The value of {key!r} is {found!r}, not one of {wanted}.", EXPORT_AGAIN)
-    return found
+def encode(value: Any) -> Any:
+    """Plain data that `decode` reads back: dataclasses as dicts, paths as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: encode(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def check_field(holds: bool, name: str, found: object, wanted: str) -> None:
     """Refuse a value of a configuration.
 
     Args:
-        holds: Whether the value is right.
-        name: Of the field.
+        holds: Whether the value is allowed.
+        name: Name of the field.
         found: The value.
-        wanted: What would be right, as in "Make it {wanted}".
+        wanted: What is allowed, as in "Make it {wanted}".
 
     Raises:
         ConfigError: It does not hold.
     """
     if not holds:
-        raise ConfigError(f"{name} is {found!r}.", f"Make it {wanted}.")
+        _refuse(name, found, wanted)
 
 
 def check_types(config: object) -> None:
-    """Refuse a configuration whose fields are not what their annotations say.
+    """Refuse a dataclass whose fields are not of the types their hints say.
 
-    A file or a command line may bring anything.
+    For its `__post_init__`: a caller without a type checker may pass anything.
 
     Raises:
         ConfigError: A value is of another type, or not one of the choices.
     """
-    for name, hint in get_type_hints(type(config)).items():
+    kind: Any = type(config)
+    for name, hint in _hints(kind).items():
         value = getattr(config, name)
-        if get_origin(hint) is Literal:
-            wanted = "one of " + ", ".join(map(repr, get_args(hint)))
-            check_field(value in get_args(hint), name, value, wanted)
-        elif get_origin(hint) is tuple:
-            kinds = get_args(hint)
-            fits = isinstance(value, tuple) and len(value) == len(kinds)
-            fits = fits and all(map(_is_a, value, kinds))
-            check_field(fits, name, value, f"{len(kinds)} numbers")
-        elif hint in (int, float):
-            check_field(_is_a(value, hint), name, value, f"of type {hint.__name__}")
+        decoded = _Decoder(refuse_unknown=True).value(hint, value, name)
+        # Where plain data would do, only the real thing does here: a tuple and not a list.
+        check_field(decoded == value, name, value, f"a {type(decoded).__name__}")
 
 
-def _is_a(value: object, kind: type) -> bool:
-    """As a type checker sees it: an int is a float, and a bool is neither."""
-    accepted = (int, float) if kind is float else kind
-    return isinstance(value, accepted) and not isinstance(value, bool)
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    refuse_unknown: bool
+
+    def value(self, hint: Any, found: object, path: str) -> Any:
+        if dataclasses.is_dataclass(hint):
+            return self.record(hint, found, path)
+        read = _READERS.get(get_origin(hint) or hint)
+        return found if read is None else read(self, hint, found, path)
+
+    def record(self, kind: Any, found: object, path: str) -> Any:
+        if isinstance(found, kind):
+            return found
+        if not isinstance(found, Mapping):
+            _refuse(path or "the top level", found, "a mapping of names to values")
+        fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+        if self.refuse_unknown:
+            _check_known(found, fields, path)
+        built = {}
+        for name, field in fields.items():
+            at = f"{path}.{name}" if path else name
+            if name in found:
+                built[name] = self.value(_hints(kind)[name], found[name], at)
+            elif field.default is field.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"{at} is missing.", "Add it.")
+        return kind(**built)
+
+    def sequence(self, hint: Any, found: object, path: str) -> tuple[Any, ...]:
+        kinds = get_args(hint)
+        is_open = kinds[-1] is Ellipsis
+        wanted = "a list" if is_open else f"a list of {len(kinds)}"
+        if not isinstance(found, list | tuple) or not (is_open or len(found) == len(kinds)):
+            _refuse(path, found, wanted)
+        each = kinds[:1] * len(found) if is_open else kinds
+        items = zip(each, found, strict=True)
+        return tuple(self.value(kind, x, f"{path}[{i}]") for i, (kind, x) in enumerate(items))
+
+    def mapping(self, hint: Any, found: object, path: str) -> dict[str, Any]:
+        if not isinstance(found, Mapping):
+            _refuse(path, found, "a mapping of names to values")
+        key_kind, kind = get_args(hint)
+        return {
+            self.value(key_kind, key, f"a name in {path}"): self.value(
+                kind, inner, f"{path}[{reprlib.repr(key)}]"
+            )
+            for key, inner in found.items()
+        }
+
+    def choice(self, hint: Any, found: object, path: str) -> Any:
+        for allowed in get_args(hint):
+            if type(found) is type(allowed) and found == allowed:
+                return allowed
+        return _refuse(path, found, f"one of {', '.join(map(repr, get_args(hint)))}")
+
+    def union(self, hint: Any, found: object, path: str) -> Any:
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        if found is None and len(kinds) < len(get_args(hint)):
+            return None
+        if len(kinds) == 1:
+            return self.value(kinds[0], found, path)
+        if type(found) not in kinds:
+            _refuse(path, found, " or ".join(_PLAIN[kind] for kind in kinds))
+        return found
+
+    def path(self, _: Any, found: object, path: str) -> Path:
+        if not isinstance(found, str | Path):
+            _refuse(path, found, "a path")
+        return Path(found)
+
+    def number(self, _: Any, found: object, path: str) -> float:
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            with contextlib.suppress(OverflowError):  # an int beyond the range of floats
+                if math.isfinite(found):
+                    return float(found)
+        return _refuse(path, found, _PLAIN[float])
+
+    def plain(self, hint: Any, found: object, path: str) -> Any:
+        if not isinstance(found, hint) or (hint is int and isinstance(found, bool)):
+            _refuse(path, found, _PLAIN[hint])
+        return found
+
+
+_PLAIN = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
+_READERS: dict[Any, Callable[[_Decoder, Any, object, str], Any]] = {
+    tuple: _Decoder.sequence,
+    dict: _Decoder.mapping,
+    Literal: _Decoder.choice,
+    Union: _Decoder.union,
+    UnionType: _Decoder.union,
+    Path: _Decoder.path,
+    float: _Decoder.number,
+    int: _Decoder.plain,
+    str: _Decoder.plain,
+    bool: _Decoder.plain,
+}
+
+
+def _check_known(found: Mapping[Any, Any], fields: Mapping[str, object], path: str) -> None:
+    unknown = [f"{path}.{name}" if path else str(name) for name in found if name not in fields]
+    if unknown:
+        raise ConfigError(
+            f"Unknown field: {', '.join(unknown)}.", f"Known fields: {', '.join(fields)}."
+        )
+
+
+def _refuse(path: str, found: object, wanted: str) -> NoReturn:
+    raise ConfigError(f"{path} is {reprlib.repr(found)}.", f"Make it {wanted}.")

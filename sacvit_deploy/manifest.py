@@ -1,4 +1,4 @@
-"""What a calibration of the exit found, as `bundle.json` keeps it."""
+"""The description of a bundle: what `bundle.json` says, read and checked."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.decode import (
-    EXPORT_AGAIN,
-    all_real,
-    all_typed,
-    choice,
-    objects_or_none,
-    real,
-    typed,
-)
+from sacvit_deploy.decode import decode, encode
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
+from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.spec import (
     Backend,
@@ -34,12 +27,18 @@ from sacvit_deploy.spec import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 
+FORMAT = "sacvit-deploy bundle"
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+
 HISTOGRAM_BINS = 20
 
+_CHUNK_BYTES = 1 << 20
+_EXPORT_AGAIN = "Export the bundle again."
+_BUILD_AGAIN = "Build the engines again: sacvit-deploy build-engine BUNDLE."
 _CALIBRATE_AGAIN = "Calibrate again: sacvit-deploy calibrate BUNDLE DATA."
 
 
@@ -75,15 +74,6 @@ class CalibrationPoint:
     macs_mean_g: float
     latency_ms_mean: float
     latency_ms_p95: float
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CalibrationPoint:
-        """Read a mapping written by `dataclasses.asdict`.
-
-        Raises:
-            BundleError: A field is missing or of the wrong type.
-        """
-        return cls(**{name: real(values, name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -137,7 +127,7 @@ class ExitCalibration:
                 f"{HISTOGRAM_BINS} shares that add up to 1 are needed.",
                 _CALIBRATE_AGAIN,
             )
-        if len(self.top1_interval) != 2 or self.top1_interval[0] > self.top1_interval[1]:
+        if self.top1_interval[0] > self.top1_interval[1]:
             raise BundleError(f"The top-1 interval is {self.top1_interval}.", _CALIBRATE_AGAIN)
         if self.images < 1 or not all(0 <= s <= 1 for s in (self.top1, self.early_exit_fraction)):
             raise BundleError(
@@ -148,39 +138,6 @@ class ExitCalibration:
         etas = [check_eta(point.eta) for point in self.curve]
         if etas != sorted(etas):
             raise BundleError("The curve does not go by ascending eta.", _CALIBRATE_AGAIN)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ExitCalibration:
-        """Read a mapping written by `dataclasses.asdict`.
-
-        Raises:
-            BundleError: A field is missing, of the wrong type, or impossible.
-            ConfigError: `eta` or `temperature` is out of range.
-        """
-        numbers = ("eta", "temperature", "top1", "macs_mean_g", "early_exit_fraction")
-        fields: dict[str, Any] = {name: real(values, name) for name in numbers}
-        return cls(
-            precision=choice(values, "precision", Precision),
-            runtime=choice(values, "runtime", Backend),
-            goal=typed(values, "goal", str),
-            images=typed(values, "images", int),
-            data_sha256=typed(values, "data_sha256", str),
-            top1_interval=all_real(values, "top1_interval"),  # type: ignore[arg-type]
-            confidence_histogram=all_real(values, "confidence_histogram"),
-            curve=tuple(map(CalibrationPoint.from_dict, all_typed(values, "curve", dict))),
-            **fields,
-        )
-
-
-FORMAT = "sacvit-deploy bundle"
-FORMAT_VERSION = 1
-MANIFEST = "bundle.json"
-
-_CHUNK_BYTES = 1 << 20
-
-
-def _file_or_none(values: Mapping[str, Any], key: str) -> str | None:
-    return None if values.get(key) is None else typed(values, key, str)
 
 
 @dataclass(frozen=True)
@@ -208,22 +165,6 @@ class GraphEntry:
     def files(self) -> tuple[str, ...]:
         """Names of all its files."""
         return (self.file,) if self.engine_file is None else (self.file, self.engine_file)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GraphEntry:
-        """Read a mapping written by `dataclasses.asdict`.
-
-        Raises:
-            BundleError: A field is missing or of the wrong type.
-        """
-        return cls(
-            role=choice(values, "role", Role),
-            precision=choice(values, "precision", Precision),
-            file=typed(values, "file", str),
-            inputs=tuple(map(_tensor_spec, typed(values, "inputs", list))),
-            outputs=tuple(map(_tensor_spec, typed(values, "outputs", list))),
-            engine_file=_file_or_none(values, "engine_file"),
-        )
 
 
 @dataclass(frozen=True)
@@ -265,28 +206,9 @@ class EngineEntry:
     linear_share: dict[str, float] = field(default_factory=dict)
     layer_share: dict[str, float] = field(default_factory=dict)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EngineEntry:
-        """Read a mapping written by `dataclasses.asdict`.
-
-        Raises:
-            BundleError: A field is missing or of the wrong type.
-        """
-        fields: dict[str, Any] = {}
-        for name in ("file", "runtime_version", "cuda_version", "os"):
-            fields[name] = typed(values, name, str)
-        for name in ("precision_share", "linear_share", "layer_share", "flags"):
-            fields[name] = typed(values, name, dict)
-        return cls(
-            role=choice(values, "role", Role),
-            precision=choice(values, "precision", Precision),
-            runtime=choice(values, "runtime", EngineBackend),
-            compute_capabilities=tuple(all_typed(values, "compute_capabilities", str)),
-            batch=_batch(values),
-            build_s=real(values, "build_s"),
-            bytes=typed(values, "bytes", int),
-            **fields,
-        )
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise BundleError(f"The batch range of an engine is {self.batch}.", _BUILD_AGAIN)
 
 
 @dataclass(frozen=True)
@@ -376,13 +298,13 @@ class Manifest:
         self._check_calibrations()
 
     def _check_roles(self) -> None:
-        wanted = {"single"} if self.config.two_stage is None else {"early_exit", "refine"}
+        wanted = set(family_named(self.config.family).files)
         found = [(graph.role, graph.precision) for graph in self.graphs]
         if {role for role, _ in found} != wanted or len(set(found)) != len(found):
             raise BundleIntegrityError(
                 f"The graphs are {found or 'none'}; the family {self.config.family!r} needs "
                 f"{' and '.join(sorted(wanted))}, each once per precision.",
-                EXPORT_AGAIN,
+                _EXPORT_AGAIN,
             )
 
     def _check_engines(self) -> None:
@@ -392,7 +314,7 @@ class Manifest:
             raise BundleIntegrityError(
                 f"The engines are {found}; the graphs are {' and '.join(sorted(roles))}, and each "
                 "has at most one engine per precision and runtime.",
-                "Build the engines again: sacvit-deploy build-engine BUNDLE.",
+                _BUILD_AGAIN,
             )
 
     def _check_calibrations(self) -> None:
@@ -403,7 +325,7 @@ class Manifest:
             raise BundleIntegrityError(
                 f"The exit calibrations are {found}; each precision of a two-stage network has at "
                 f"most one per runtime, and the precisions here are {sorted(wanted) or 'none'}.",
-                "Calibrate again: sacvit-deploy calibrate BUNDLE DATA.",
+                _CALIBRATE_AGAIN,
             )
 
     def exit_calibration(self, precision: Precision, runtime: str) -> ExitCalibration | None:
@@ -435,7 +357,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `bundle.json`; `from_json` reads it back."""
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **encode(self)}
         values["eta"] = float(self.eta)
         return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -450,35 +372,16 @@ class Manifest:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BundleError(f"It is not valid JSON: {error}.", EXPORT_AGAIN) from error
+            raise BundleError(f"It is not valid JSON: {error}.", _EXPORT_AGAIN) from error
         _check_format(values)
+        # An unknown key of these would change what the network computes.
+        strict = {"config": ModelConfig, "preprocessing": Preprocessing}
         try:
-            return cls._from_values(values)
+            for name in strict.keys() & values.keys():
+                values[name] = decode(strict[name], values[name], name, refuse_unknown=True)
+            return decode(cls, values)
         except ConfigError as error:
-            raise BundleError(error.problem, error.fix) from error
-
-    @classmethod
-    def _from_values(cls, values: Mapping[str, Any]) -> Manifest:
-        files = typed(values, "files", dict)
-        return cls(
-            config=ModelConfig.from_dict(typed(values, "config", dict)),
-            preprocessing=Preprocessing.from_dict(typed(values, "preprocessing", dict)),
-            selection=choice(values, "selection", Selection),
-            input_kind=choice(values, "input_kind", InputKind),
-            eta=values.get("eta", "missing"),
-            labels=tuple(all_typed(values, "labels", str)),
-            graphs=tuple(map(GraphEntry.from_dict, all_typed(values, "graphs", dict))),
-            weights=typed(values, "weights", dict),
-            parity=all_typed(values, "parity", dict),
-            tools=typed(values, "tools", dict),
-            files={name: _file_record(name, record) for name, record in files.items()},
-            # Older bundles of this format version have none of these.
-            engines=tuple(map(EngineEntry.from_dict, objects_or_none(values, "engines"))),
-            precisions=typed(values, "precisions", dict) if "precisions" in values else {},
-            exit_calibrations=tuple(
-                map(ExitCalibration.from_dict, objects_or_none(values, "exit_calibrations"))
-            ),
-        )
+            raise BundleError(error.problem, f"{error.fix} Or export the bundle again.") from error
 
 
 def _check_format(values: object) -> None:
@@ -489,7 +392,7 @@ def _check_format(values: object) -> None:
         )
     version = values.get("format_version")
     if type(version) is not int or version < 1:
-        raise BundleError(f"Its format_version is {version!r}.", EXPORT_AGAIN)
+        raise BundleError(f"Its format_version is {version!r}.", _EXPORT_AGAIN)
     if version > FORMAT_VERSION:
         raise BundleVersionError(
             f"It has format version {version}; this release reads up to {FORMAT_VERSION}.",
@@ -506,27 +409,3 @@ def _check_inside(name: str) -> None:
             f"The file name {name!r} leads out of the bundle folder.",
             "Do not use this bundle unless you trust where it comes from.",
         )
-
-
-def _batch(values: Mapping[str, Any]) -> tuple[int, int, int]:
-    found = all_typed(values, "batch", int)
-    if len(found) != 3 or not 1 <= found[0] <= found[1] <= found[2]:
-        raise BundleError(
-            f"The batch range of an engine is {found!r}.",
-            "Build the engines again: sacvit-deploy build-engine BUNDLE.",
-        )
-    return found[0], found[1], found[2]
-
-
-def _tensor_spec(values: object) -> TensorSpec:
-    entry = typed({"tensor": values}, "tensor", dict)
-    shape = typed(entry, "shape", list)
-    if not all(type(side) in (int, str) for side in shape):
-        raise BundleError(f"A tensor has the shape {shape!r}.", EXPORT_AGAIN)
-    dtype = choice(entry, "dtype", Literal["float32", "float16", "uint8", "int64"])
-    return TensorSpec(typed(entry, "name", str), dtype, tuple(shape))
-
-
-def _file_record(name: str, values: object) -> FileRecord:
-    entry = typed({name: values}, name, dict)
-    return FileRecord(typed(entry, "sha256", str), typed(entry, "bytes", int))

@@ -1,17 +1,13 @@
-"""TODO."""
+"""Names, shapes and dtypes of tensors and graphs, and the words for what a bundle can be."""
 
 from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from sacvit_deploy.decode import check_field, check_types
 from sacvit_deploy.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 Precision = Literal["fp32", "fp16", "int8"]
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
@@ -78,24 +74,6 @@ class Preprocessing:
         check_field(0 < self.crop_ratio <= 1, "crop_ratio", self.crop_ratio, "a number in (0, 1]")
         check_field(all(s > 0 for s in self.std), "std", self.std, "three positive numbers")
         check_field(all(side >= 1 for side in self.crop), "crop", self.crop, "two positive numbers")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Read a mapping written by `dataclasses.asdict`.
-
-        Raises:
-            ConfigError: A field is missing, unknown, or out of range.
-        """
-        try:
-            fields: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-            }
-            return cls(**fields)
-        except TypeError as error:
-            raise ConfigError(
-                f"The preprocessing description cannot be read: {error}.",
-                "Export the bundle again with this release.",
-            ) from error
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.manifest import CalibrationPoint, ExitCalibration
+from tests.fakes import fake_manifest
 
 if TYPE_CHECKING:
+    from sacvit_deploy.manifest import Manifest
     from sacvit_deploy.spec import Backend, Precision
 
 
@@ -32,3 +36,24 @@ def exit_record(
         ),
     }
     return ExitCalibration(precision, runtime, **(values | fields))
+
+
+RECORDS = (
+    exit_record(),
+    exit_record("fp16", eta=0.5, temperature=1.25),
+    exit_record("fp16", "tensorrt"),
+    exit_record("fp16", "tensorrt-rtx"),
+)
+"""They fit `in_two_precisions`."""
+
+
+def in_two_precisions() -> Manifest:
+    """The description of a two-stage bundle with FP32 and FP16 graphs."""
+    manifest = fake_manifest()
+    half = (
+        dataclasses.replace(
+            graph, precision="fp16", file=str(PurePosixPath(graph.file).with_suffix(".fp16.onnx"))
+        )
+        for graph in manifest.graphs
+    )
+    return dataclasses.replace(manifest, graphs=(*manifest.graphs, *half))

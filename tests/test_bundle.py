@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sacvit_deploy.bundle import Bundle, new_bundle, update_manifest, write_manifest
-from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
+from sacvit_deploy.errors import BundleError, BundleIntegrityError
 from sacvit_deploy.files import folder_lock, swap_in
-from sacvit_deploy.manifest import FORMAT_VERSION, MANIFEST, FileRecord, Manifest
-from tests.fakes import CF, DENSE, SAC, fake_manifest
+from sacvit_deploy.manifest import FORMAT_VERSION, MANIFEST
+from tests.fakes import fake_manifest
 
 
 def write(path: Path, content: str = "graph", *, force: bool = False) -> Path:
@@ -41,22 +41,6 @@ def edit(folder: Path, **values) -> None:
 
 def names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
-
-
-@pytest.mark.parametrize("config", [SAC, CF, DENSE], ids=lambda config: config.family)
-def test_json_is_symmetrical(config) -> None:
-    manifest = dataclasses.replace(
-        fake_manifest(config),
-        parity=[{"role": "refine", "max_abs_error": 1e-6}],
-        tools={"onnx": "1.2"},
-        files={"a/b.bin": FileRecord("00", 3)},
-        labels=("Käfer", *fake_manifest(config).labels[1:]),
-    )
-    text = manifest.to_json()
-    assert Manifest.from_json(text) == manifest
-    assert Manifest.from_json(text).to_json() == text
-    assert '\n  "format": "sacvit-deploy bundle",\n  "format_version": 1,\n' in text
-    assert "Käfer" in text
 
 
 def test_what_is_written_is_read(folder) -> None:
@@ -100,68 +84,21 @@ def test_a_truncated_or_missing_file_is_found(folder, check_hashes) -> None:
         Bundle.open(folder, check_hashes=check_hashes)
 
 
-def test_a_newer_version_is_refused_before_anything_else(folder) -> None:
-    edit(folder, format_version=FORMAT_VERSION + 1, config="of a shape nobody knows yet")
-    with pytest.raises(BundleVersionError, match="version 2; this release reads up to 1"):
-        Bundle.open(folder)
-
-
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"format": "other"}, "not the description"),
-        ({"format_version": "1"}, "format_version is '1'"),
-        ({"format_version": True}, "format_version is True"),
-        ({"config": None}, "'config' is missing"),
-        ({"config": {"family": "sac_vit"}}, "image_size"),
-        ({"preprocessing": {"crop": [24, 32], "zoom": 2}}, "zoom"),
-        ({"preprocessing": {"crop": [32, 32]}}, "cropped to"),
-        ({"selection": "guess"}, "not one of host, graph"),
-        ({"input_kind": 8}, "'input_kind' is 8"),
         ({"eta": 1.5}, "eta is 1.5"),
-        ({"eta": float("nan")}, "eta is nan"),
-        ({"eta": "0.5"}, "eta is '0.5'"),
-        ({"eta": True}, "eta is True"),
-        ({"eta": None}, "eta is 'missing'"),
-        ({"labels": ["one"]}, "1 labels for 7 classes"),
-        ({"labels": "seven"}, "a list is needed"),
-        ({"labels": [1, 2, 3, 4, 5, 6, 7]}, r"'labels\[0\]' is 1"),
         ({"graphs": []}, "The graphs are none"),
-        ({"graphs": [{"role": "refine"}]}, "'precision' is missing"),
-        ({"weights": []}, "a dict is needed"),
         ({"files": {}}, "not among the bundle's files"),
-        ({"files": {"ee.onnx": {"sha256": "00"}}}, "'bytes' is missing"),
+        ({"format": "other"}, "not the description"),
+        ({"format_version": FORMAT_VERSION + 1}, "version 2; this release reads up to 1"),
     ],
 )
-def test_a_wrong_description_is_refused(folder, values, says) -> None:
+def test_a_mistake_in_the_description_names_the_bundle(folder, values, says) -> None:
     edit(folder, **values)
-    if values == {"eta": None}:
-        assert "eta" not in json.loads((folder / MANIFEST).read_text())
     with pytest.raises(BundleError, match=says) as caught:
         Bundle.open(folder)
     assert str(folder) in caught.value.problem
-
-
-@pytest.mark.parametrize(
-    "name", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:\\x", "\\x", "C:x", "", "a\0b"]
-)
-def test_a_file_name_never_leads_out(folder, name) -> None:
-    files = json.loads((folder / MANIFEST).read_text())["files"]
-    edit(folder, files={**files, name: {"sha256": "00", "bytes": 1}})
-    with pytest.raises(BundleError, match="leads out of the bundle folder"):
-        Bundle.open(folder)
-
-
-def test_unknown_keys_are_ignored(folder) -> None:
-    edit(folder, mood="fair")
-    assert Bundle.open(folder).manifest.labels[0] == "class 0"
-
-
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\xff\xfe", "[]", "3"])
-def test_what_is_not_json_is_refused(folder, text) -> None:
-    (folder / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(BundleError, match=r"JSON|not the description"):
-        Bundle.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -351,19 +288,6 @@ def test_the_description_is_updated_in_one_step(folder, monkeypatch) -> None:
         update_manifest(bundle, dataclasses.replace(bundle.manifest, eta=0.1))
     assert Bundle.open(folder).manifest.eta == 0.75
     assert names(folder) == before
-
-
-@pytest.mark.parametrize("eta", [-0.01, 1.01, float("nan")])
-def test_eta_is_checked_when_a_manifest_is_made(eta) -> None:
-    with pytest.raises(ConfigError, match="eta"):
-        fake_manifest(eta=eta)
-
-
-def test_roles_must_fit_the_family() -> None:
-    manifest = fake_manifest()
-    for graphs in (manifest.graphs[:1], manifest.graphs * 2, fake_manifest(DENSE).graphs):
-        with pytest.raises(BundleIntegrityError, match="needs early_exit and refine"):
-            dataclasses.replace(manifest, graphs=graphs)
 
 
 def test_what_engines_are_built_from_belongs_to_a_graph(tmp_path) -> None:

@@ -1,104 +1,215 @@
-"""Calibrations of the exit in the description of a bundle, and what makes them stale."""
+"""The description of a bundle: what is read is what was written, and mistakes are named."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import PurePosixPath
+from typing import Any
 
 import pytest
 
-from sacvit_deploy.bundle import (
-    Bundle,
-    new_bundle,
-    publish,
-    staging_folder,
-    update_manifest,
-    write_manifest,
-)
-from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError
-from sacvit_deploy.manifest import MANIFEST, Manifest
-from tests.exit_records import exit_record
-from tests.fakes import DENSE, ENGINE, fake_manifest
+from sacvit_deploy.bundle import demo_bundle
+from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
+from sacvit_deploy.manifest import FORMAT_VERSION, MANIFEST, FileRecord, Manifest
+from tests.exit_records import RECORDS, exit_record, in_two_precisions
+from tests.fakes import CF, DENSE, ENGINE, SAC, fake_manifest
 
-RECORDS = (
-    exit_record(),
-    exit_record("fp16", eta=0.5, temperature=1.25),
-    exit_record("fp16", "tensorrt"),
-    exit_record("fp16", "tensorrt-rtx"),
-)
 POINTS = [dataclasses.asdict(point) for point in exit_record().curve]
+FULL = dataclasses.replace(
+    in_two_precisions(),
+    parity=[{"role": "refine", "max_abs_error": 1e-6}],
+    tools={"onnx": "1.2"},
+    files={"a/b.bin": FileRecord("00", 3)},
+    labels=("Käfer", *fake_manifest().labels[1:]),
+    engines=(dataclasses.replace(ENGINE, flags={"workspace_mib": 64}, linear_share={"half": 1.0}),),
+    exit_calibrations=RECORDS,
+)
 
 
-def in_two_precisions() -> Manifest:
-    manifest = fake_manifest()
-    half = (
-        dataclasses.replace(
-            graph, precision="fp16", file=str(PurePosixPath(graph.file).with_suffix(".fp16.onnx"))
-        )
-        for graph in manifest.graphs
-    )
-    return dataclasses.replace(manifest, graphs=(*manifest.graphs, *half))
+def values(manifest: Manifest = FULL) -> dict[str, Any]:
+    """What a description says, to be changed."""
+    found: dict[str, Any] = json.loads(manifest.to_json())
+    return found
 
 
-@pytest.fixture
-def bundle(tmp_path) -> Bundle:
-    """FP32 and FP16 graphs, one engine, four calibrations."""
-    manifest = in_two_precisions()
-    engine = dataclasses.replace(
-        ENGINE,
-        role="refine",
-        file="engines/sac.engine",
-        precision_share={"half": 1.0},
-        build_s=1.5,
-    )
-    with new_bundle(tmp_path / "bundle") as staging:
-        (staging / "engines").mkdir()
-        for file in (*(graph.file for graph in manifest.graphs), engine.file):
-            (staging / file).write_text(file)
-        write_manifest(
-            staging, dataclasses.replace(manifest, engines=(engine,), exit_calibrations=RECORDS)
-        )
-    return Bundle.open(tmp_path / "bundle")
+def read(changed: dict[str, Any]) -> Manifest:
+    return Manifest.from_json(json.dumps(changed))
 
 
-def test_records_are_read_back_as_they_were_written(bundle):
-    assert bundle.manifest.exit_calibrations == RECORDS
-    text = bundle.manifest.to_json()
+@pytest.mark.parametrize(
+    "manifest",
+    [FULL, *map(fake_manifest, (SAC, CF, DENSE))],
+    ids=["full", "sac_vit", "cf_vit", "vit"],
+)
+def test_json_is_symmetrical(manifest):
+    text = manifest.to_json()
+    assert Manifest.from_json(text) == manifest
     assert Manifest.from_json(text).to_json() == text
+    assert '\n  "format": "sacvit-deploy bundle",\n  "format_version": 1,\n' in text
 
 
-def test_a_record_is_found_by_precision_and_runtime(bundle):
-    assert bundle.manifest.exit_calibration("fp16", "onnxruntime") == RECORDS[1]
-    assert bundle.manifest.exit_calibration("fp16", "tensorrt") == RECORDS[2]
-    assert bundle.manifest.exit_calibration("int8", "onnxruntime") is None
-    assert bundle.manifest.exit_calibration("fp32", "tensorrt") is None
+def test_labels_are_written_as_they_are():
+    assert "Käfer" in FULL.to_json()
 
 
-def test_older_descriptions_have_none(bundle):
-    values = json.loads((bundle.path / MANIFEST).read_text())
-    del values["exit_calibrations"]
-    (bundle.path / MANIFEST).write_text(json.dumps(values))
-    assert Bundle.open(bundle.path).manifest.exit_calibrations == ()
+def test_a_bundle_of_an_older_release_says_the_same():
+    """That of the demo is from before INT8, whose engines are built from files of their own."""
+    text = (demo_bundle() / MANIFEST).read_text(encoding="utf-8")
+    written = json.loads(Manifest.from_json(text).to_json())
+    for graph in written["graphs"]:
+        assert graph.pop("engine_file") is None
+    assert json.dumps(written, indent=2, ensure_ascii=False) + "\n" == text
+
+
+@pytest.mark.parametrize("name", ["engines", "precisions", "exit_calibrations", "parity", "tools"])
+def test_what_older_releases_did_not_write_is_empty(name):
+    changed = values()
+    del changed[name]
+    empty = getattr(fake_manifest(), name)
+    assert not empty
+    assert read(changed) == dataclasses.replace(FULL, **{name: empty})
+
+
+def test_what_older_releases_did_not_write_of_a_part_has_its_default():
+    changed = values()
+    for graph in changed["graphs"]:
+        del graph["engine_file"]
+    del changed["engines"][0]["layer_share"]
+    del changed["config"]["two_stage"]["score_start"]
+    assert read(changed) == FULL
+
+
+def test_unknown_keys_are_ignored():
+    changed = values() | {"mood": "fair"}
+    changed["engines"][0]["mood"] = changed["files"]["a/b.bin"]["mood"] = "fair"
+    assert read(changed) == FULL
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\xff\xfe", "[]", "3"])
+def test_what_is_not_json_is_refused(text):
+    with pytest.raises(BundleError, match=r"JSON|not the description"):
+        Manifest.from_json(text.encode("latin-1"))
+
+
+def test_a_newer_version_is_refused_before_anything_else():
+    newer = {"format_version": FORMAT_VERSION + 1, "config": "of a shape nobody knows yet"}
+    with pytest.raises(BundleVersionError, match="version 2; this release reads up to 1"):
+        read(values() | newer)
 
 
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
+        ({"format": "other"}, "not the description"),
+        ({"format_version": "1"}, "format_version is '1'"),
+        ({"format_version": True}, "format_version is True"),
+        ({"config": None}, "config is missing"),
+        ({"config": {"family": "sac_vit"}}, "config.image_size is missing"),
+        ({"config": 3}, "config is 3"),
+        ({"config": {**SAC.to_dict(), "depht": 3}}, "Unknown field: config.depht"),
+        ({"preprocessing": {"crop": [24, 32], "zoom": 2}}, "Unknown field: preprocessing.zoom"),
+        ({"preprocessing": {"crop": [32, 32]}}, "cropped to"),
+        ({"selection": "guess"}, "selection is 'guess'.\nMake it one of 'host', 'graph'"),
+        ({"input_kind": 8}, "input_kind is 8"),
         ({"eta": 1.5}, "eta is 1.5"),
-        ({"eta": None}, "'eta' is None"),
+        ({"eta": float("nan")}, "eta is nan"),
+        ({"eta": "0.5"}, "eta is '0.5'"),
+        ({"eta": True}, "eta is True"),
+        ({"eta": None}, "eta is missing"),
+        ({"labels": ["one"]}, "1 labels for 7 classes"),
+        ({"labels": "seven"}, "labels is 'seven'.\nMake it a list"),
+        ({"labels": [1, 2, 3, 4, 5, 6, 7]}, r"labels\[0\] is 1"),
+        ({"graphs": []}, "The graphs are none"),
+        ({"graphs": [{"role": "refine"}]}, r"graphs\[0\]\.precision is missing"),
+        ({"weights": []}, r"weights is \[\].\nMake it a mapping"),
+        ({"tools": {"onnx": 1}}, r"tools\['onnx'\] is 1"),
+        ({"files": {"ee.onnx": {"sha256": "00"}}}, r"files\['ee.onnx'\].bytes is missing"),
+    ],
+)
+def test_a_wrong_description_is_refused(changed, says):
+    found = {k: v for k, v in (values() | changed).items() if v is not None}
+    with pytest.raises(BundleError, match=says):
+        read(found)
+
+
+def test_the_place_of_a_mistake_is_named():
+    changed = values()
+    changed["graphs"][1]["inputs"][0]["shape"][2] = 1.5
+    with pytest.raises(BundleError) as refused:
+        read(changed)
+    assert refused.value.problem == "graphs[1].inputs[0].shape[2] is 1.5."
+    assert refused.value.fix == "Make it a whole number or a string. Or export the bundle again."
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:\\x", "\\x", "C:x", "", "a\0b"]
+)
+def test_a_file_name_never_leads_out(name):
+    changed = values()
+    changed["files"][name] = {"sha256": "00", "bytes": 1}
+    with pytest.raises(BundleError, match="leads out of the bundle folder"):
+        read(changed)
+
+
+@pytest.mark.parametrize("eta", [-0.01, 1.01, float("nan")])
+def test_eta_is_checked_when_a_manifest_is_made(eta):
+    with pytest.raises(ConfigError, match="eta"):
+        fake_manifest(eta=eta)
+
+
+def test_roles_must_fit_the_family():
+    manifest = fake_manifest()
+    for graphs in (manifest.graphs[:1], manifest.graphs * 2, fake_manifest(DENSE).graphs):
+        with pytest.raises(BundleIntegrityError, match="needs early_exit and refine"):
+            dataclasses.replace(manifest, graphs=graphs)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"runtime": "openvino"}, "runtime is 'openvino'"),
+        ({"precision": "int4"}, "precision is 'int4'"),
+        ({"batch": [8, 1, 32]}, "batch range"),
+        ({"batch": [1, 8]}, r"batch is \[1, 8\].\nMake it a list of 3"),
+        ({"batch": [0, 8, 32]}, "batch range"),
+        ({"build_s": "soon"}, "build_s is 'soon'"),
+        ({"flags": None}, "flags is None"),
+        ({"compute_capabilities": [87]}, "compute_capabilities"),
+        ({"file": "../ee.engine"}, "leads out of the bundle"),
+        ({"role": "single"}, "The engines are"),
+    ],
+)
+def test_a_wrong_engine_is_refused(change, says):
+    changed = values()
+    changed["engines"][0].update(change)
+    with pytest.raises(BundleError, match=says):
+        read(changed)
+
+
+def test_a_calibration_is_found_by_precision_and_backend():
+    assert FULL.exit_calibration("fp16", "onnxruntime") == RECORDS[1]
+    assert FULL.exit_calibration("fp16", "tensorrt") == RECORDS[2]
+    assert FULL.exit_calibration("int8", "onnxruntime") is None
+    assert FULL.exit_calibration("fp32", "tensorrt") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"eta": 1.5}, "eta is 1.5"),
+        ({"eta": None}, r"exit_calibrations\[0\].eta is None"),
         ({"temperature": 0}, "temperature is 0"),
-        ({"top1": float("nan")}, "'top1' is nan"),
-        ({"precision": "fp8"}, "not one of fp32"),
-        ({"runtime": "torch"}, "not one of onnxruntime"),
-        ({"images": "many"}, "an? int is needed"),
-        ({"top1_interval": [0.5]}, "top-1 interval"),
+        ({"top1": float("nan")}, "top1 is nan"),
+        ({"precision": "fp8"}, "precision is 'fp8'.\nMake it one of 'fp32'"),
+        ({"runtime": "torch"}, "runtime is 'torch'.\nMake it one of 'onnxruntime'"),
+        ({"images": "many"}, "images is 'many'.\nMake it a whole number"),
+        ({"top1_interval": [0.5]}, r"top1_interval is \[0.5\].\nMake it a list of 2"),
         ({"top1_interval": [0.6, 0.5]}, "top-1 interval"),
         ({"confidence_histogram": [1.0]}, "has 1 bins"),
         ({"confidence_histogram": [0.1] * 20}, "add up to 2"),
         ({"confidence_histogram": [-1.0, 2.0] + [0.0] * 18}, "confidence histogram"),
-        ({"curve": [{"eta": 0.5}]}, "'top1' is missing"),
-        ({"curve": 5}, "a list is needed"),
+        ({"curve": [{"eta": 0.5}]}, r"curve\[0\].top1 is missing"),
+        ({"curve": 5}, "curve is 5.\nMake it a list"),
         ({"curve": POINTS[::-1]}, "by ascending eta"),
         ({"curve": [POINTS[0] | {"eta": -0.1}]}, "eta is -0.1"),
         ({"images": 0}, "of 0 pictures"),
@@ -106,12 +217,11 @@ def test_older_descriptions_have_none(bundle):
         ({"early_exit_fraction": -0.5}, "-50.0% leave early"),
     ],
 )
-def test_a_wrong_record_is_refused(bundle, changed, says):
-    values = json.loads((bundle.path / MANIFEST).read_text())
-    values["exit_calibrations"][0] |= changed
-    (bundle.path / MANIFEST).write_text(json.dumps(values))
+def test_a_wrong_calibration_is_refused(change, says):
+    changed = values()
+    changed["exit_calibrations"][0] |= change
     with pytest.raises(BundleError, match=says):
-        Bundle.open(bundle.path)
+        read(changed)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf"), True])
@@ -120,7 +230,7 @@ def test_a_temperature_is_a_finite_number_above_0(temperature):
         exit_record(temperature=temperature)
 
 
-def test_records_fit_the_graphs():
+def test_calibrations_fit_the_graphs():
     for manifest, records in (
         (fake_manifest(), RECORDS),
         (fake_manifest(), RECORDS[:1] * 2),
@@ -130,12 +240,11 @@ def test_records_fit_the_graphs():
             dataclasses.replace(manifest, exit_calibrations=records)
 
 
-def test_a_new_record_takes_the_place_of_the_old(bundle):
+def test_a_new_calibration_takes_the_place_of_the_old():
     newer = exit_record("fp16", eta=0.25)
-    manifest = bundle.manifest.with_calibration(newer)
+    manifest = FULL.with_calibration(newer)
     assert set(manifest.exit_calibrations) == {RECORDS[0], RECORDS[2], RECORDS[3], newer}
-    update_manifest(bundle, manifest)
-    assert Bundle.open(bundle.path).manifest == manifest
+    assert Manifest.from_json(manifest.to_json()) == manifest
 
 
 def test_the_threshold_of_fp32_in_onnxruntime_is_that_of_the_bundle():
@@ -146,41 +255,10 @@ def test_the_threshold_of_fp32_in_onnxruntime_is_that_of_the_bundle():
     assert manifest.with_calibration(exit_record(temperature=2.0)).eta == manifest.eta
 
 
-def replace_files(bundle: Bundle, *names: str) -> Bundle:
-    with staging_folder(bundle) as staging:
-        for name in names:
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_text("changed")
-        return publish(bundle, staging, bundle.manifest)
-
-
-@pytest.mark.parametrize(
-    ("file", "kept"),
-    [
-        ("ee.fp16.onnx", RECORDS[:1]),
-        ("engines/sac.engine", (RECORDS[0], RECORDS[1], RECORDS[3])),
-        ("engines/other.engine", RECORDS),
-        ("ee.int8.onnx", RECORDS),
-    ],
-)
-def test_what_a_replaced_file_was_measured_with_is_dropped(bundle, file, kept):
-    published = replace_files(bundle, file)
-    assert published.manifest.exit_calibrations == kept
-    assert Bundle.open(bundle.path).manifest == published.manifest
-
-
-def test_they_are_dropped_before_the_file_is_replaced(bundle, monkeypatch):
-    """As after a power cut."""
-    import os
-
-    real = os.replace
-
-    def fails_for_graphs(source, target):
-        if str(target).endswith(".onnx"):
-            raise OSError("no power")
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", fails_for_graphs)
-    with pytest.raises(BundleError, match="no power"):
-        replace_files(bundle, "ee.fp16.onnx", "sac.fp16.onnx")
-    assert Bundle.open(bundle.path).manifest.exit_calibrations == RECORDS[:1]
+def test_a_file_is_recorded_as_it_is(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    found = FileRecord.of(tmp_path / "abc")
+    assert found.bytes == 3
+    assert found.sha256.startswith(
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

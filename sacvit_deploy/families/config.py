@@ -11,15 +11,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.decode import check_field, check_types
+from sacvit_deploy.decode import check_field, check_types, decode, encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
 from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.spec import GraphSpec, Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sacvit_deploy.families.family import Attention
     from sacvit_deploy.spec import InputKind, Role, Selection
 
@@ -130,25 +128,17 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping that `from_dict` reads back."""
-        return dataclasses.asdict(self)
+        values: dict[str, Any] = encode(self)
+        return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: object) -> ModelConfig:
         """Read a mapping written by `to_dict`.
 
         Raises:
             ConfigError: A field is missing, unknown, or out of range.
         """
-        fields = dict(values)
-        try:
-            stages = fields.pop("two_stage", None)
-            fields["image_size"] = tuple(fields["image_size"])
-            return cls(**fields, two_stage=TwoStageConfig(**stages) if stages else None)
-        except (TypeError, KeyError) as error:
-            raise ConfigError(
-                f"The model configuration cannot be read: {error}.",
-                "Export the bundle again with this release.",
-            ) from error
+        return decode(cls, values, "config", refuse_unknown=True)
 
 
 def graph_specs(

@@ -6,18 +6,15 @@ import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
-from sacvit_deploy.decode import check_field, check_types
+from sacvit_deploy.decode import check_field, check_types, decode, encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.libraries import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -215,66 +212,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping, paths as text."""
-        values: dict[str, Any] = _plain(dataclasses.asdict(self))
+        values: dict[str, Any] = encode(self)
         return values
-
-
-def section(kind: type[_T], values: Mapping[str, Any], name: str) -> _T:
-    """Build one part of the configuration from plain values.
-
-    Args:
-        kind: The dataclass.
-        values: Its fields; numbers, texts, lists.
-        name: What the part is called in errors.
-
-    Raises:
-        ConfigError: A field is unknown, missing, of the wrong type or out of range.
-    """
-    hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise ConfigError(
-            f"Unknown field in [{name}]: {', '.join(unknown)}.",
-            f"Known fields: {', '.join(sorted(fields))}.",
-        )
-    built = {key: _value(hints[key], value, f"{name}.{key}") for key, value in values.items()}
-    try:
-        return kind(**built)
-    except TypeError as error:
-        raise ConfigError(f"[{name}] is incomplete: {error}.", "Add the missing field.") from error
-
-
-def _value(hint: Any, value: Any, name: str) -> Any:
-    """Check the type of one value; integers serve as floats, texts as paths, lists as tuples."""
-    if hint in (Path, Path | None):
-        check_field(isinstance(value, str | Path), name, value, "a path")
-        return Path(value)
-    if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        check_field(number, name, value, "a number")
-        return float(value)
-    if hint in (int, bool, str):
-        check_field(type(value) is hint, name, value, f"a value of type {hint.__name__}")
-        return value
-    if hint == tuple[float, float]:
-        check_field(isinstance(value, list | tuple) and len(value) == 2, name, value, "two numbers")
-        return tuple(float(v) for v in value)
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return str(value) if isinstance(value, Path) else value
-
-
-_PARTS = {
-    "augmentation": AugmentationConfig,
-    "schedule": ScheduleConfig,
-    "optimizer": OptimizerConfig,
-    "loss": LossConfig,
-}
 
 
 _IN_RANGE: dict[str, Callable[[float], bool]] = {
@@ -322,23 +261,17 @@ def train_config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: A field is unknown, missing, of the wrong type or out of range.
     """
-    rest = dict(values)
-    for name in ("model", "data", "output"):
-        if name not in rest:
-            raise ConfigError(f"{name!r} is missing.", "Give at least model, data and output.")
-    for name in ("model", "data", *_PARTS):
-        if not isinstance(rest.get(name, {}), dict):
-            raise ConfigError(f"{name!r} is no table.", f"Write a [{name}] section.")
-    parts: dict[str, Any] = {
-        name: section(kind, rest.pop(name), name) for name, kind in _PARTS.items() if name in rest
-    }
-    parts["model"] = _model(rest.pop("model"))
-    parts["data"] = section(DataConfig, rest.pop("data"), "data")
-    return section(TrainConfig, {**rest, **parts}, "the file")
+    fields = dict(values)
+    if "model" in fields:
+        fields["model"] = _model(fields["model"])
+    return decode(TrainConfig, fields, refuse_unknown=True)
 
 
-def _model(values: dict[str, Any]) -> ModelConfig:
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+def _model(values: object) -> ModelConfig:
+    """The preset that is named, with other keys changed."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"model is {values!r}.", "Write a [model] section.")
+    fields = {str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     name = fields.pop("preset", None)
     if not isinstance(name, str):
         raise ConfigError("[model] names no preset.", "Write preset = NAME; other keys change it.")

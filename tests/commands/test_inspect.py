@@ -8,7 +8,7 @@ import pytest
 from sacvit_deploy.bundle import publish, staging_folder
 from sacvit_deploy.manifest import MANIFEST
 from tests.engines.typed_onnx import write_typed_bundle
-from tests.test_bundle_engines import ENTRY
+from tests.test_bundle_changes import ENTRY
 
 
 @pytest.mark.parametrize(

@@ -116,13 +116,13 @@ def test_yaml_reads_the_same(toml_file, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 3}, "Unknown field in .the file.: epochs"),
-        ({"schedule": {"epoch": 3}}, r"Unknown field in \[schedule\]: epoch"),
+        ({"epochs": 3}, "Unknown field: epochs"),
+        ({"schedule": {"epoch": 3}}, "Unknown field: schedule.epoch"),
         ({"schedule": {"epochs": "3"}}, "schedule.epochs is '3'"),
         ({"schedule": {"epochs": True}}, "schedule.epochs is True"),
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas"),
-        ({"optimizer": 3}, "'optimizer' is no table"),
-        ({"data": {}}, r"\[data\] is incomplete"),
+        ({"optimizer": 3}, "optimizer is 3"),
+        ({"data": {}}, "data.train is missing"),
         ({"data": {"train": 3}}, "data.train is 3"),
         ({"model": {"num_classes": 3}}, "names no preset"),
         ({"model": {"preset": "nothing"}}, "no preset 'nothing'"),
@@ -137,7 +137,7 @@ def test_a_mistake_is_named(changes, message):
 @pytest.mark.parametrize("missing", ["model", "data", "output"])
 def test_what_must_be_given(missing):
     values = {key: value for key, value in _MINIMAL.items() if key != missing}
-    with pytest.raises(ConfigError, match=f"{missing!r} is missing"):
+    with pytest.raises(ConfigError, match=f"{missing} is missing"):
         train_config_from_dict(values)
 
 

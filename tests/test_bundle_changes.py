@@ -1,9 +1,8 @@
-"""Engines in the description of a bundle, and files that come to a bundle later."""
+"""Files that come to a bundle later, and what they make stale."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ from sacvit_deploy.bundle import (
 )
 from sacvit_deploy.errors import BundleError, BundleIntegrityError
 from sacvit_deploy.manifest import MANIFEST, EngineEntry
+from tests.exit_records import RECORDS, in_two_precisions
 from tests.fakes import ENGINE, fake_manifest
 
 ENTRY = dataclasses.replace(
@@ -70,39 +70,6 @@ def test_engines_are_found_by_what_they_are(bundle):
     assert bundle.engines("early_exit", "fp16", "tensorrt") == (ENTRY,)
     assert bundle.engines(runtime="tensorrt-rtx") == (rtx,)
     assert bundle.engines(precision="int8") == ()
-
-
-def test_a_description_without_engines_is_read(bundle):
-    values = json.loads((bundle.path / MANIFEST).read_text())
-    del values["engines"], values["precisions"]
-    (bundle.path / MANIFEST).write_text(json.dumps(values))
-    manifest = Bundle.open(bundle.path).manifest
-    assert (manifest.engines, manifest.precisions) == ((), {})
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"runtime": "openvino"}, "'runtime' is 'openvino'"),
-        ({"precision": "int4"}, "'precision' is 'int4'"),
-        ({"batch": [8, 1, 32]}, "batch range"),
-        ({"batch": [1, 8]}, "batch range"),
-        ({"batch": [0, 8, 32]}, "batch range"),
-        ({"build_s": "soon"}, "'build_s' is 'soon'"),
-        ({"flags": None}, "'flags' is None"),
-        ({"compute_capabilities": [87]}, "compute_capabilities"),
-        ({"file": "../ee.engine"}, "leads out of the bundle"),
-        ({"role": "single"}, "The engines are"),
-        ({"file": "engines/unknown.engine"}, "not among the bundle's files"),
-    ],
-)
-def test_an_entry_that_is_wrong_is_refused(bundle, change, says):
-    add(bundle, ENTRY)
-    values = json.loads((bundle.path / MANIFEST).read_text())
-    values["engines"][0].update(change)
-    (bundle.path / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(BundleError, match=says):
-        Bundle.open(bundle.path)
 
 
 def test_there_is_one_engine_of_a_kind(bundle):
@@ -278,3 +245,71 @@ def test_a_folder_that_cannot_be_written_is_one_error(bundle):
         pass
     with pytest.raises(BundleError, match="cannot be written"):
         update_manifest(missing, bundle.manifest)
+
+
+@pytest.fixture
+def calibrated(tmp_path) -> Bundle:
+    """FP32 and FP16 graphs, one engine, four calibrations."""
+    manifest = in_two_precisions()
+    engine = dataclasses.replace(
+        ENGINE,
+        role="refine",
+        file="engines/sac.engine",
+        precision_share={"half": 1.0},
+        build_s=1.5,
+    )
+    with new_bundle(tmp_path / "bundle") as staging:
+        (staging / "engines").mkdir()
+        for file in (*(graph.file for graph in manifest.graphs), engine.file):
+            (staging / file).write_text(file)
+        write_manifest(
+            staging, dataclasses.replace(manifest, engines=(engine,), exit_calibrations=RECORDS)
+        )
+    return Bundle.open(tmp_path / "bundle")
+
+
+def replace_files(bundle: Bundle, *names: str) -> Bundle:
+    with staging_folder(bundle) as staging:
+        for name in names:
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text("changed")
+        return publish(bundle, staging, bundle.manifest)
+
+
+@pytest.mark.parametrize(
+    ("file", "kept"),
+    [
+        ("ee.fp16.onnx", RECORDS[:1]),
+        ("engines/sac.engine", (RECORDS[0], RECORDS[1], RECORDS[3])),
+        ("engines/other.engine", RECORDS),
+        ("ee.int8.onnx", RECORDS),
+    ],
+)
+def test_what_a_replaced_file_was_measured_with_is_dropped(calibrated, file, kept):
+    published = replace_files(calibrated, file)
+    assert published.manifest.exit_calibrations == kept
+    assert Bundle.open(calibrated.path).manifest == published.manifest
+
+
+def test_they_are_dropped_before_the_file_is_replaced(calibrated, monkeypatch):
+    """As after a power cut."""
+    real = os.replace
+
+    def fails_for_graphs(source, target):
+        if str(target).endswith(".onnx"):
+            raise OSError("no power")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_for_graphs)
+    with pytest.raises(BundleError, match="no power"):
+        replace_files(calibrated, "ee.fp16.onnx", "sac.fp16.onnx")
+    assert Bundle.open(calibrated.path).manifest.exit_calibrations == RECORDS[:1]
+
+
+def test_a_missing_engine_file_is_noticed(bundle):
+    add(bundle, ENTRY)
+    unknown = dataclasses.replace(ENTRY, file="engines/unknown.engine")
+    text = dataclasses.replace(Bundle.open(bundle.path).manifest, engines=(unknown,)).to_json()
+    (bundle.path / MANIFEST).write_text(text)
+    with pytest.raises(BundleError, match="not among the bundle's files"):
+        Bundle.open(bundle.path)
