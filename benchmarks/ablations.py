@@ -1,6 +1,6 @@
-"""What each part of a trained SAC-ViT is worth, where only the inference changes.
+"""Measure what each part of a trained SAC-ViT is worth, by changing the inference alone.
 
-Top-1 of the second stage alone, for every picture, with the weights as they were trained.
+Every picture goes through the second stage. The weights stay as they were trained.
 
 Example:
   python -m benchmarks.ablations MODEL.safetensors val.zip classes.txt -o out.json
@@ -41,10 +41,10 @@ _FIELDS: dict[str, list[Any]] = {
 
 
 class Ablation:
-    """A trained model and the pictures it is measured on."""
+    """A trained model, and pictures to measure it on."""
 
     def __init__(self, checkpoint: Path, data: Path, classes: list[str]) -> None:
-        """Read both; `classes` are the data's class names in the order of the head."""
+        """Read both; `classes` are the class names of the data in the order of the head."""
         config = read_config(checkpoint)
         if config is None:
             raise SystemExit(f"{checkpoint} does not say which network it holds.")
@@ -57,30 +57,30 @@ class Ablation:
 
     @torch.no_grad()
     def top1(self, model: TwoStageViT, rescore: Rescore = lambda score: score) -> float:
-        """Share of right answers of the second stage."""
-        right = 0
+        """Measure the top-1 of the second stage, in [0, 1]."""
+        correct = 0
         batches = zip(self.images.split(_BATCH), self.labels.split(_BATCH), strict=True)
         for images, labels in batches:
             coarse = model.early_exit(images)
             selection = select_tokens(rescore(coarse.score), model.config)
-            right += int((model.refine(images, coarse, selection).argmax(1) == labels).sum())
-        return right / len(self.labels)
+            correct += int((model.refine(images, coarse, selection).argmax(1) == labels).sum())
+        return correct / len(self.labels)
 
     def changed(self, **fields: Any) -> TwoStageViT:
-        """The same weights under another configuration."""
+        """Make a model with the same weights and other fields of the configuration."""
         model = TwoStageViT(self.config.replace(**fields))
         model.load_state_dict(self.model.state_dict())
         return model.eval()
 
     def without_fusion(self) -> TwoStageViT:
-        """The same weights, but the coarse features are not added to the fine tokens."""
+        """Make a model that does not add the coarse features to the fine tokens."""
         model = self.changed()
         torch.nn.init.zeros_(model.fusion.mlp.fc2.weight)
         torch.nn.init.zeros_(model.fusion.mlp.fc2.bias)
         return model
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each change."""
+        """Measure one row per change."""
         model = self.changed()
         generator = torch.Generator().manual_seed(0)
         rows: list[dict[str, Any]] = [
@@ -101,7 +101,7 @@ class Ablation:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, print the rows, and write the document."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", type=Path)

@@ -1,6 +1,6 @@
-"""How a budget is held when the machine gets slower, with real sessions and a real clock.
+"""Measure how a budget holds on a machine that becomes slower, with real sessions and real time.
 
-Halfway every stage begins to compute twice what it computed before, as on a machine half as fast:
+From the middle on, every stage is computed twice, as on a machine half as fast:
     python benchmarks/budget_hold.py bundle picture.jpg ... --frames 1200
 """
 
@@ -34,11 +34,11 @@ class Slowed:
 
     @property
     def provider(self) -> str:
-        """What computes."""
+        """See `Session.provider`."""
         return self.session.provider
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute; the last answer counts."""
+        """Compute `times` times, and return the last outputs."""
         for _ in range(self.times - 1):
             self.session.run(feeds)
         return self.session.run(feeds)
@@ -49,7 +49,7 @@ class Slowed:
 
 
 def main() -> None:
-    """Print one JSON document: the goal, and mean cost and eta of every 50 frames."""
+    """Print one JSON document: the goal, and the mean cost and eta of every 50 frames."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("pictures", nargs="+")
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def _frames(paths: list[str], count: int, seed: int) -> list[np.ndarray]:
-    """Random parts of the pictures, so that some are easy and some are hard."""
+    """Crop random parts of the pictures, so that some are easy and some are hard."""
     generator = np.random.default_rng(seed)
     frames = []
     for path in islice(cycle(paths), count):
@@ -106,7 +106,7 @@ def _frames(paths: list[str], count: int, seed: int) -> list[np.ndarray]:
 
 
 def _goal_ms(pipeline: Pipeline, frames: list[np.ndarray]) -> float:
-    """Nine tenths of the two stages together: a slower machine can hold it, with fewer late."""
+    """Choose nine tenths of the time of both stages; a slower machine holds it by refining less."""
     late = []
     for frame in frames:
         pipeline.stats.reset()
@@ -117,7 +117,7 @@ def _goal_ms(pipeline: Pipeline, frames: list[np.ndarray]) -> float:
 
 
 def _totals(pipeline: Pipeline) -> tuple[float, int]:
-    """Milliseconds in all, and pictures."""
+    """Return the total milliseconds, and the number of pictures."""
     now = pipeline.stats.snapshot()
     return (now.latency_ms_mean or 0.0) * now.pictures, now.pictures
 

@@ -1,4 +1,4 @@
-"""The ways of computing a two-stage and a dense network that a GPU check lets run."""
+"""Contenders of a GPU check: backends that compute a two-stage and a dense network."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 
 class Skipped(Exception):  # noqa: N818  it is no error
-    """Something is not installed, or does not apply here."""
+    """A contender is not installed, or does not apply here."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run.
+    """Settings of a GPU check.
 
     Attributes:
         device: `cuda` or `cpu`.
-        two_stage: The network in question.
-        dense: What it is measured against.
-        batches: Sizes.
-        fraction: Share of the pictures that go on to the second stage.
-        seconds: For one row.
-        folder: For what is exported and built.
-        given: The two bundles, if they are not to be exported.
+        two_stage: Network to measure.
+        dense: Network to compare it with.
+        batches: Batch sizes.
+        fraction: Share of the pictures that are refined.
+        seconds: Time to measure one row.
+        folder: Folder for bundles and engines.
+        given: Two bundles to use instead of exporting the networks.
     """
 
     device: str
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way of computing both networks; `selection` is always in the graph."""
+    """Both networks in one backend and precision; the graph selects the tokens."""
 
     runtime: str
     precision: str
@@ -65,13 +65,13 @@ class Contender:
 
     @property
     def hands_over_on_device(self) -> bool:
-        """Whether the second stage can take what the first left."""
+        """Whether the second stage takes the tensors that the first left on the device."""
         return sharing_memory(self.sessions["early_exit"], self.sessions["refine"]) is not None
 
 
 @dataclass(frozen=True)
 class TorchTensor:
-    """A handle to a tensor of torch."""
+    """A handle to a torch tensor."""
 
     value: Any
     dtype: np.dtype[Any]
@@ -79,7 +79,7 @@ class TorchTensor:
 
 
 class TorchSession:
-    """One graph of the exporter, run by torch without being exported."""
+    """One graph of a network, computed by torch without an export."""
 
     def __init__(self, model: Any, spec: GraphSpec, device: str, precision: str) -> None:
         import torch
@@ -138,7 +138,7 @@ class ThroughHost:
 
 
 def torch_models(settings: Settings) -> tuple[Any, Any]:
-    """Both networks with weights that tell pictures apart, which fresh ones hardly do."""
+    """Make both networks with larger head weights, since fresh ones hardly tell pictures apart."""
     import torch
 
     from sacvit_deploy.model.build import random_model
@@ -151,7 +151,7 @@ def torch_models(settings: Settings) -> tuple[Any, Any]:
 
 
 def torch_sessions(settings: Settings, device: str, precision: str) -> Contender:
-    """Both networks in torch."""
+    """Run both networks in torch."""
     if settings.given:
         raise Skipped("the bundles have weights of their own")
     import torch
@@ -167,7 +167,7 @@ def torch_sessions(settings: Settings, device: str, precision: str) -> Contender
 
 
 def torch_contenders(settings: Settings) -> Iterator[Contender]:
-    """Torch on the device: FP32, and FP16 where that is fast."""
+    """Run torch on the device: in FP32, and on a GPU also in FP16."""
     precisions = ("fp32", "fp16") if settings.device == "cuda" else ("fp32",)
     for precision in precisions:
         yield torch_sessions(settings, settings.device, precision)
@@ -181,7 +181,7 @@ class Bundles:
         self._made: dict[str, Bundle] = {}
 
     def get(self, precision: Precision = "fp32") -> tuple[Bundle, Bundle]:
-        """The two-stage and the dense bundle, with graphs of that precision."""
+        """Return the two-stage and the dense bundle, with graphs of that precision."""
         if not self._made:
             self._made = self._copied() if self._settings.given else self._exported()
         for name, bundle in self._made.items():
@@ -189,7 +189,7 @@ class Bundles:
         return self._made["two-stage"], self._made["dense"]
 
     def _copied(self) -> dict[str, Bundle]:
-        """The given ones; engines are put into the copies."""
+        """Copy the given bundles; engines are built in the copies."""
         named = zip(("two-stage", "dense"), self._settings.given, strict=True)
         folder = self._settings.folder
         return {name: Bundle.open(shutil.copytree(path, folder / name)) for name, path in named}
@@ -230,7 +230,7 @@ class Bundles:
 def onnxruntime_contenders(
     bundles: Bundles, provider: str, precisions: tuple[Precision, ...]
 ) -> Iterator[Contender]:
-    """ONNX Runtime with one execution provider."""
+    """Run ONNX Runtime with one execution provider."""
     from sacvit_deploy.engines.registry import open_sessions
 
     check_offered(provider)
@@ -252,10 +252,10 @@ def onnxruntime_contenders(
 
 
 def check_offered(provider: str) -> None:
-    """Whether one can expect an execution provider to work here.
+    """Check that an execution provider should work here.
 
     Raises:
-        Skipped: One cannot; the reason is said.
+        Skipped: It should not, with the reason.
         MissingDependencyError: ONNX Runtime is not installed.
     """
     from sacvit_deploy.engines.onnxruntime_session import (
@@ -277,7 +277,7 @@ def check_offered(provider: str) -> None:
 def engine_contenders(
     settings: Settings, bundles: Bundles, runtime: EngineBackend
 ) -> Iterator[Contender]:
-    """TensorRT or TensorRT-RTX: engines are built here, and run with and without CUDA graphs."""
+    """Build TensorRT or TensorRT-RTX engines, and run them with and without CUDA graphs."""
     from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
     from sacvit_deploy.engines.registry import open_sessions
 
@@ -311,11 +311,11 @@ def engine_contenders(
 
 
 def check_target(runtime: EngineBackend) -> None:
-    """Whether there is a GPU, and one that the library builds for.
+    """Check that there is a GPU that the library builds for.
 
     Raises:
-        Skipped: There is not.
-        EngineError: The library is installed and of no use.
+        Skipped: There is none.
+        EngineError: The library is installed but cannot be used.
         MissingDependencyError: It is not installed.
     """
     from sacvit_deploy.engines.build import EngineRequest, check_request
@@ -331,5 +331,5 @@ def check_target(runtime: EngineBackend) -> None:
 
 
 def say(line: str) -> None:
-    """Progress, apart from the result."""
+    """Print progress on stderr; the result goes elsewhere."""
     print(line, file=sys.stderr, flush=True)

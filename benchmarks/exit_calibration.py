@@ -1,8 +1,8 @@
-"""Does an exit threshold hold on pictures it was not calibrated on?
+"""Measure whether an exit threshold holds on pictures it was not calibrated on.
 
 DATA is split in two halves at random, several times. Each goal is calibrated on one half and
-measured on the other. Where the bundle has INT8 graphs, they are measured with the threshold of
-FP32 and with their own. A table goes to stdout, everything to the JSON file.
+measured on the other. INT8 graphs, if the bundle has any, are measured with the threshold of FP32
+and with their own. stdout gets a table, the JSON file gets everything.
 
 Example:
   python -m benchmarks.exit_calibration BUNDLE val.zip --class-names classes.json -o out.json
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _SHARE_OF_DENSE = 0.38  # what the paper spends for the accuracy of the dense network
 _RESAMPLES = 1000
-# Of the table: title, key, format.
+# Title, key and format of each column of the table.
 _COLUMNS = (
     ("goal", "goal", ""),
     ("graphs", "precision", ""),
@@ -71,16 +71,16 @@ class Trial:
     """One goal on one split.
 
     Attributes:
-        goal: In words.
-        precision: Of the graphs that were measured.
+        goal: Goal, in words.
+        precision: Precision of the measured graphs.
         eta_from: Precision the threshold was calibrated in.
-        seed: Of the split.
+        seed: Seed of the split.
         met: Whether a threshold meets the goal on the first half; the rest is None if not.
-        eta: The threshold.
-        reached: The limited quantity on the half it was calibrated on.
-        held_out: The limited quantity on the other half.
-        top1: On the other half.
-        macs_mean_g: On the other half.
+        eta: Exit threshold.
+        reached: Limited quantity on the half it was calibrated on.
+        held_out: Limited quantity on the other half.
+        top1: Top-1 on the other half.
+        macs_mean_g: Mean cost on the other half, in 1e9 multiply-accumulates.
         holds: Whether the other half meets the goal outright.
         holds_within: Whether its 95 % interval reaches the goal.
         inside: Whether `held_out` lies in the interval of the first half.
@@ -129,8 +129,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("data", type=Path, help="labelled pictures that were not trained on")
-    parser.add_argument("--class-names", type=Path, help="what the data's classes are called")
-    parser.add_argument("--dense-top1", type=float, help="of a dense network, to lose nothing on")
+    parser.add_argument("--class-names", type=Path, help="names of the classes in the data")
+    parser.add_argument(
+        "--dense-top1",
+        type=float,
+        help="top-1 of a dense network; adds the goal to lose nothing against it",
+    )
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
@@ -151,7 +155,7 @@ def _answers(options: argparse.Namespace, precision: Precision) -> StageAnswers:
 
 
 def _goals(config: ModelConfig, answers: StageAnswers, dense_top1: float | None) -> list[ExitGoal]:
-    """One or more of every kind, for whatever network it is."""
+    """Make one or more goals of every kind."""
     middle = (mean_macs_g(config, 0.0) + mean_macs_g(config, 1.0)) / 2
     latency = float(answers.early_ms.mean() + answers.refine_ms.mean() / 2)
     goals = [ExitGoal(value=drop) for drop in (0.005, 0.01, 0.02)]
@@ -188,7 +192,7 @@ def _split(
 
 
 def _pairs(answers: Mapping[Precision, StageAnswers]) -> list[tuple[Precision, Precision]]:
-    """What is measured, and whose threshold it gets."""
+    """List the measured precision and the precision of its threshold."""
     if "int8" not in answers:
         return [("fp32", "fp32")]
     return [("fp32", "fp32"), ("int8", "fp32"), ("int8", "int8")]
@@ -221,7 +225,7 @@ def _judged(trial: Trial, found: Calibration, measured: Calibration) -> Trial:
 
 
 def _taken(answers: StageAnswers, rows: NDArray[np.int64]) -> StageAnswers:
-    """Some of the pictures."""
+    """Select pictures by row."""
     chosen = answers.decisions
     arrays = {field.name: getattr(chosen, field.name)[rows] for field in fields(Decisions)}
     return replace(
@@ -243,7 +247,7 @@ def _whole(answers: StageAnswers) -> dict[str, float]:
 
 
 def _rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Shares and means over the splits, for each goal and pair of precisions."""
+    """Compute shares and means over the splits, for each goal and pair of precisions."""
     rows = []
     for key in dict.fromkeys((t.goal, t.precision, t.eta_from) for t in trials):
         same = [t for t in trials if (t.goal, t.precision, t.eta_from) == key]

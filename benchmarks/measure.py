@@ -1,4 +1,4 @@
-"""What a GPU check measures of one way of computing."""
+"""Latency, decisions and memory of one contender in a GPU check."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_REPEATS = 200
 
 
 def pictures(settings: Settings, count: int) -> Any:
-    """Normalised random input tensors (count, 3, H, W) with structure at several scales."""
+    """Make normalised random input tensors (count, 3, H, W) with structure at several scales."""
     generator = np.random.default_rng(0)
     height, width = settings.two_stage.image_size
     total = np.zeros((count, 3, height, width), np.float32)
@@ -36,12 +36,12 @@ def pictures(settings: Settings, count: int) -> Any:
 
 
 def through_host(contender: Contender) -> dict[Role, Session]:
-    """Its two stages, with everything handed over through the host."""
+    """Wrap both stages so that every tensor goes through the host."""
     return {role: ThroughHost(session) for role, session in contender.sessions.items()}
 
 
 def measured_rows(settings: Settings, contender: Contender) -> Iterator[dict[str, Any]]:
-    """One row for each batch and each way of handing over."""
+    """Measure one row for each batch and each way of the hand-off."""
     ways: dict[str, Mapping[Role, Session]] = {"host": through_host(contender)}
     if contender.hands_over_on_device:
         ways["device"] = contender.sessions
@@ -60,9 +60,9 @@ def measured_rows(settings: Settings, contender: Contender) -> Iterator[dict[str
 
 
 def timings(settings: Settings, scheduler: Scheduler, dense: Session, batch: int) -> dict[str, Any]:
-    """Milliseconds for a batch, everything measured in turn so that drift hits all alike.
+    """Measure the milliseconds of a batch, in turns, so that drift affects all alike.
 
-    A batch of 1 cannot be split: of a round of them, the wanted share goes on.
+    A batch of 1 cannot be split. So the wanted share of a round of batches is refined.
     """
     rounds = 1 if batch > 1 else 17
     images = [
@@ -97,7 +97,7 @@ def timings(settings: Settings, scheduler: Scheduler, dense: Session, batch: int
 
 
 def imposed_eta(scheduler: Scheduler, images: Any, hard: int) -> float:
-    """A threshold that sends `hard` pictures of this batch to the second stage."""
+    """Find a threshold that sends `hard` pictures of this batch to the second stage."""
     logits = np.stack([outcome.logits for outcome in scheduler.run(images, FixedExit(0.0))])
     ordered = np.sort(confidence(logits))
     above = np.append(ordered, 1.0)[hard]
@@ -106,7 +106,7 @@ def imposed_eta(scheduler: Scheduler, images: Any, hard: int) -> float:
 
 
 def in_turn(work: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each piece of work, again and again until the time is up; two rounds warm up."""
+    """Time each piece of work in turns until the time is up; two rounds warm up. In seconds."""
     samples: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(2):
         for function in work.values():
@@ -123,7 +123,7 @@ def in_turn(work: Mapping[str, Callable[[], object]], seconds: float) -> dict[st
 
 
 def decisions(settings: Settings, sessions: Mapping[Role, Session]) -> dict[str, Any]:
-    """Logits of both stages and targets for some pictures, handed over as the sessions can."""
+    """Compute the logits of both stages and the targets of some pictures."""
     images = pictures(settings, min(COMPARED, max(settings.batches)))
     early = Scheduler(settings.two_stage, sessions, "graph").run(images, FixedExit(0.0))
     late = Scheduler(settings.two_stage, sessions, "graph").run(images, FixedExit(1.0))
@@ -135,22 +135,22 @@ def decisions(settings: Settings, sessions: Mapping[Role, Session]) -> dict[str,
 
 
 class Reference:
-    """Decisions that all others are compared with, and whose they are."""
+    """Decisions that all others are compared with, and the name of their contender."""
 
     def __init__(self) -> None:
         self.name: str | None = None
         self.decisions: dict[str, Any] = {}
 
     def set(self, contender: Contender, decisions: dict[str, Any]) -> None:
-        """Take these as the truth."""
+        """Store the decisions of a contender as the reference."""
         self.name = f"{contender.runtime} {contender.precision}"
         self.decisions = decisions
 
 
 def agreement(settings: Settings, contender: Contender, reference: Reference) -> dict[str, Any]:
-    """How far a contender decides as the reference does, and whether handing over changes it.
+    """Compare the decisions of a contender with the reference, and both ways of its hand-off.
 
-    Where there is no reference yet, the contender becomes it.
+    Without a reference, the contender becomes it.
     """
     found = decisions(settings, contender.sessions)
     if reference.name is None:
@@ -176,7 +176,7 @@ def agreement(settings: Settings, contender: Contender, reference: Reference) ->
 
 
 def cuda_memory_check() -> dict[str, Any]:
-    """The memory, copies and recorded graphs that engine sessions use, on the real driver."""
+    """Check the memory, copies and recorded graphs of engine sessions on the real driver."""
     from sacvit_deploy.engines.device_memory import CudaDevice
 
     device = CudaDevice()

@@ -1,6 +1,6 @@
-"""FP32 against a lower precision on this CPU, in ONNX Runtime, as JSON.
+"""Compare FP32 with a lower precision on this CPU, in ONNX Runtime. Prints JSON.
 
-Both run in one process, turn by turn, so that what else the machine does hits both alike.
+Both run in one process, in turns, so that other load on the machine affects both alike.
 
 Example:
   python benchmarks/precision_cpu.py --data val.zip --batch 8 --sac-fraction 0.235 -o result.json
@@ -38,7 +38,7 @@ _PICTURES_OF_CALIBRATION = 64
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and write the document."""
     options = _options()
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Bundle.open(options.bundle) if options.bundle else _exported(options, scratch)
@@ -52,7 +52,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="labelled pictures")
-    parser.add_argument("--bundle", type=Path, help="one that has the precision; else DeiT-S")
+    parser.add_argument(
+        "--bundle", type=Path, help="bundle with that precision; default: export --preset"
+    )
     parser.add_argument("--preset", default="sac_deit_small_patch16_224")
     parser.add_argument("--precision", choices=["fp16", "int8"], default="int8")
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
@@ -119,7 +121,7 @@ def _scheduler(bundle: Bundle, precision: Any, threads: int) -> Scheduler:
 
 
 def _eta(scheduler: Scheduler, images: NDArray[Any], sac_fraction: float) -> float:
-    """The threshold at which that share of these images goes on."""
+    """Find the threshold that sends that share of the images to the second stage."""
     logits = np.stack([outcome.logits for outcome in scheduler.run(images, FixedExit(0.0))])
     ascending = np.sort(confidence(logits))
     going_on = round(sac_fraction * len(images))
@@ -154,7 +156,7 @@ def _machine(threads: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Model and the vector instructions that matter for INT8."""
+    """Name the CPU, and its vector instructions that matter for INT8."""
     file = Path("/proc/cpuinfo")
     if not file.is_file():
         return platform.processor() or platform.machine()
