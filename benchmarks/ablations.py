@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sacvit_deploy.families.config import preset_preprocessing
-from sacvit_deploy.model.checkpoints import checkpoint_model, read_config
+from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.model.two_stage import TwoStageViT, select_tokens
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import read_samples
@@ -45,11 +45,12 @@ class Ablation:
 
     def __init__(self, checkpoint: Path, data: Path, classes: list[str]) -> None:
         """Read both; `classes` are the class names of the data in the order of the head."""
-        config = read_config(checkpoint)
+        read = Checkpoint.read(checkpoint)
+        config = read.config
         if config is None:
             raise SystemExit(f"{checkpoint} does not say which network it holds.")
         self.config: ModelConfig = config
-        self.model = checkpoint_model(checkpoint, config)
+        self.model = read.model(config)
         samples = read_samples(data).samples
         preprocess = Preprocessor(preset_preprocessing(config))
         self.images = torch.from_numpy(np.stack([preprocess(sample) for sample in samples]))

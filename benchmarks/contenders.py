@@ -195,27 +195,17 @@ class Bundles:
         return {name: Bundle.open(shutil.copytree(path, folder / name)) for name, path in named}
 
     def _exported(self) -> dict[str, Bundle]:
-        configs = {"two-stage": self._settings.two_stage, "dense": self._settings.dense}
-        models = torch_models(self._settings)
-        return {
-            name: self._export(name, config, model)
-            for (name, config), model in zip(configs.items(), models, strict=True)
-        }
+        models = zip(("two-stage", "dense"), torch_models(self._settings), strict=True)
+        return {name: self._export(name, model) for name, model in models}
 
-    def _export(self, name: str, config: ModelConfig, model: Any) -> Bundle:
+    def _export(self, name: str, model: Any) -> Bundle:
         from sacvit_deploy.exporters.export import ExportOptions, export_bundle
-        from sacvit_deploy.families.config import preset_preprocessing
 
         say(f"exporting the {name} network")
-        labels = tuple(f"class {index}" for index in range(config.num_classes))
         options = ExportOptions(
-            preset_preprocessing(config),
-            labels,
-            {"origin": "random", "seed": 0},
-            selection="graph",
-            parity_batches=(2,),
+            origin={"origin": "random", "seed": 0}, selection="graph", parity_batches=(2,)
         )
-        return export_bundle(model, options, self._settings.folder / name)
+        return export_bundle(model, self._settings.folder / name, options)
 
     def _with_precision(self, bundle: Bundle, precision: Precision) -> Bundle:
         if precision == "fp32" or any(g.precision == precision for g in bundle.manifest.graphs):

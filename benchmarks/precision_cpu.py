@@ -23,7 +23,7 @@ import onnxruntime
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import SessionOptions
-from sacvit_deploy.exporters.export import ExportRequest, run_export
+from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.exporters.precision import PrecisionRequest
 from sacvit_deploy.families.config import preset
 from sacvit_deploy.runtime.algorithm import confidence
@@ -68,9 +68,8 @@ def _options() -> argparse.Namespace:
 def _exported(options: argparse.Namespace, scratch: str) -> Bundle:
     """Random weights: their arithmetic takes as long as that of trained ones."""
     request = PrecisionRequest(options.precision, options.data, samples=_PICTURES_OF_CALIBRATION)
-    return run_export(
-        ExportRequest(Path(scratch) / "b", base=preset(options.preset), precisions=(request,))
-    )
+    choices = ExportOptions(preset(options.preset), precisions=(request,))
+    return export_bundle(None, Path(scratch) / "b", choices)
 
 
 def _rows(bundle: Bundle, batch: int, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -103,38 +103,27 @@ def sac_checkpoint(sac_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def sac_host(sac_checkpoint, tmp_path_factory) -> Bundle:
     """`sac_model`, tokens chosen by the host, float input."""
-    from sacvit_deploy.exporters.export import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import export_bundle
 
-    folder = tmp_path_factory.mktemp("sac_host")
-    return run_export(ExportRequest(folder / "bundle", sac_checkpoint))
+    return export_bundle(sac_checkpoint, tmp_path_factory.mktemp("sac_host") / "bundle")
 
 
 @pytest.fixture(scope="session")
 def sac_graph(sac_checkpoint, tmp_path_factory) -> Bundle:
     """`sac_model`, tokens chosen in the graph, pixels as input."""
-    from sacvit_deploy.exporters.export import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 
-    folder = tmp_path_factory.mktemp("sac_graph")
-    request = ExportRequest(
-        folder / "bundle", sac_checkpoint, selection="graph", input_kind="uint8"
-    )
-    return run_export(request)
+    options = ExportOptions(selection="graph", input_kind="uint8")
+    return export_bundle(sac_checkpoint, tmp_path_factory.mktemp("sac_graph") / "bundle", options)
 
 
 @pytest.fixture(scope="session")
 def other_graph(other_model, tmp_path_factory) -> Bundle:
     """`other_model`, tokens chosen in the graph, float input."""
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
-    from sacvit_deploy.families.config import preset_preprocessing
 
-    config = other_model.config
-    options = ExportOptions(
-        preset_preprocessing(config),
-        tuple(f"class {index}" for index in range(config.num_classes)),
-        {"origin": "checkpoint", "file": "other.safetensors", "sha256": "0" * 64},
-        selection="graph",
-    )
-    return export_bundle(other_model, options, tmp_path_factory.mktemp("other") / "bundle")
+    options = ExportOptions(selection="graph")
+    return export_bundle(other_model, tmp_path_factory.mktemp("other") / "bundle", options)
 
 
 @pytest.fixture(scope="session")
@@ -149,18 +138,18 @@ def golden_checkpoint(golden_params, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_bundle(golden_checkpoint, tmp_path_factory) -> Bundle:
-    from sacvit_deploy.exporters.export import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
     from tests.tiny_models import GOLDEN_CF
 
-    folder = tmp_path_factory.mktemp("golden_bundle")
-    return run_export(ExportRequest(folder / "bundle", golden_checkpoint, base=GOLDEN_CF))
+    path = tmp_path_factory.mktemp("golden_bundle") / "bundle"
+    return export_bundle(golden_checkpoint, path, ExportOptions(GOLDEN_CF))
 
 
 @pytest.fixture(scope="session")
 def dense_bundle(tmp_path_factory) -> Bundle:
     """Random weights, one stage."""
-    from sacvit_deploy.exporters.export import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
     from tests.tiny_models import DENSE
 
-    folder = tmp_path_factory.mktemp("dense")
-    return run_export(ExportRequest(folder / "bundle", base=DENSE, seed=5))
+    path = tmp_path_factory.mktemp("dense") / "bundle"
+    return export_bundle(None, path, ExportOptions(DENSE, seed=5))

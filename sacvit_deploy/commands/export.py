@@ -47,18 +47,17 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
     if (checkpoint is None) != chosen["random_weights"]:
         raise click.UsageError("Give either a CHECKPOINT or --random-weights.")
     require("torch", "Exporting a model")
-    from sacvit_deploy.exporters.export import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 
-    names = ("output", "seed", "opset", "selection", "weight_storage", "labels")
-    request = ExportRequest(
-        checkpoint=checkpoint,
-        base=preset_config(chosen["preset"]) if chosen["preset"] else None,
+    names = ("seed", "opset", "selection", "weight_storage", "labels", "eta", "force")
+    export_options = ExportOptions(
+        config=preset_config(chosen["preset"]) if chosen["preset"] else None,
         overrides=options.parse_overrides(chosen["overrides"], alpha=chosen["alpha"]),
         input_kind=chosen["input"],
         precisions=options.precision_requests(chosen),
-        **{name: chosen[name] for name in (*names, "eta", "force")},
+        **{name: chosen[name] for name in names},
     )
-    bundle = run_export(request, options.progress)
+    bundle = export_bundle(checkpoint, chosen["output"], export_options, options.progress)
     worst = max(bundle.manifest.parity, key=lambda record: record["relative_error"])
     if chosen["as_json"]:
         found = {"parity": bundle.manifest.parity, "precisions": bundle.manifest.precisions}

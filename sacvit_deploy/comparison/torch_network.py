@@ -11,7 +11,7 @@ from sacvit_deploy.comparison.network import TORCH, Network
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.families.config import graph_specs
 from sacvit_deploy.model.build import as_stored, model_of_origin
-from sacvit_deploy.model.checkpoints import checkpoint_model
+from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.model.views import view_for
 from sacvit_deploy.runtime.preprocess import Preprocessor
 
@@ -104,7 +104,7 @@ def bundle_model(bundle: Bundle, checkpoint: Path | None) -> Backbone:
     """Build the model a bundle was exported from; see `network.of_torch`."""
     manifest = bundle.manifest
     if checkpoint is not None:
-        return as_stored(checkpoint_model(checkpoint, manifest.config), manifest.weights)
+        return as_stored(Checkpoint.read(checkpoint).model(manifest.config), manifest.weights)
     model = model_of_origin(manifest.config, manifest.weights)
     if model is None:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The torch network of a configuration, and the one a bundle was made from."""
+"""The torch network of a configuration, and the network a bundle was made from."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _VECTOR_STD = 0.05
 
 
 def build_model(config: ModelConfig) -> Backbone:
-    """The network a configuration describes, freshly initialised."""
+    """Build the network of a configuration, freshly initialised."""
     model: Backbone = family_named(config.family).load("model")(config)
     return model
 
 
 def random_model(config: ModelConfig, seed: int) -> Backbone:
-    """The network with weights drawn from a seed; the same seed gives the same weights.
+    """Build a network with weights drawn from a seed; the same seed gives the same weights.
 
-    Biases and norms are drawn too. As a training starts, they are all 0 and 1, and a graph that
+    Biases and norms are drawn too. A training starts with all of them at 0 or 1, and a graph that
     mixed them up would go unnoticed.
     """
     with torch.random.fork_rng(devices=[]):
@@ -40,29 +40,28 @@ def random_model(config: ModelConfig, seed: int) -> Backbone:
         return model.eval()
 
 
-def rounded_to_half(
-    model: Backbone,
-) -> Backbone:
-    """A copy whose weights are numbers that float16 holds; it still computes in float32."""
-    rounded = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in rounded.parameters():
-            parameter.copy_(parameter.half().float())
-    return rounded
-
-
 def random_origin(seed: int) -> dict[str, Any]:
     """The bundle's record of weights drawn from a seed."""
     return {"origin": "random", "seed": seed}
 
 
 def model_of_origin(config: ModelConfig, weights: Mapping[str, Any]) -> Backbone | None:
-    """The model a bundle was made from, where its record is enough to make it again."""
+    """Build the model of a bundle again; None if its record of the weights is not enough."""
     if weights.get("origin") == "random":
         return as_stored(random_model(config, int(weights["seed"])), weights)
     return None
 
 
 def as_stored(model: Backbone, weights: Mapping[str, Any]) -> Backbone:
-    """The model with its weights rounded as a bundle's record says they were."""
-    return rounded_to_half(model) if weights.get("storage") == "fp16" else model
+    """The model with its weights rounded as a bundle's record says; it computes in float32.
+
+    Returns:
+        A copy where float16 weights are stored, else the model itself.
+    """
+    if weights.get("storage") != "fp16":
+        return model
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.half().float())
+    return rounded

@@ -7,6 +7,8 @@ empty stand-ins, so that no constructor named in the file runs.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import string
@@ -17,14 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from sacvit_deploy.errors import CheckpointError, ConfigError
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.files import replacing
-from sacvit_deploy.manifest import FileRecord
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoint_fit import check_finite, check_fit, to_own_layout
 
@@ -71,129 +72,80 @@ _PRINTABLE = set(string.printable.encode())
 
 
 @dataclass(frozen=True)
-class WeightsFile:
-    """The content of a checkpoint.
+class Checkpoint:
+    """The content of one checkpoint file, read once.
 
     Attributes:
+        path: The file.
+        sha256: Hash of its bytes.
         tensors: By the file's names without wrapper prefixes; floating tensors are float32.
         config: Configuration stored by `save_checkpoint`, if any.
     """
 
+    path: Path
+    sha256: str
     tensors: dict[str, Tensor]
     config: ModelConfig | None
 
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read a safetensors file or a file written by `torch.save`.
 
-def load_checkpoint(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Read the weights of a model from a file in any known layout.
+        The state dict may be stored under `model`, `state_dict`, `model_state_dict`, `module`,
+        `model_ema` or `state_dict_ema`. The first of these wins.
 
-    Safetensors files and files written by `torch.save` are read, with the names of this package,
-    of CF-ViT and LF-ViT, or of DeiT and timm. Position tables of another resolution are
-    interpolated. A dense DeiT becomes the start of a two-stage network.
+        Raises:
+            CheckpointError: The file cannot be read, is damaged or not a checkpoint, or holds
+                objects whose construction would run code.
+        """
+        data = _read_bytes(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if _is_safetensors(data, path):
+            tensors, config = _read_safetensors(data, path)
+        else:
+            tensors, config = _find_state_dict(_read_torch(data, path), path), None
+        return cls(path, sha256, _unwrapped(tensors, path), config)
 
-    Args:
-        path: The file.
-        config: Model that will load the weights.
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The bundle's record of where its weights came from."""
+        return {"origin": "checkpoint", "file": self.path.name, "sha256": self.sha256}
 
-    Returns:
-        A float32 state dict on the CPU that `build_model(config)` loads strictly.
+    def weights(self, config: ModelConfig) -> dict[str, Tensor]:
+        """Bring the tensors to the layout of a model.
 
-    Raises:
-        CheckpointError: The file cannot be read, or its weights do not fit the model or are not
-            finite. Every key that does not fit is named.
-    """
-    file = read_weights_file(path)
-    try:
-        state = to_own_layout(file.tensors, config, file.config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error.problem}", error.fix) from error
-    check_fit(state, config, str(path))
-    check_finite(file.tensors, str(path))
-    return state
+        Known are the names of this package, of CF-ViT and LF-ViT, and of DeiT and timm. Position
+        tables of another resolution are interpolated. A dense DeiT becomes the start of a two-stage
+        network.
 
+        Args:
+            config: Model that will load the weights.
 
-def load_weights(model: Backbone, path: Path) -> None:
-    """Load the weights of a file into a model.
+        Returns:
+            A float32 state dict on the CPU that `build_model(config)` loads strictly.
 
-    Raises:
-        CheckpointError: See `load_checkpoint`. The model is unchanged then.
-    """
-    model.load_state_dict(load_checkpoint(path, model.config), strict=True)
+        Raises:
+            CheckpointError: The weights do not fit the model or are not finite. Every key that does
+                not fit is named.
+        """
+        try:
+            state = to_own_layout(self.tensors, config, self.config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error.problem}", error.fix) from error
+        check_fit(state, config, str(self.path))
+        check_finite(self.tensors, str(self.path))
+        return state
 
+    def model(self, config: ModelConfig) -> Backbone:
+        """Build a network with these weights, in evaluation mode.
 
-def checkpoint_model(path: Path, config: ModelConfig) -> Backbone:
-    """Build the network with the weights of a checkpoint, in evaluation mode.
-
-    Raises:
-        CheckpointError: See `load_checkpoint`.
-    """
-    model = build_model(config)
-    load_weights(model, path)
-    return model.eval()
-
-
-def checkpoint_config(path: Path, base: ModelConfig | None) -> ModelConfig:
-    """Choose the configuration of a checkpoint's network: the requested one, or the stored one.
-
-    Raises:
-        ConfigError: None was requested and the checkpoint stores none.
-    """
-    config = base or read_config(path)
-    if config is None:
-        raise ConfigError(
-            f"{path} does not say which network it holds, and no preset was given.",
-            "Name it with --preset, for example --preset sac_deit_small_patch16_224.",
-        )
-    return config
-
-
-def read_config(path: Path) -> ModelConfig | None:
-    """Read the configuration stored by `save_checkpoint`; None if the file has none.
-
-    Raises:
-        CheckpointError: The file or its configuration cannot be read.
-    """
-    if not is_safetensors(path):
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _parse_config(file.metadata(), path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, "safetensors", error) from error
-
-
-def read_weights_file(path: Path) -> WeightsFile:
-    """Read every tensor of a checkpoint.
-
-    The state dict may be stored under `model`, `state_dict`, `model_state_dict`, `module`,
-    `model_ema` or `state_dict_ema`. The first of these wins.
-
-    Raises:
-        CheckpointError: The file cannot be read, is damaged or not a checkpoint, or holds objects
-            whose construction would run code.
-    """
-    if is_safetensors(path):
-        tensors, config = _read_safetensors(path)
-    else:
-        tensors, config = _find_state_dict(_read_torch(path), path), None
-    return WeightsFile(_unwrapped(tensors, path), config)
-
-
-def is_safetensors(path: Path) -> bool:
-    """Tell a safetensors file (True) from a torch file (False) by its first bytes.
-
-    Raises:
-        CheckpointError: The file does not exist or is neither.
-    """
-    start = _first_bytes(path)
-    # Checked first: the header's length may begin with the byte that begins a pickle.
-    if start[_LENGTH_BYTES:].startswith(_SAFETENSORS_START):
-        return True
-    if start.startswith((_ZIP_START, _PICKLE_START)):
-        return False
-    raise CheckpointError(
-        f"{path} is not a checkpoint: {_describe_start(path, start)}.",
-        _fix_for_other_file(path, start),
-    )
+        Raises:
+            CheckpointError: See `weights`.
+        """
+        weights = self.weights(config)
+        model = build_model(config)
+        model.load_state_dict(weights, strict=True)
+        return model.eval()
 
 
 def save_checkpoint(path: Path, state_dict: Mapping[str, Tensor], config: ModelConfig) -> None:
@@ -219,12 +171,7 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, Tensor], config: ModelC
         ) from error
 
 
-def checkpoint_origin(path: Path) -> dict[str, Any]:
-    """The bundle's record of the checkpoint its weights came from."""
-    return {"origin": "checkpoint", "file": path.name, "sha256": FileRecord.of(path).sha256}
-
-
-def _first_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
         inside = sorted(
             p.name for p in path.iterdir() if p.suffix in {".safetensors", ".pth", ".pt", ".bin"}
@@ -234,19 +181,32 @@ def _first_bytes(path: Path) -> bytes:
             f"Name the file in it: {', '.join(inside)}." if inside else "It holds no checkpoint.",
         )
     try:
-        with path.open("rb") as file:
-            start = file.read(64)
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}.", "Check the path.") from error
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}.", "Check its permissions and the disk."
         ) from error
-    if not start:
+    if not data:
         raise CheckpointError(
             f"{path} is empty (0 bytes).", "Download it or write it again: the transfer broke off."
         )
-    return start
+    return data
+
+
+def _is_safetensors(data: bytes, path: Path) -> bool:
+    """Tell a safetensors file (True) from a torch file (False) by its first bytes."""
+    # Checked first: the header's length may begin with the byte that begins a pickle.
+    if data[_LENGTH_BYTES:].startswith(_SAFETENSORS_START):
+        return True
+    if data.startswith((_ZIP_START, _PICKLE_START)):
+        return False
+    start = data[:64]
+    raise CheckpointError(
+        f"{path} is not a checkpoint: {_describe_start(path, start)}.",
+        _fix_for_other_file(path, start),
+    )
 
 
 def _describe_start(path: Path, start: bytes) -> str:
@@ -270,13 +230,13 @@ def _fix_for_other_file(path: Path, start: bytes) -> str:
     return "Name a .safetensors file, or a .pth, .pt or .bin file written by torch.save."
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
+def _read_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-            return tensors, _parse_config(file.metadata(), path)
-    except (SafetensorError, OSError) as error:
+        tensors = load(data)
+    except SafetensorError as error:
         raise _damaged(path, "safetensors", error) from error
+    header = data[_LENGTH_BYTES:][: int.from_bytes(data[:_LENGTH_BYTES], "little")]
+    return tensors, _parse_config(json.loads(header).get("__metadata__"), path)
 
 
 def _parse_config(metadata: Mapping[str, str] | None, path: Path) -> ModelConfig | None:
@@ -293,15 +253,14 @@ def _parse_config(metadata: Mapping[str, str] | None, path: Path) -> ModelConfig
         ) from error
 
 
-def _read_torch(path: Path) -> object:
+def _read_torch(data: bytes, path: Path) -> object:
     stand_ins: list[Any] = [(_StandIn, name) for name in _IGNORED_GLOBALS]
     stand_ins.append((_plain_dict, "collections.defaultdict"))
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             # The reader warns about files that it then refuses; the error is enough.
             warnings.simplefilter("ignore", UserWarning)
-            with path.open("rb") as file:  # torch would choose a reader by the path's suffix
-                return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail anywhere in the reader
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:

@@ -185,7 +185,7 @@ class TrainConfig:
         data: Pictures.
         output: Folder for checkpoints and metrics.
         seed: Seed of the initial weights and of every later draw.
-        init: Checkpoint to start from, in any layout of `load_checkpoint`; None starts from random
+        init: Checkpoint to start from, in any layout of `Checkpoint.read`; None starts from random
             weights.
         device: A torch device, or `auto` for a GPU if there is one, else the CPU.
         tensorboard: Whether to write TensorBoard event files too.

@@ -20,7 +20,7 @@ from sacvit_deploy.errors import CheckpointError, ConfigError
 from sacvit_deploy.families.config import preset_preprocessing
 from sacvit_deploy.files import replacing
 from sacvit_deploy.model.build import build_model
-from sacvit_deploy.model.checkpoints import load_weights, read_config
+from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.training.data import (
     BatchPlan,
     TrainingPictures,
@@ -87,7 +87,7 @@ def set_up(config: TrainConfig, processes: Processes) -> Run:
     seed_torch(config.seed, "weights")
     model = build_model(config.model).to(device)
     if config.init:
-        load_weights(model, config.init)
+        model.load_state_dict(Checkpoint.read(config.init).weights(config.model))
     averaged = StagedForward(build_model(config.model).to(device)).eval()
     add_drop_path(model, config.optimizer.drop_path)
     average = AveragedWeights(model.state_dict(), config.optimizer.ema_decay)
@@ -117,7 +117,8 @@ def _pictures(config: TrainConfig) -> tuple[TrainingPictures, ValidationPictures
 
 def _teacher(path: Path, model: ModelConfig) -> nn.Module:
     """Load a dense network from a checkpoint with a stored configuration."""
-    found = read_config(path)
+    checkpoint = Checkpoint.read(path)
+    found = checkpoint.config
     if found is None or found.family != "vit":
         raise CheckpointError(
             f"The teacher {path} is not a dense network saved by this package.",
@@ -129,9 +130,7 @@ def _teacher(path: Path, model: ModelConfig) -> nn.Module:
             f"the model takes {model.image_size} and learns {model.num_classes}.",
             "Give a teacher of the same image size and classes.",
         )
-    teacher = build_model(found)
-    load_weights(teacher, path)
-    return teacher.eval().requires_grad_(requires_grad=False)
+    return checkpoint.model(found).requires_grad_(requires_grad=False)
 
 
 @dataclass

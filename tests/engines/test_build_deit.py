@@ -26,7 +26,7 @@ _BUILD_LIMIT_S = 60  # 3 s on an idle core; the machines that run this are share
 )
 def deit_small(request, tmp_path_factory) -> Bundle:
     """FP32, FP16 and INT8 graphs; the collapse limits are another test's matter."""
-    from sacvit_deploy.exporters.export import ExportRequest, run_export
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
     from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
     from sacvit_deploy.families.config import preset
     from sacvit_deploy.samples import sample_pictures
@@ -36,7 +36,7 @@ def deit_small(request, tmp_path_factory) -> Bundle:
     pictures = folder / "pictures.csv"
     pictures.write_text("path,label\n" + "".join(f"{path},0\n" for path in sample_pictures()))
     config = preset(f"sac_deit_small_patch16_{size}")
-    bundle = run_export(ExportRequest(folder / "bundle", base=config, selection=selection))
+    bundle = export_bundle(None, folder / "bundle", ExportOptions(config, selection=selection))
     for precision in ("fp16", "int8"):
         bundle = add_precision(bundle, PrecisionRequest(precision, pictures, samples=4))
     return bundle

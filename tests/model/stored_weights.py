@@ -9,7 +9,7 @@ import torch
 
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.model.build import build_model
-from sacvit_deploy.model.checkpoints import load_checkpoint
+from sacvit_deploy.model.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +30,15 @@ def write(folder: Path, content: Any, name: str = "weights.pth") -> Path:
     return path
 
 
+def read_weights(path: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The weights of a file in the layout of a configuration's network."""
+    return Checkpoint.read(path).weights(config)
+
+
 def refusal(path: Path, config: ModelConfig) -> CheckpointError:
     """The error that names the file and a fix."""
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, config)
+        read_weights(path, config)
     assert str(path.name) in caught.value.problem
     assert caught.value.fix
     return caught.value

@@ -9,15 +9,15 @@ import torch
 
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.model.build import build_model
-from sacvit_deploy.model.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from sacvit_deploy.model.checkpoints import Checkpoint, save_checkpoint
 from sacvit_deploy.model.two_stage import TwoStageViT, resize_position_table, select_tokens
-from tests.model.stored_weights import assert_same, refusal, weights_of, write
+from tests.model.stored_weights import assert_same, read_weights, refusal, weights_of, write
 
 # Layouts
 
 
 def test_cf_vit_layout(tmp_path, golden_params, golden_config):
-    found = load_checkpoint(write(tmp_path, {"model": golden_params}), golden_config)
+    found = read_weights(write(tmp_path, {"model": golden_params}), golden_config)
     build_model(golden_config).load_state_dict(found, strict=True)
     assert torch.equal(found["pos_embed_coarse"], golden_params["pos_embed_list.0"])
     assert torch.equal(found["pos_embed_fine"], golden_params["pos_embed_list.1"])
@@ -28,20 +28,20 @@ def test_cf_vit_layout(tmp_path, golden_params, golden_config):
 def test_cf_vit_weights_fit_a_sac_vit(tmp_path, golden_params, golden_config):
     stages = {"target_rounding": "floor", "exit_comparison": ">", "attention": "clustered"}
     config = golden_config.replace(family="sac_vit", **stages)
-    found = load_checkpoint(write(tmp_path, golden_params), config)
+    found = read_weights(write(tmp_path, golden_params), config)
     build_model(config).load_state_dict(found, strict=True)
 
 
 def test_dense_deit_into_the_dense_model(tmp_path, tiny_dense):
     state = weights_of(tiny_dense)
-    assert_same(load_checkpoint(write(tmp_path, {"model": state}), tiny_dense), state)
+    assert_same(read_weights(write(tmp_path, {"model": state}), tiny_dense), state)
 
 
 @pytest.mark.parametrize("tables", [1, 2])
 def test_dense_deit_starts_a_sac_vit(tmp_path, tiny, tiny_dense, tables, caplog):
     dense, config = weights_of(tiny_dense), tiny.replace(position_tables=tables)
     with caplog.at_level(logging.WARNING):
-        found = load_checkpoint(write(tmp_path, dense), config)
+        found = read_weights(write(tmp_path, dense), config)
     assert "start for training" in caplog.text
     build_model(config).load_state_dict(found, strict=True)
     assert torch.equal(found["pos_embed_fine"], dense["pos_embed"])
@@ -56,8 +56,8 @@ def test_dense_deit_start_is_neutral_and_can_learn(tmp_path, tiny, tiny_dense):
     dense = build_model(tiny_dense).eval()
     path = write(tmp_path, dense.state_dict())
     config = tiny.replace(attention="joint")
-    model = TwoStageViT(config).eval()
-    load_weights(model, path)
+    model = Checkpoint.read(path).model(config)
+    assert isinstance(model, TwoStageViT)
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     coarse = model.early_exit(image)
     assert (model.fusion(coarse.features) == 0).all()
@@ -74,15 +74,15 @@ def test_dense_deit_start_is_neutral_and_can_learn(tmp_path, tiny, tiny_dense):
 def test_dense_deit_start_is_the_same_every_time(tmp_path, tiny, tiny_dense):
     path = write(tmp_path, weights_of(tiny_dense))
     torch.manual_seed(1)
-    first, drawn = load_checkpoint(path, tiny), torch.rand(1)
+    first, drawn = read_weights(path, tiny), torch.rand(1)
     torch.manual_seed(1)
     assert torch.rand(1) == drawn, "loading must leave the random state of the program alone"
-    assert_same(load_checkpoint(path, tiny), first)
+    assert_same(read_weights(path, tiny), first)
 
 
 def test_one_table_into_two(tmp_path, tiny):
     one = weights_of(tiny.replace(position_tables=1))
-    found = load_checkpoint(write(tmp_path, one), tiny)
+    found = read_weights(write(tmp_path, one), tiny)
     wanted = resize_position_table(one["pos_embed_fine"], (8, 8), (4, 4))
     assert_same(found, {**one, "pos_embed_coarse": wanted})
 
@@ -90,13 +90,13 @@ def test_one_table_into_two(tmp_path, tiny):
 def test_one_table_into_one(tmp_path, tiny):
     config = tiny.replace(position_tables=1)
     state = weights_of(config)
-    assert_same(load_checkpoint(write(tmp_path, state), config), state)
+    assert_same(read_weights(write(tmp_path, state), config), state)
 
 
 def test_two_tables_into_one_would_lose_one(tmp_path, tiny):
     path = write(tmp_path, weights_of(tiny))
     with pytest.raises(CheckpointError, match="pos_embed_coarse") as caught:
-        load_checkpoint(path, tiny.replace(position_tables=1))
+        read_weights(path, tiny.replace(position_tables=1))
     assert "position_tables=2" in caught.value.fix
 
 
@@ -106,7 +106,7 @@ def test_two_tables_into_one_would_lose_one(tmp_path, tiny):
 def test_other_resolution_is_interpolated(tmp_path, tiny):
     state = weights_of(tiny)
     larger = tiny.replace(image_size=(40, 40))
-    found = load_checkpoint(write(tmp_path, state), larger)
+    found = read_weights(write(tmp_path, state), larger)
     build_model(larger).load_state_dict(found, strict=True)
     for name, old, new in (("pos_embed_fine", 8, 10), ("pos_embed_coarse", 4, 5)):
         wanted = resize_position_table(state[name], (old, old), (new, new))
@@ -115,7 +115,7 @@ def test_other_resolution_is_interpolated(tmp_path, tiny):
 
 def test_square_deit_into_a_wide_sac_vit(tmp_path, tiny, tiny_dense):
     state, wide = weights_of(tiny_dense), tiny.replace(image_size=(24, 48))
-    found = load_checkpoint(write(tmp_path, state), wide)
+    found = read_weights(write(tmp_path, state), wide)
     build_model(wide).load_state_dict(found, strict=True)
     for name, grid in (("pos_embed_fine", (6, 12)), ("pos_embed_coarse", (3, 6))):
         assert torch.equal(found[name], resize_position_table(state["pos_embed"], (8, 8), grid))
@@ -126,7 +126,7 @@ def test_stored_config_tells_the_grid_of_a_wide_table(tmp_path, tiny):
     state, path = weights_of(wide), tmp_path / "wide.safetensors"
     save_checkpoint(path, state, wide)
     for target in (tall, tiny):  # as many tokens in another shape
-        found = load_checkpoint(path, target)
+        found = read_weights(path, target)
         wanted = resize_position_table(state["pos_embed_fine"], (4, 16), target.fine_grid)
         assert torch.equal(found["pos_embed_fine"], wanted)
 
@@ -135,7 +135,7 @@ def test_a_table_of_unknown_grid_is_misshapen(tmp_path, tiny_dense):
     state = weights_of(tiny_dense)
     state["pos_embed"] = state["pos_embed"][:, :-1]
     with pytest.raises(CheckpointError, match=r"pos_embed: found \(1, 64, 24\), wanted"):
-        load_checkpoint(write(tmp_path, state), tiny_dense)
+        read_weights(write(tmp_path, state), tiny_dense)
 
 
 # Weights that do not fit
@@ -171,7 +171,7 @@ def test_wrong_number_of_classes(tmp_path, tiny):
     assert "has 10 classes, the model 5" in error.problem
     assert "head.weight: found (10, 24), wanted (5, 24)" in error.problem
     assert "--set num_classes=10" in error.fix
-    load_checkpoint(path, tiny.replace(num_classes=10))
+    read_weights(path, tiny.replace(num_classes=10))
 
 
 def test_another_size_of_the_same_family(tmp_path, tiny):

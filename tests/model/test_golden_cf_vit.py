@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sacvit_deploy.model.checkpoints import load_weights
+from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.model.two_stage import TwoStageViT
 
 TOLERANCE = 2e-5
@@ -16,8 +16,8 @@ TARGETS = 25
 @pytest.fixture(scope="module")
 def computed(golden, golden_checkpoint, golden_config):
     """The reference forward, its weights read the way a released CF-ViT file is read."""
-    model = TwoStageViT(golden_config).eval()
-    load_weights(model, golden_checkpoint)
+    model = Checkpoint.read(golden_checkpoint).model(golden_config)
+    assert isinstance(model, TwoStageViT)
     image = torch.from_numpy(golden["image"])
     with torch.no_grad():
         result = model(image)

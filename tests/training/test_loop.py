@@ -14,7 +14,7 @@ import torch
 
 from sacvit_deploy.errors import CheckpointError, ConfigError, DataError, SacvitDeployError
 from sacvit_deploy.model.build import build_model
-from sacvit_deploy.model.checkpoints import load_checkpoint, read_config, save_checkpoint
+from sacvit_deploy.model.checkpoints import Checkpoint, save_checkpoint
 from sacvit_deploy.training import loop
 from sacvit_deploy.training.config import LossConfig
 from sacvit_deploy.training.loop import Progress, train
@@ -58,7 +58,7 @@ def changed(config, part: str, **fields):
 
 
 def weights(config) -> dict[str, torch.Tensor]:
-    return load_checkpoint(config.output / "last.safetensors", config.model)
+    return Checkpoint.read(config.output / "last.safetensors").weights(config.model)
 
 
 def metrics(config) -> list[dict[str, float]]:
@@ -89,7 +89,7 @@ def test_it_learns_three_colours(quiet_run):
     assert result.metrics["top1"] >= 0.9
     assert result.metrics["top1_early_exit"] >= 0.9
     assert result.steps == 100
-    assert read_config(result.checkpoint) == config.model
+    assert Checkpoint.read(result.checkpoint).config == config.model
 
 
 def test_what_a_run_leaves(run):
@@ -238,7 +238,7 @@ def test_start_from_a_dense_checkpoint(run, teacher):
     still = dataclasses.replace(run, init=teacher)
     still = changed(still, "optimizer", learning_rate=1e-12, min_learning_rate=0.0)
     train(still)
-    expected = load_checkpoint(teacher, run.model)
+    expected = Checkpoint.read(teacher).weights(run.model)
     for name in ("head.weight", "blocks.1.mlp.fc1.weight", "patch_embed.proj.weight"):
         torch.testing.assert_close(weights(still)[name], expected[name])
 

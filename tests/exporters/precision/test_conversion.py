@@ -13,7 +13,6 @@ from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision.bisect import bisect_precision, smallest
 from sacvit_deploy.exporters.precision.request import read_keep
-from sacvit_deploy.families.config import preset_preprocessing
 from tests.exporters.precision.conftest import copy_of
 from tests.tiny_models import SAC, strong_two_stage
 
@@ -21,12 +20,7 @@ LARGE = 3e4
 
 
 def exported(model, path, **options) -> Bundle:
-    labels = tuple(map(str, range(model.config.num_classes)))
-    origin = {"origin": "checkpoint", "file": "planted.safetensors", "sha256": "0" * 64}
-    made = ExportOptions(
-        preset_preprocessing(model.config), labels, origin, parity_batches=(1,), **options
-    )
-    return export_bundle(model, made, path)
+    return export_bundle(model, path, ExportOptions(parity_batches=(1,), **options))
 
 
 def planted(first: float, second: float):

@@ -15,7 +15,7 @@ from sacvit_deploy.comparison.layers import (
     probes,
     worst_step,
 )
-from sacvit_deploy.exporters.export import ExportRequest, run_export
+from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 
 SPOT = Spot("blocks.0.mlp.fc1", enters=False)
 PROBE = Probe("val_1", "node_1", "blocks.0.mlp.fc1", SPOT)
@@ -28,7 +28,7 @@ def layer(role, error, place="head") -> LayerError:
 @pytest.fixture(scope="module")
 def stored_half(sac_checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("half") / "bundle"
-    return run_export(ExportRequest(path, sac_checkpoint, weight_storage="fp16"))
+    return export_bundle(sac_checkpoint, path, ExportOptions(weight_storage="fp16"))
 
 
 @pytest.mark.parametrize("role", ["early_exit", "refine"])
