@@ -309,9 +309,9 @@ def check_target(runtime: EngineBackend) -> None:
         MissingDependencyError: It is not installed.
     """
     from sacvit_deploy.engines.build import EngineRequest, check_request
-    from sacvit_deploy.engines.tensorrt_library import load_flavour
+    from sacvit_deploy.engines.tensorrt_library import load_library
 
-    load_flavour(runtime)
+    load_library(runtime)
     if not this_machine().gpus:
         raise Skipped("there is no GPU to run an engine on")
     try:

@@ -20,7 +20,7 @@ from sacvit_deploy.engines.build import (
     graphs_in,
     parse_compute_capabilities,
 )
-from sacvit_deploy.engines.tensorrt_library import default_runtime
+from sacvit_deploy.engines.tensorrt_library import default_backend
 from sacvit_deploy.errors import BundleError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
         "compute_capabilities": parse_compute_capabilities(targets) if targets else (),
     }
     precision: Precision = chosen["precision"] or "fp32"
-    request = EngineRequest(precision, chosen["runtime"] or default_runtime(), BuildOptions(**how))
+    request = EngineRequest(precision, chosen["runtime"] or default_backend(), BuildOptions(**how))
     opened, request = Bundle.open(bundle), check_request(request)  # before the graphs are made
     opened = _with_precision(opened, precision, calibration_data)
     with options.progress_bar() as draw:

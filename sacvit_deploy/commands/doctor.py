@@ -1,11 +1,57 @@
-"""sacvit-deploy doctor."""
+"""sacvit-deploy doctor: what this machine has, and the command for everything it lacks."""
 
 from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sacvit_deploy.commands import options
-from sacvit_deploy.engines.doctor import examine
+from sacvit_deploy.engines.machine import (
+    free_memory_bytes,
+    gpu_free_bytes,
+    jetson_release,
+    this_machine,
+)
+from sacvit_deploy.engines.onnxruntime_session import (
+    CUDA,
+    TENSORRT_RTX,
+    available_providers,
+    onnxruntime,
+    unavailable_providers,
+)
+from sacvit_deploy.engines.tensorrt_library import (
+    ENGINE_BACKENDS,
+    RTX_CAPABILITIES,
+    library_cuda,
+    load_library,
+    version_numbers,
+)
+from sacvit_deploy.errors import SacvitDeployError
+from sacvit_deploy.libraries import version
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from sacvit_deploy.engines.machine import Machine
+    from sacvit_deploy.spec import EngineBackend
+
+_GIB = 1 << 30
+_NEEDED_MEMORY = 2 * _GIB
+_NEEDED_DISK = 2 * _GIB
+
+# A distribution, the extra that brings it, and its purpose.
+_DISTRIBUTIONS = {
+    "torch": ("export", "to export and train"),
+    "onnx": ("export", "to export, and to make FP16 and INT8 graphs"),
+    "onnx-graphsurgeon": ("export", "to export, and to make FP16 and INT8 graphs"),
+    "cuda-python": ("tensorrt", "to run engines"),
+}
 
 
 @click.command("doctor")
@@ -26,3 +72,164 @@ def command(as_json: bool) -> None:
         click.echo(f"{finding.name:<{width}}  {finding.found}")
         if finding.fix:
             click.echo(f"{'':<{width}}  -> {finding.fix}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        name: The thing that was looked for.
+        found: The result, in words.
+        fix: The next step; None if there is none.
+        facts: The result as JSON-ready values.
+    """
+
+    name: str
+    found: str
+    fix: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return {"found": self.found, "fix": self.fix, **self.facts}
+
+
+def examine() -> list[Finding]:
+    """Check this machine; nothing is changed, and nothing missing is an error."""
+    machine = this_machine()
+    return [
+        _python(),
+        _driver(machine),
+        _gpus(machine),
+        _jetson(),
+        *(_engine_library(name, machine) for name in ENGINE_BACKENDS),
+        _onnxruntime(machine),
+        *(_distribution(name, machine) for name in _DISTRIBUTIONS),
+        _memory(),
+        _disk(),
+    ]
+
+
+def _python() -> Finding:
+    release = platform.python_version()
+    system = f"{platform.system()}-{platform.machine()}".lower()
+    return Finding(
+        "python", f"{release} on {platform.platform()}", facts={"version": release, "os": system}
+    )
+
+
+def _driver(machine: Machine) -> Finding:
+    facts = {"cuda": machine.driver_cuda}
+    if machine.driver_cuda:
+        return Finding("cuda-driver", f"up to CUDA {machine.driver_cuda}", facts=facts)
+    if jetson_release():
+        fix = "It comes with JetPack: sudo apt install nvidia-jetpack, and restart"
+    elif sys.platform.startswith("linux"):
+        fix = "With an NVIDIA GPU: sudo ubuntu-drivers install (or your distribution's way)"
+    else:
+        fix = "With an NVIDIA GPU, install the driver from NVIDIA's download page"
+    return Finding("cuda-driver", "none; bundles run on the CPU", fix, facts)
+
+
+def _gpus(machine: Machine) -> Finding:
+    shown, facts = [], []
+    for index, gpu in enumerate(machine.gpus):
+        free, memory = gpu_free_bytes(index), f"{gpu.memory_bytes / _GIB:.1f} GiB"
+        if free is not None:
+            memory = f"{free / _GIB:.1f} of {memory} free"
+        shown.append(f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}")
+        facts.append(
+            {
+                "name": gpu.name,
+                "compute_capability": gpu.compute_capability,
+                "memory_bytes": gpu.memory_bytes,
+                "free_bytes": free,
+            }
+        )
+    return Finding("gpu", "; ".join(shown) or "none that CUDA can use", facts={"gpus": facts})
+
+
+def _jetson() -> Finding:
+    board = jetson_release()
+    if board is None:
+        return Finding("jetpack", "none; this is not a Jetson", facts={"version": None})
+    found = f"{board.jetpack or 'not known'} (Jetson Linux {board.linux}), {board.board}"
+    facts = {"version": board.jetpack, "jetson_linux": board.linux, "board": board.board}
+    old = board.jetpack is not None and version_numbers(board.jetpack) < (6, 1)
+    fix = "TensorRT 10.3 or later comes with JetPack 6.1: install that" if old else None
+    return Finding("jetpack", found.rstrip(", "), fix, facts)
+
+
+def _engine_library(name: EngineBackend, machine: Machine) -> Finding:
+    gpu = machine.current_gpu
+    here = gpu.compute_capability if gpu else None
+    useless = name == "tensorrt-rtx" and here is not None and here not in RTX_CAPABILITIES
+    remark = f" (has no engines for this GPU, compute capability {here})" if useless else ""
+    try:
+        library = load_library(name)
+    except SacvitDeployError as error:
+        fix = None if useless else error.fix
+        return Finding(name, error.problem + remark, fix, {"version": None})
+    cuda = library_cuda(name)
+    made_for = f", for CUDA {cuda}" if cuda else ""
+    facts = {"version": library.version, "cuda": cuda}
+    return Finding(name, f"{library.version}{made_for}{remark}", facts=facts)
+
+
+def _onnxruntime(machine: Machine) -> Finding:
+    try:
+        ort = onnxruntime()
+    except SacvitDeployError as error:
+        return Finding("onnxruntime", error.problem, error.fix, {"version": None, "providers": []})
+    providers = available_providers(ort)
+    found = f"{ort.__version__} with {', '.join(providers)}"
+    facts = {"version": str(ort.__version__), "providers": providers}
+    return Finding("onnxruntime", found, _provider_fix(ort, machine), facts)
+
+
+def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:
+    """How ONNX Runtime can use the GPU; None if it does, and on a Jetson, which runs engines."""
+    gpu, missing = machine.current_gpu, unavailable_providers(ort)
+    if gpu is None or jetson_release() or not {CUDA, TENSORRT_RTX} <= missing.keys():
+        return None
+    fix = (
+        "It does not use the GPU: pip uninstall onnxruntime, then pip install "
+        "'onnxruntime-gpu[cuda,cudnn]'"
+    )
+    if gpu.compute_capability in RTX_CAPABILITIES:
+        fix += f". Or keep it, and add TensorRT-RTX. {missing[TENSORRT_RTX]}"
+    return fix
+
+
+def _distribution(name: str, machine: Machine) -> Finding:
+    found = version(name)
+    if found is not None:
+        return Finding(name, found, facts={"version": found})
+    extra, purpose = _DISTRIBUTIONS[name]
+    package = f"'sacvit-deploy[{extra}]'"
+    if name == "cuda-python":  # the extra would bring TensorRT too
+        major = (machine.driver_cuda or "").partition(".")[0]
+        package = f"'cuda-python=={major}.*'" if major else name
+    fix = f"Needed {purpose}: pip install {package}"
+    return Finding(name, "not installed", fix, {"version": None})
+
+
+def _memory() -> Finding:
+    free = free_memory_bytes()
+    if free is None:
+        return Finding("memory", "not known", facts={"free_bytes": None})
+    fix = "Building an engine may need more: close programs, or add swap"
+    enough = free >= _NEEDED_MEMORY
+    found = f"{free / _GIB:.1f} GiB free"
+    return Finding("memory", found, None if enough else fix, {"free_bytes": free})
+
+
+def _disk() -> Finding:
+    try:
+        free = shutil.disk_usage(Path.cwd()).free
+    except OSError as error:
+        where = "Go to a folder that exists and can be read"
+        return Finding("disk", f"not known: {error}", where, {"free_bytes": None})
+    fix = "Engines may need more: free some space" if free < _NEEDED_DISK else None
+    return Finding("disk", f"{free / _GIB:.1f} GiB free here", fix, {"free_bytes": free})

@@ -14,7 +14,7 @@ import click
 from sacvit_deploy.engines.build import HardwareCompatibility
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.registry import AUTO
-from sacvit_deploy.engines.tensorrt_library import RUNTIMES
+from sacvit_deploy.engines.tensorrt_library import ENGINE_BACKENDS
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.spec import Precision
@@ -69,7 +69,9 @@ _BUILD_OPTIONS = (
     click.option("--fp32", "precision", flag_value="fp32", help="From the FP32 graphs (default)."),
     click.option("--fp16", "precision", flag_value="fp16", help="From FP16 graphs."),
     click.option("--int8", "precision", flag_value="int8", help="From INT8 graphs."),
-    click.option("--runtime", type=click.Choice(RUNTIMES), help="Without it, the one installed."),
+    click.option(
+        "--runtime", type=click.Choice(ENGINE_BACKENDS), help="Without it, the one installed."
+    ),
     click.option(
         "--compute-capability",
         metavar="86,89,120",

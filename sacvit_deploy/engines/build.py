@@ -1,4 +1,4 @@
-"""What the user may choose about an engine, checked when it is written down."""
+"""Build the engines of a bundle: the options, their checks, and the entries in its description."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sacvit_deploy.bundle import ENGINE_FOLDER, check_unchanged, locked, publish, staging_folder
 from sacvit_deploy.engines.machine import this_machine
-from sacvit_deploy.engines.plan import build_plan, check_timing_cache, target_names
+from sacvit_deploy.engines.plan import build_plan, check_timing_cache
 from sacvit_deploy.engines.plan_inspection import PrecisionDemand, check_plan
-from sacvit_deploy.engines.tensorrt_library import library_cuda, load_flavour
+from sacvit_deploy.engines.tensorrt_library import (
+    RTX_CAPABILITIES,
+    TURING,
+    library_cuda,
+    load_library,
+)
 from sacvit_deploy.errors import BundleError, EngineError
 from sacvit_deploy.manifest import EngineEntry
 
@@ -25,12 +30,17 @@ if TYPE_CHECKING:
     from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.engines.machine import Machine
     from sacvit_deploy.engines.plan import Plan
-    from sacvit_deploy.engines.tensorrt_library import Flavour
-    from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.engines.tensorrt_library import Library
+    from sacvit_deploy.manifest import GraphEntry, Manifest
     from sacvit_deploy.spec import EngineBackend, Precision, Role
 
-
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
+
+# Role, share of its build that is done in [0, 1], and the name of the phase.
+OnBuildProgress = Callable[["Role", float, str], None]
+
+# What TensorRT-RTX builds for by default without a GPU: the cards, and not DGX Spark (12.1).
+_PORTABLE_TARGETS = tuple(target for target in RTX_CAPABILITIES if target != "12.1")
 
 # More memory than any GPU has, and a number of bytes that the libraries can hold.
 _MOST_WORKSPACE_MIB = 1 << 24
@@ -41,12 +51,12 @@ _BATCH_FIX = "Write --batch MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX < 2^31, for 
 
 @dataclass(frozen=True)
 class BatchRange:
-    """Which batches an engine takes; also the range of survivors where the graph selects.
+    """Batches that an engine accepts; also the range of survivors where the graph selects.
 
     Attributes:
         smallest: 1 or more.
         best: The batch its kernels are chosen for.
-        largest: Memory is set aside for this one.
+        largest: The batch its memory is allocated for.
     """
 
     smallest: int
@@ -80,7 +90,7 @@ class BatchRange:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Everything about a build but the graph and its precision.
+    """Options of a build; graph and precision are not among them.
 
     Attributes:
         batch: The optimization profile.
@@ -92,7 +102,7 @@ class BuildOptions:
             only.
         version_compatible: The engine also loads in later TensorRT releases of the same major
             version, somewhat slower. TensorRT only.
-        hardware_compatibility: On which other GPUs the engine runs. TensorRT only.
+        hardware_compatibility: Other GPUs that the engine runs on. TensorRT only.
     """
 
     batch: BatchRange = BatchRange(1, 8, 32)
@@ -121,13 +131,24 @@ class BuildOptions:
 
     @property
     def only_tensorrt(self) -> list[str]:
-        """Options set here that TensorRT-RTX does not have, as they are written."""
+        """Options set here that TensorRT-RTX does not have, as the command line writes them."""
         chosen = {
             "--timing-cache": self.timing_cache is not None,
             "--version-compatible": self.version_compatible,
             "--hardware-compatibility": self.hardware_compatibility != "none",
         }
         return [name for name, is_set in chosen.items() if is_set]
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The options that an engine's entry records, without those left to the builder."""
+        values = {
+            "workspace_mib": self.workspace_mib,
+            "optimization_level": self.optimization_level,
+            "version_compatible": self.version_compatible or None,
+            "hardware_compatibility": self.hardware_compatibility,
+        }
+        return {name: value for name, value in values.items() if value not in (None, "none")}
 
 
 def parse_compute_capabilities(text: str) -> tuple[str, ...]:
@@ -148,29 +169,18 @@ def parse_compute_capabilities(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-# What TensorRT-RTX builds for when nothing is said and there is no GPU: Ampere and later.
-PORTABLE_TARGETS = ("8.0", "8.6", "8.9", "12.0")
-
-# TensorRT-RTX names Turing among its targets, and refuses FP32 matrix products for it; the graphs
-# of every precision have some.
-_TURING = "7.5"
-
-# Role, share of its build that is done, and what is being done.
-OnBuildProgress = Callable[["Role", float, str], None]
-
-
 @dataclass(frozen=True)
 class EngineRequest:
-    """Which engines are wanted.
+    """One call of `build_engines`.
 
     Attributes:
-        precision: Of the graphs they are built from.
-        runtime: The flavour that builds them.
-        options: How.
+        precision: Precision of the graphs.
+        backend: The library that builds.
+        options: Its options.
     """
 
     precision: Precision
-    runtime: EngineBackend
+    backend: EngineBackend
     options: BuildOptions = field(default_factory=BuildOptions)
 
 
@@ -179,12 +189,12 @@ def build_engines(
 ) -> tuple[Bundle, tuple[EngineEntry, ...]]:
     """Build one engine per graph; the bundle gets all of them.
 
-    It stays as it was when anything is raised, but for a failure while the new files are being
-    moved in: engines that were to be replaced may be missing then (see `publish`).
+    On any error the bundle stays as it was. One exception is a failure while the new files are
+    moved in: engines that were to be replaced may then be missing (see `publish`).
 
     Args:
-        bundle: Has graphs of the precision that is asked for.
-        request: What is wanted; an engine of that precision and runtime is replaced.
+        bundle: Has graphs of the requested precision.
+        request: Precision, backend and options; an older engine of both is replaced.
         on_progress: Called often, from the thread that builds.
 
     Returns:
@@ -192,48 +202,51 @@ def build_engines(
 
     Raises:
         BundleError: There are no such graphs, or the folder cannot be written.
-        BundleIntegrityError: The graphs were replaced while engines of the old ones were built.
-        EngineError: The library refuses, or a graph is not what its entry says.
+        BundleIntegrityError: The graphs were replaced while their engines were built.
+        EngineError: The library refuses, or a graph is not of its precision.
         MissingDependencyError: The library is not installed.
         KeyboardInterrupt: Ctrl-C.
     """
     graphs = graphs_in(bundle, request.precision)
     request = check_request(request)
     options = request.options
-    flavour, machine = load_flavour(request.runtime), this_machine()
+    library, machine = load_library(request.backend), this_machine()
     with staging_folder(bundle) as staging:
         (staging / ENGINE_FOLDER).mkdir()
         entries = []
         for graph in graphs:
             plan = build_plan(
-                flavour,
+                library,
                 bundle.engine_graph_path(graph),
                 _demand(bundle, graph),
                 options,
                 functools.partial(on_progress, graph.role),
             )
             if set(options.compute_capabilities) & set(_here(machine)):
-                found = check_plan(flavour, plan.content, request.precision)
+                found = check_plan(library, plan.content, request.precision)
                 plan.log.lines.append(("INFO", found))
-            entry = _entry(graph, request, plan, (flavour, machine))
-            _write(staging, entry, plan, flavour)
+            entry = _entry(graph, options, plan, (library, machine))
+            _write(staging, entry, plan, library)
             entries.append(entry)
             del plan  # as large as the engine: not beside the next one
-        # As it is by now: another build may have ended since.
+        # Read again: another build may have ended since.
         with locked(bundle.path) as current:
             check_unchanged(current, bundle.graph_files(), "built", "Build again.")
             return publish(current, staging, _with_engines(current, entries)), tuple(entries)
 
 
 def check_request(request: EngineRequest) -> EngineRequest:
-    """The request with the GPUs to build for, once all is checked that needs no graph.
+    """Check everything that needs no graph.
+
+    Returns:
+        The request with the GPUs to build for.
 
     Raises:
         EngineError: The library, this machine or an option does not allow it.
         MissingDependencyError: The library is not installed.
     """
-    flavour, options = load_flavour(request.runtime), request.options
-    targets = _targets(flavour, options, this_machine())
+    library, options = load_library(request.backend), request.options
+    targets = _targets(library, options, this_machine())
     if options.timing_cache is not None:
         check_timing_cache(options.timing_cache)
     return dataclasses.replace(
@@ -261,25 +274,25 @@ def graphs_in(bundle: Bundle, precision: Precision) -> tuple[GraphEntry, ...]:
 
 
 def _demand(bundle: Bundle, graph: GraphEntry) -> PrecisionDemand:
-    """What the graph has to be, given what its maker kept in FP32 because somebody asked for it."""
+    """The precision of a graph, less the nodes that were kept in FP32 on request."""
     record = bundle.manifest.precisions.get(graph.precision, {})
     if not record.get("kept_in_fp32", {}).get(graph.role):
         return PrecisionDemand(graph.precision)
-    table, kind = ("linear_weight_shares", "int8")
+    table, kind = "linear_weight_shares", "int8"
     if graph.precision == "fp16":
-        table, kind = ("weight_shares", "half")
+        table, kind = "weight_shares", "half"
     return PrecisionDemand(graph.precision, record.get(table, {}).get(graph.role, {}).get(kind))
 
 
-def _targets(flavour: Flavour, options: BuildOptions, machine: Machine) -> tuple[str, ...]:
+def _targets(library: Library, options: BuildOptions, machine: Machine) -> tuple[str, ...]:
     """The compute capabilities to build for.
 
     Raises:
-        EngineError: They cannot be had with this flavour, or there is no GPU where one is needed.
+        EngineError: The library does not build for them, or there is no GPU where it needs one.
     """
     here = _here(machine)
-    if flavour.is_rtx:
-        return _rtx_targets(flavour, options, here)
+    if library.is_rtx:
+        return _rtx_targets(library, options, here)
     if not here:
         raise EngineError(
             "TensorRT times its kernels on the GPU it builds for, and this machine shows none.",
@@ -295,51 +308,49 @@ def _targets(flavour: Flavour, options: BuildOptions, machine: Machine) -> tuple
     return here
 
 
-def _here(machine: Machine) -> tuple[str, ...]:
-    """Compute capability of the GPU that libraries use unless told otherwise, if there is one."""
-    gpu = machine.current_gpu
-    return (gpu.compute_capability,) if gpu else ()
-
-
-def _rtx_targets(flavour: Flavour, options: BuildOptions, here: tuple[str, ...]) -> tuple[str, ...]:
+def _rtx_targets(library: Library, options: BuildOptions, here: tuple[str, ...]) -> tuple[str, ...]:
     if options.only_tensorrt:
         raise EngineError(
             f"TensorRT-RTX has no {', '.join(options.only_tensorrt)}: it chooses kernels on the "
             "user's machine, and its engines belong to one release.",
             "Leave the option out, or use --runtime tensorrt.",
         )
-    targets = options.compute_capabilities or here or PORTABLE_TARGETS
-    known = [name for name in target_names(flavour) if name != _TURING]
+    targets, known = options.compute_capabilities or here or _PORTABLE_TARGETS, library.targets
     unknown = [target for target in targets if target not in known]
     if unknown:
-        why = ", and has no FP32 matrix product for 7.5 (Turing)" if _TURING in unknown else ""
+        why = f", and has no FP32 matrix product for {TURING} (Turing)" if TURING in unknown else ""
         raise EngineError(
-            f"TensorRT-RTX {flavour.version} does not build for compute capability "
-            f"{', '.join(unknown)}; it knows {', '.join(known)}{why}.",
+            f"{library} does not build for compute capability {', '.join(unknown)}; it knows "
+            f"{', '.join(known)}{why}.",
             "Use --runtime tensorrt on that GPU (Turing, Jetson and data-centre GPUs), or choose "
             "others with --compute-capability.",
         )
     return targets
 
 
+def _here(machine: Machine) -> tuple[str, ...]:
+    """Compute capability of the current GPU, if there is one."""
+    gpu = machine.current_gpu
+    return (gpu.compute_capability,) if gpu else ()
+
+
 def _entry(
-    graph: GraphEntry, request: EngineRequest, plan: Plan, where: tuple[Flavour, Machine]
+    graph: GraphEntry, options: BuildOptions, plan: Plan, where: tuple[Library, Machine]
 ) -> EngineEntry:
-    flavour, machine = where
-    options = request.options
+    library, machine = where
     stem = PurePosixPath(graph.file).name.partition(".")[0]
     return EngineEntry(
         role=graph.role,
-        precision=request.precision,
-        file=f"{ENGINE_FOLDER}/{stem}.{request.precision}.{flavour.name}.engine",
-        runtime=flavour.name,
-        runtime_version=flavour.version,
-        cuda_version=library_cuda(flavour.name) or machine.driver_cuda or "",
+        precision=graph.precision,
+        file=f"{ENGINE_FOLDER}/{stem}.{graph.precision}.{library.backend}.engine",
+        runtime=library.backend,
+        runtime_version=library.version,
+        cuda_version=library_cuda(library.backend) or machine.driver_cuda or "",
         compute_capabilities=options.compute_capabilities,
         os=machine.os,
         batch=options.batch.triple,
         precision_share=_rounded(plan.share.weights),
-        flags=_flags(options),
+        flags=options.flags,
         build_s=round(plan.build_s, 3),
         bytes=plan.content.nbytes,
         linear_share=_rounded(plan.share.linear),
@@ -347,33 +358,23 @@ def _entry(
     )
 
 
-def _flags(options: BuildOptions) -> dict[str, Any]:
-    values = {
-        "workspace_mib": options.workspace_mib,
-        "optimization_level": options.optimization_level,
-        "version_compatible": options.version_compatible or None,
-        "hardware_compatibility": options.hardware_compatibility,
-    }
-    return {name: value for name, value in values.items() if value not in (None, "none")}
-
-
 def _rounded(shares: dict[str, float]) -> dict[str, float]:
     return {kind: round(share, 6) for kind, share in shares.items()}
 
 
-def _write(staging: Path, entry: EngineEntry, plan: Plan, flavour: Flavour) -> None:
-    folder, file = staging.parent, staging / entry.file
+def _write(staging: Path, entry: EngineEntry, plan: Plan, library: Library) -> None:
+    """Write an engine and its log, which begins with the request: people attach it to reports."""
+    file = staging / entry.file
     file.write_bytes(plan.content)
-    # The log says what was asked for, too: it is what people attach to a report.
-    head = f"{flavour.label} {flavour.version}, CUDA {entry.cuda_version or 'not known'}, "
+    head = f"{library}, CUDA {entry.cuda_version or 'not known'}, "
     head += f"{entry.os}, compute capability {', '.join(entry.compute_capabilities)}\n"
     head += f"{entry.role} in {entry.precision}, batch {entry.batch}, {entry.flags or 'no flags'}\n"
-    # Where the folder lies is no business of whoever gets the bundle.
-    text = plan.log.text.replace(f"{folder}{os.sep}", "")
+    # The folder's place on this machine is nobody else's business.
+    text = plan.log.text.replace(f"{staging.parent}{os.sep}", "")
     file.with_suffix(".log").write_text(head + text, encoding="utf-8")
 
 
-def _with_engines(bundle: Bundle, entries: list[EngineEntry]) -> Any:
+def _with_engines(bundle: Bundle, entries: list[EngineEntry]) -> Manifest:
     new = {entry.file for entry in entries}
     kept = tuple(engine for engine in bundle.manifest.engines if engine.file not in new)
     return dataclasses.replace(bundle.manifest, engines=(*kept, *entries))

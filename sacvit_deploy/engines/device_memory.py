@@ -1,6 +1,6 @@
 """One CUDA device as the engine sessions use it: memory, a stream, copies and recorded graphs.
 
-Only `cuda.bindings.runtime` of cuda-python is needed, which speaks to the driver alone.
+It needs only `cuda.bindings.runtime` of cuda-python, which speaks to the driver alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MIB = 1 << 20
+_DOCTOR = "See what this machine has with: sacvit-deploy doctor"
 
 
 class DeviceBuffer:
@@ -37,9 +38,7 @@ class DeviceBuffer:
     def __init__(self, address: int, size: int, free: Callable[[int], object]) -> None:
         self._address = address
         self.size = size
-        self.free = weakref.finalize(self, free, address)
-        # Not at exit: the driver may be gone by then, and takes the memory with it.
-        self.free.atexit = False
+        self.free = _released_with(self, free, address)
 
     @property
     def address(self) -> int:
@@ -54,18 +53,18 @@ class DeviceBuffer:
 
 
 class CudaGraph:
-    """Work that was recorded once and can be launched again."""
+    """Recorded work, to be launched again."""
 
     def __init__(self, executable: Any, destroy: Callable[[Any], object]) -> None:
         self.executable = executable
-        weakref.finalize(self, destroy, executable).atexit = False
+        _released_with(self, destroy, executable)
 
 
 class CudaDevice:
     """The CUDA device that is current where this is made, with one stream of its own.
 
-    Whoever puts work on the stream does so within `turn`, from the first copy in to the last copy
-    out, so that sessions of several threads can share buffers and scratch memory.
+    Work goes on the stream within `turn`, from the first copy in to the last copy out, so that
+    sessions in several threads can share buffers and scratch memory.
 
     Attributes:
         ordinal: Its number.
@@ -85,12 +84,11 @@ class CudaDevice:
         self._stream = self._call(
             self._rt.cudaStreamCreateWithFlags, self._rt.cudaStreamNonBlocking
         )
-        self.close = weakref.finalize(self, self._rt.cudaStreamDestroy, self._stream)
-        self.close.atexit = False
+        self.close = _released_with(self, self._rt.cudaStreamDestroy, self._stream)
 
     @property
     def stream(self) -> int:
-        """The handle other libraries take."""
+        """Its handle, for other libraries."""
         return int(self._stream)
 
     @contextlib.contextmanager
@@ -127,38 +125,38 @@ class CudaDevice:
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """Page-locked host memory of `size` bytes, which the device copies without a detour."""
         address = int(self._call(self._rt.cudaMallocHost, max(size, 1), wanted=size))
+        # Every view of the array holds the block, and so the memory.
         block = (ctypes.c_uint8 * size).from_address(address)
-        # The array holds the block, so the memory outlives every view of it.
-        weakref.finalize(block, self._rt.cudaFreeHost, address).atexit = False
+        _released_with(block, self._rt.cudaFreeHost, address)
         return np.ctypeslib.as_array(block)
 
     def copy_in(self, address: int, source: NDArray[Any]) -> None:
-        """From pinned host memory, which must stay as it is until `synchronize`."""
+        """Copy from pinned host memory, which must not change until `synchronize`."""
         kind = self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._copy(address, source.ctypes.data, source.nbytes, kind)
 
     def copy_out(self, target: NDArray[Any], address: int) -> None:
-        """To pinned host memory, valid after `synchronize`."""
+        """Copy to pinned host memory, valid after `synchronize`."""
         kind = self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(target.ctypes.data, address, target.nbytes, kind)
 
     def copy_within(self, target: int, source: int, size: int) -> None:
-        """From device memory to device memory."""
+        """Copy from device memory to device memory."""
         self._copy(target, source, size, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
 
     def synchronize(self) -> None:
-        """Wait for everything on the stream.
+        """Wait for all work on the stream.
 
         Raises:
-            EngineError: Something on it failed.
+            EngineError: Some of it failed.
         """
         self._call(self._rt.cudaStreamSynchronize, self._stream)
 
     def record(self, enqueue: Callable[[], None]) -> CudaGraph:
-        """Record what `enqueue` puts on the stream, without running it.
+        """Record the work that `enqueue` puts on the stream, without running it.
 
         Raises:
-            EngineError: It cannot be recorded, or nothing was; the stream is usable again.
+            EngineError: It cannot be recorded, or there is none; the stream is usable again.
         """
         rt = self._rt
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -172,10 +170,7 @@ class CudaDevice:
         graph = self._call(rt.cudaStreamEndCapture, self._stream)
         try:
             if not self._call(rt.cudaGraphGetNodes, graph):
-                raise EngineError(
-                    "Nothing was put on the stream while it was recorded.",
-                    "See what this machine has with: sacvit-deploy doctor",
-                )
+                raise EngineError("Nothing was put on the stream while it was recorded.", _DOCTOR)
             executable = self._call(rt.cudaGraphInstantiate, graph, 0)
         finally:
             rt.cudaGraphDestroy(graph)
@@ -189,7 +184,7 @@ class CudaDevice:
         self._call(self._rt.cudaMemcpyAsync, target, source, size, kind, self._stream)
 
     def _call(self, function: Callable[..., Any], *arguments: Any, wanted: int = 0) -> Any:
-        """The last result of a runtime call, most often the only one; None if it has none."""
+        """The last result of a CUDA call, most often the only one; None if it has none."""
         code, *results = function(*arguments)
         if code == self._rt.cudaError_t.cudaSuccess:
             return results[-1] if results else None
@@ -201,16 +196,23 @@ class CudaDevice:
             )
         _, text = self._rt.cudaGetErrorString(code)
         said = text.decode() if isinstance(text, bytes) else str(text)
-        raise EngineError(
-            f"CUDA failed in {function.__name__}: {said} ({code.name}).",
-            "See what this machine has with: sacvit-deploy doctor",
-        )
+        raise EngineError(f"CUDA failed in {function.__name__}: {said} ({code.name}).", _DOCTOR)
 
     def _memory_left(self) -> str:
         code, *sizes = self._rt.cudaMemGetInfo()
         if code != self._rt.cudaError_t.cudaSuccess:
             return ""
         return f" ({sizes[0] / _MIB:.0f} of {sizes[1] / _MIB:.0f} MiB free)"
+
+
+def _released_with(
+    owner: object, release: Callable[[Any], object], handle: Any
+) -> weakref.finalize[[Any], object]:
+    """Release a handle of CUDA with its owner, or earlier when the result is called."""
+    finalizer = weakref.finalize(owner, release, handle)
+    # Not at exit: the driver may be gone by then, and has released all of it.
+    finalizer.atexit = False
+    return finalizer
 
 
 def _cuda_runtime() -> Any:

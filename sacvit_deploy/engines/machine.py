@@ -1,6 +1,6 @@
-"""What this machine is: operating system, CUDA driver, GPUs, Jetson; asked of the system itself.
+"""This machine: operating system, CUDA driver, GPUs, Jetson, and a folder for caches.
 
-No library is imported for it, so that it answers where none is installed.
+It asks the system itself and imports no library, so it answers where none is installed.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: As the driver calls it.
+        name: Its name in the driver.
         compute_capability: For example `8.6`.
-        memory_bytes: All of its memory; on a Jetson, shared with the CPU.
+        memory_bytes: Total memory; a Jetson shares it with the CPU.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Jetson:
     """A Jetson board.
 
     Attributes:
-        board: Its name, empty if the system does not tell.
+        board: Its name; empty if the system does not tell.
         linux: Release of Jetson Linux, for example `36.4.3`.
         jetpack: The JetPack that contains it, for example `6.2`; None if not known.
     """
@@ -73,13 +73,13 @@ class Jetson:
 
 @dataclass(frozen=True)
 class Machine:
-    """What an engine has to have in common with a machine.
+    """The properties of a machine that an engine depends on.
 
     Attributes:
         os: For example `linux-x86_64`.
         driver_cuda: Newest CUDA the driver supports, for example `12.6`; None without a driver.
-        gpus: Those the driver shows.
-        current: Index of the one that this thread uses; 0 unless the program chose another.
+        gpus: The GPUs that the driver shows.
+        current: Index of this thread's GPU; 0 unless the program chose another.
     """
 
     os: str
@@ -89,55 +89,54 @@ class Machine:
 
     @property
     def current_gpu(self) -> Gpu | None:
-        """The GPU that libraries use unless told otherwise, if there is one."""
+        """The GPU that libraries use by default, if there is one."""
         return self.gpus[self.current] if self.gpus else None
 
 
 def this_machine() -> Machine:
-    """Ask the system and the CUDA driver."""
+    """Describe this machine, from the system and the CUDA driver."""
     name = f"{platform.system()}-{platform.machine()}".lower()
     driver = _driver()
     if driver is None:
         return Machine(name, None, ())
-    return Machine(name, _driver_cuda(driver), _gpus(driver), _current(driver))
+    version = _number(driver.cuDriverGetVersion)
+    cuda = None if version is None else f"{version // 1000}.{version % 1000 // 10}"
+    gpus = tuple(_gpu(driver, index) for index in range(_number(driver.cuDeviceGetCount) or 0))
+    # Without a CUDA context in this thread, libraries begin with the first GPU.
+    return Machine(name, cuda, gpus, _number(driver.cuCtxGetDevice) or 0)
 
 
 def jetson_release() -> Jetson | None:
-    """The board this is, or None."""
-    try:
-        text = _TEGRA_RELEASE.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    """The Jetson board this is, or None."""
+    text = _text(_TEGRA_RELEASE)
+    if not text:
         return None
     found = re.search(r"R(\d+)\D+REVISION:\s*([\d.]+)", text)
     linux = f"{found[1]}.{found[2]}" if found else ""
     numbers = tuple(int(part) for part in linux.split(".") if part)
     jetpack = next((name for first, name in _JETPACKS if numbers >= first), None)
-    return Jetson(_board_name(), linux, jetpack)
+    return Jetson(_text(_BOARD).rstrip("\0\n"), linux, jetpack)
 
 
 def free_memory_bytes() -> int | None:
-    """Memory the system can still hand out; None where it does not tell."""
-    try:
-        found = re.search(r"MemAvailable:\s*(\d+) kB", _MEMORY.read_text(encoding="ascii"))
-    except OSError:
-        return None
+    """Memory that programs can still allocate; None where the system does not tell."""
+    found = re.search(r"MemAvailable:\s*(\d+) kB", _text(_MEMORY))
     return int(found[1]) * 1024 if found else None
 
 
 def gpu_free_bytes(index: int) -> int | None:
-    """Memory of a GPU that is free now; None where the driver does not tell.
+    """Free memory of a GPU; None where the driver does not tell.
 
-    Asking starts CUDA on that GPU for a moment, which takes some hundred MiB of it and is not free.
+    This starts CUDA on the GPU for a moment, which takes time and some hundred MiB.
 
     Args:
-        index: Of `Machine.gpus`.
+        index: Position in `Machine.gpus`.
     """
     driver = _driver()
     if driver is None:
         return None
-    device, context = ctypes.c_int(), ctypes.c_void_p()
+    device, context = _number(driver.cuDeviceGet, index), ctypes.c_void_p()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    driver.cuDeviceGet(ctypes.byref(device), index)
     if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) != 0:
         return None
     try:
@@ -149,9 +148,10 @@ def gpu_free_bytes(index: int) -> int | None:
     return free.value if status == 0 else None
 
 
-def _board_name() -> str:
+def _text(file: Path) -> str:
+    """Content of a system file; empty where there is none."""
     try:
-        return _BOARD.read_text(encoding="utf-8", errors="replace").rstrip("\0\n")
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -166,45 +166,30 @@ def _driver() -> Any:
     return driver if driver.cuInit(0) == 0 else None
 
 
-def _driver_cuda(driver: Any) -> str | None:
+def _number(function: Any, *arguments: Any) -> int | None:
+    """The number that a driver function writes to its first argument; None if it fails."""
     number = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(number)) != 0:
-        return None
-    return f"{number.value // 1000}.{number.value % 1000 // 10}"
-
-
-def _gpus(driver: Any) -> tuple[Gpu, ...]:
-    count = ctypes.c_int()
-    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return ()
-    return tuple(_gpu(driver, index) for index in range(count.value))
-
-
-def _current(driver: Any) -> int:
-    """Where the CUDA context of this thread lies; without one, libraries begin with the first."""
-    device = ctypes.c_int()
-    return device.value if driver.cuCtxGetDevice(ctypes.byref(device)) == 0 else 0
+    return number.value if function(ctypes.byref(number), *arguments) == 0 else None
 
 
 def _gpu(driver: Any, index: int) -> Gpu:
-    device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
-    driver.cuDeviceGet(ctypes.byref(device), index)
+    memory, name = ctypes.c_size_t(), ctypes.create_string_buffer(256)
+    device = _number(driver.cuDeviceGet, index)
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    parts = []
-    for attribute in (_CC_MAJOR, _CC_MINOR):
-        value = ctypes.c_int()
-        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        parts.append(str(value.value))
-    return Gpu(os.fsdecode(name.value), ".".join(parts), memory.value)
+    major, minor = (
+        _number(driver.cuDeviceGetAttribute, attribute, device)
+        for attribute in (_CC_MAJOR, _CC_MINOR)
+    )
+    return Gpu(os.fsdecode(name.value), f"{major}.{minor}", memory.value)
 
 
 def cache_folder(bundle: Bundle) -> Path:
     """A folder that belongs to exactly the files of this bundle; it may not exist yet.
 
-    A runtime tells its caches apart by the structure of a graph, so that two bundles with the same
-    network and other weights would otherwise share one. The bundle's own folder may be read-only,
-    and every file in it is covered by a hash.
+    A backend tells its caches apart by the structure of a graph, so two bundles with the same
+    network and other weights would share one. The bundle's own folder may be read-only, and every
+    file in it is covered by a hash.
     """
     files = bundle.manifest.files
     digest = hashlib.sha256("".join(files[name].sha256 for name in sorted(files)).encode())

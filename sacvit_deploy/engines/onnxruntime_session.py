@@ -1,4 +1,4 @@
-"""Which execution providers of ONNX Runtime there are, and how each is asked for."""
+"""Sessions of ONNX Runtime, and its execution providers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import functools
 import importlib
 import os
 import sys
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from sacvit_deploy.engines.session import SessionOptions, check_feeds, closed_error
-from sacvit_deploy.errors import EngineError, MissingDependencyError
+from sacvit_deploy.errors import EngineError, MissingDependencyError, warn_caller
 from sacvit_deploy.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -26,132 +25,16 @@ if TYPE_CHECKING:
 
     from sacvit_deploy.engines.session import Tensor
 
-
 SUFFIX = "ExecutionProvider"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
 
+# Fast without building an engine first; TensorRT inside ONNX Runtime would take minutes at start.
+# TensorRT-RTX takes seconds, and is there only when somebody installed its plug-in.
+_PREFERRED = (TENSORRT_RTX, CUDA, CPU)
 _RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-
-# Fast without building an engine first; TensorRT inside ONNX Runtime would take minutes at start,
-# TensorRT-RTX takes seconds and is there only when somebody installed it on purpose.
-PREFERRED = (TENSORRT_RTX, CUDA, CPU)
-
-
-def onnxruntime() -> ModuleType:
-    """The library.
-
-    Raises:
-        MissingDependencyError: It cannot be imported.
-    """
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Running a bundle needs onnxruntime, which cannot be imported: {error}.",
-            "Install it with: pip install onnxruntime (or the build made for your device).",
-        ) from error
-
-
-def available_providers(ort: ModuleType) -> list[str]:
-    """Full names of those this installation offers, the TensorRT-RTX plug-in included."""
-    built_in = list(ort.get_available_providers())
-    return [TENSORRT_RTX, *built_in] if _rtx_devices(ort)[0] else built_in
-
-
-def unavailable_providers(ort: ModuleType) -> dict[str, str]:
-    """Why each preferred provider is not offered here, by full name."""
-    available = available_providers(ort)
-    reasons = {
-        TENSORRT_RTX: _rtx_devices(ort)[1],
-        CUDA: f"This onnxruntime {ort.__version__} was built without it; onnxruntime-gpu has it.",
-    }
-    return {name: why for name, why in reasons.items() if name not in available}
-
-
-def asked_providers(ort: ModuleType, names: tuple[str, ...] | None) -> list[str]:
-    """Full names in order of preference, of all that ONNX Runtime knows, offered here or not.
-
-    Raises:
-        EngineError: A name is not known.
-    """
-    available = available_providers(ort)
-    if not names:
-        return [name for name in PREFERRED if name in available]
-    known = {name.removesuffix(SUFFIX).lower(): name for name in ort.get_all_providers()}
-    asked = []
-    for name in names:
-        short = name.lower().removesuffix(SUFFIX.lower())
-        if short not in known:
-            raise EngineError(
-                f"ONNX Runtime knows no execution provider {name!r}.",
-                f"Here it offers: {', '.join(available)}.",
-            )
-        asked.append(known[short])
-    if TENSORRT in asked and CUDA not in asked:
-        # What TensorRT does not take stays on the GPU.
-        asked.insert(asked.index(TENSORRT) + 1, CUDA)
-    return asked
-
-
-def add_providers(
-    ort: ModuleType, settings: Any, asked: list[str], cache: Path | None
-) -> list[Any] | None:
-    """What to pass as `providers` when a session is made; a plug-in is entered in its settings.
-
-    Args:
-        ort: The library.
-        settings: Its `SessionOptions`, changed when the plug-in comes first.
-        asked: Full names in order of preference.
-        cache: Where a provider that compiles may keep what it compiled.
-    """
-    available = [name for name in asked if name in available_providers(ort)]
-    plugged_in = available and available[0] not in ort.get_available_providers()
-    if plugged_in:
-        folder = {"nv_runtime_cache_path": str(cache / "rtx")} if cache else {}
-        settings.add_provider_for_devices(list(_rtx_devices(ort)[0]), folder)
-        return None
-    if CUDA in available and hasattr(ort, "preload_dlls"):  # since 1.21
-        ort.preload_dlls()  # pip puts CUDA and cuDNN where nothing else looks for them
-    return [(name, _options(name, cache)) for name in available] or [CPU]
-
-
-def _options(provider: str, cache: Path | None) -> dict[str, Any]:
-    if provider == CUDA:
-        # Its default rounds the factors of float32 products to 10 bits, and tokens are ranked by
-        # smaller differences. Of an FP16 graph, this concerns what was kept in FP32, and no more.
-        return {"use_tf32": "0"}
-    if provider != TENSORRT or cache is None:
-        return {}
-    folder = str(cache / "tensorrt")
-    os.makedirs(folder, exist_ok=True)  # it makes only the last folder by itself
-    return {
-        "trt_engine_cache_enable": True,
-        "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": True,
-        "trt_timing_cache_path": folder,
-    }
-
-
-@functools.cache
-def _rtx_devices(ort: ModuleType) -> tuple[tuple[Any, ...], str]:
-    """GPUs the TensorRT-RTX plug-in can use, or none and why; it can be registered only once."""
-    try:
-        plugin = cast("Any", importlib.import_module(_RTX_PLUGIN))
-    except ImportError:
-        return (), "Its plug-in is not installed: pip install onnxruntime-ep-nv-tensorrt-rtx."
-    if not hasattr(ort, "register_execution_provider_library"):
-        return (), f"This onnxruntime {ort.__version__} takes no plug-ins; 1.24 or later does."
-    try:
-        ort.register_execution_provider_library(TENSORRT_RTX, plugin.get_library_path())
-    except Exception as error:
-        return (), f"Its plug-in cannot be loaded: {error}"
-    devices = tuple(found for found in ort.get_ep_devices() if found.ep_name == TENSORRT_RTX)
-    return devices, "" if devices else "Its plug-in finds no GPU it can use."
-
-
 # Their memory is reached as "cuda". The TensorRT-RTX plug-in allocates for itself.
 _ON_GPU = (CUDA, TENSORRT)
 
@@ -161,17 +44,16 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(int64)": "int64",
 }
-
 _ONLY_ERRORS = 3
 
 
 class ProviderWarning(UserWarning):
-    """Another execution provider computes than the one that was asked for."""
+    """The execution provider that computes is not the one that was asked for."""
 
 
 @dataclass(frozen=True)
 class OrtTensor:
-    """A tensor in the runtime's memory, which it frees with the last handle."""
+    """A tensor in the library's memory, which is freed with the last handle."""
 
     value: Any
     dtype: np.dtype[Any]
@@ -187,8 +69,8 @@ class OnnxRuntimeSession:
     """One ONNX graph in ONNX Runtime.
 
     Attributes:
-        inputs: What the graph declares.
-        provider: The execution provider that was obtained first.
+        inputs: The inputs that the graph declares.
+        provider: The first execution provider that was obtained.
     """
 
     def __init__(
@@ -199,10 +81,10 @@ class OnnxRuntimeSession:
         Args:
             path: The `.onnx` file; its external weights lie beside it.
             options: Providers and threads.
-            cache: Where a provider that compiles may keep what it compiled; of this graph alone.
+            cache: Where a provider may keep its compiled kernels; for this graph alone.
 
         Raises:
-            EngineError: The file is not a graph this runtime can run, or a provider is unknown.
+            EngineError: The library cannot run the file, or a provider is unknown.
             MissingDependencyError: ONNX Runtime is not installed.
         """
         options = options or SessionOptions()
@@ -225,19 +107,24 @@ class OnnxRuntimeSession:
                 f"ONNX Runtime {ort.__version__} cannot load {path}: {error}",
                 "Check the bundle with sacvit-deploy inspect, or export it again.",
             ) from error
-        # Else it would go on on the CPU after a call that failed, and say so on stdout only.
+        # After a call that failed it would go on on the CPU, and say so on stdout only.
         self._session.disable_fallback()
         self._path = path
-        self.provider = str(self._session.get_providers()[0])
-        self.inputs = tuple(
-            _tensor_spec(node, index) for index, node in enumerate(self._session.get_inputs())
-        )
+        self.inputs = tuple(map(_tensor_spec, self._session.get_inputs()))
         self._outputs = [node.name for node in self._session.get_outputs()]
-        _warn_if_other(asked[0], self.provider, ort)
+        self.provider = str(self._session.get_providers()[0])
+        if self.provider != asked[0]:
+            warn_caller(
+                f"{asked[0]} was asked for and {self.provider} was obtained: this onnxruntime "
+                f"{ort.__version__} offers {', '.join(available_providers(ort))}. Install the "
+                f"build that has {asked[0]} and the libraries it needs, or ask for another "
+                "provider.",
+                ProviderWarning,
+            )
 
     @property
     def memory(self) -> str | None:
-        """Where tensors can stay; see `DeviceSession`."""
+        """Library and device; see `DeviceSession.memory`."""
         return "onnxruntime cuda:0" if self.provider in _ON_GPU else None
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -253,7 +140,7 @@ class OnnxRuntimeSession:
     def run_on_device(
         self, feeds: Mapping[str, Tensor], keep: Collection[str]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Tensor]]:
-        """Compute every output, and leave some where they are; see `DeviceSession`."""
+        """Compute every output; see `DeviceSession.run_on_device`."""
         session = self._opened()
         check_feeds(feeds, self.inputs)
         try:
@@ -279,7 +166,7 @@ class OnnxRuntimeSession:
     def _bound_run(
         self, session: Any, feeds: Mapping[str, Tensor], keep: Collection[str]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The `OrtValue` of every input and of every output, those to keep on the device."""
+        """The `OrtValue` of every input and of every output, those in `keep` on the device."""
         device = "cpu" if self.memory is None else "cuda"
         binding = session.io_binding()
         inputs = {name: self._uploaded(feed, device) for name, feed in feeds.items()}
@@ -291,7 +178,7 @@ class OnnxRuntimeSession:
         return inputs, dict(zip(self._outputs, binding.get_outputs(), strict=True))
 
     def _uploaded(self, feed: Tensor, device: str) -> Any:
-        """An `OrtValue` on the device; a host array is copied there, a handle is not."""
+        """An `OrtValue` on the device; only a host array has to be copied there."""
         if isinstance(feed, OrtTensor):
             return feed.value
         array = np.ascontiguousarray(feed)
@@ -305,27 +192,131 @@ class OnnxRuntimeSession:
         )
 
 
-def _warn_if_other(asked: str, obtained: str, ort: ModuleType) -> None:
-    if asked == obtained:
-        return
-    warnings.warn(
-        f"{asked} was asked for and {obtained} was obtained: this onnxruntime {ort.__version__} "
-        f"offers {', '.join(available_providers(ort))}. Install the build that has {asked} "
-        "and the libraries it needs, or ask for another provider.",
-        ProviderWarning,
-        stacklevel=3,
-    )
-
-
-def _tensor_spec(node: Any, position: int) -> TensorSpec:
-    """What the runtime says about an input; an unnamed dynamic axis gets a name of its own."""
+def _tensor_spec(node: Any) -> TensorSpec:
+    """An input as the library describes it; an unnamed dynamic axis gets a name of its own."""
     if node.type not in _DTYPES:
         raise EngineError(
             f"The graph input {node.name!r} is a {node.type}.", "Use a graph from a bundle."
         )
     dtype = cast("Literal['float32', 'float16', 'uint8', 'int64']", _DTYPES[node.type])
     shape = tuple(
-        side if isinstance(side, (int, str)) else f"?{position}.{axis}"
+        side if isinstance(side, (int, str)) else f"{node.name}.{axis}"
         for axis, side in enumerate(node.shape)
     )
     return TensorSpec(node.name, dtype, shape)
+
+
+def onnxruntime() -> ModuleType:
+    """Import the library.
+
+    Raises:
+        MissingDependencyError: It cannot be imported.
+    """
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Running a bundle needs onnxruntime, which cannot be imported: {error}.",
+            "Install it with: pip install onnxruntime (or the build made for your device).",
+        ) from error
+
+
+def available_providers(ort: ModuleType) -> list[str]:
+    """Full names of the providers offered here, the TensorRT-RTX plug-in included."""
+    built_in = list(ort.get_available_providers())
+    return [TENSORRT_RTX, *built_in] if _rtx_devices(ort)[0] else built_in
+
+
+def unavailable_providers(ort: ModuleType) -> dict[str, str]:
+    """Why each preferred provider is not offered here, by full name."""
+    available = available_providers(ort)
+    reasons = {
+        TENSORRT_RTX: _rtx_devices(ort)[1],
+        CUDA: f"This onnxruntime {ort.__version__} was built without it; onnxruntime-gpu has it.",
+    }
+    return {name: why for name, why in reasons.items() if name not in available}
+
+
+def asked_providers(ort: ModuleType, names: tuple[str, ...] | None) -> list[str]:
+    """Full names of providers in order of preference, offered here or not.
+
+    Args:
+        ort: The library.
+        names: Full or short names; None for the preferred ones that are offered here.
+
+    Raises:
+        EngineError: ONNX Runtime does not know a name.
+    """
+    available = available_providers(ort)
+    if not names:
+        return [name for name in _PREFERRED if name in available]
+    known = {name.removesuffix(SUFFIX).lower(): name for name in ort.get_all_providers()}
+    asked = []
+    for name in names:
+        short = name.lower().removesuffix(SUFFIX.lower())
+        if short not in known:
+            raise EngineError(
+                f"ONNX Runtime knows no execution provider {name!r}.",
+                f"Here it offers: {', '.join(available)}.",
+            )
+        asked.append(known[short])
+    if TENSORRT in asked and CUDA not in asked:
+        # Operators that TensorRT refuses stay on the GPU.
+        asked.insert(asked.index(TENSORRT) + 1, CUDA)
+    return asked
+
+
+def add_providers(
+    ort: ModuleType, settings: Any, asked: list[str], cache: Path | None
+) -> list[Any] | None:
+    """The `providers` of a new session; None if its settings name a plug-in instead.
+
+    Args:
+        ort: The library.
+        settings: Its `SessionOptions`, changed when the plug-in comes first.
+        asked: Full names in order of preference.
+        cache: Where a provider may keep its compiled kernels.
+    """
+    available = [name for name in asked if name in available_providers(ort)]
+    plugged_in = available and available[0] not in ort.get_available_providers()
+    if plugged_in:
+        folder = {"nv_runtime_cache_path": str(cache / "rtx")} if cache else {}
+        settings.add_provider_for_devices(list(_rtx_devices(ort)[0]), folder)
+        return None
+    if CUDA in available and hasattr(ort, "preload_dlls"):  # since 1.21
+        ort.preload_dlls()  # pip puts CUDA and cuDNN where nothing else looks for them
+    return [(name, _provider_options(name, cache)) for name in available] or [CPU]
+
+
+def _provider_options(provider: str, cache: Path | None) -> dict[str, Any]:
+    if provider == CUDA:
+        # Its default rounds the factors of float32 products to 10 bits, and tokens are ranked by
+        # smaller differences. In an FP16 graph, this concerns only the parts kept in FP32.
+        return {"use_tf32": "0"}
+    if provider != TENSORRT or cache is None:
+        return {}
+    folder = str(cache / "tensorrt")
+    os.makedirs(folder, exist_ok=True)  # it makes only the last folder by itself
+    return {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": folder,
+    }
+
+
+@functools.cache
+def _rtx_devices(ort: ModuleType) -> tuple[tuple[Any, ...], str]:
+    """GPUs for the TensorRT-RTX plug-in, or none and why; it can be registered only once."""
+    try:
+        plugin = cast("Any", importlib.import_module(_RTX_PLUGIN))
+    except ImportError:
+        return (), "Its plug-in is not installed: pip install onnxruntime-ep-nv-tensorrt-rtx."
+    if not hasattr(ort, "register_execution_provider_library"):
+        return (), f"This onnxruntime {ort.__version__} takes no plug-ins; 1.24 or later does."
+    try:
+        ort.register_execution_provider_library(TENSORRT_RTX, plugin.get_library_path())
+    except Exception as error:
+        return (), f"Its plug-in cannot be loaded: {error}"
+    devices = tuple(found for found in ort.get_ep_devices() if found.ep_name == TENSORRT_RTX)
+    return devices, "" if devices else "Its plug-in finds no GPU it can use."

@@ -1,4 +1,4 @@
-"""What a builder says while it works: log lines, progress, and the way to stop it."""
+"""Build one engine in memory: the builder's configuration, its progress, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sacvit_deploy.engines.plan_inspection import (
     network_layers,
     precision_share,
 )
-from sacvit_deploy.engines.tensorrt_library import BuildLog, logger
+from sacvit_deploy.engines.tensorrt_library import LibraryLog
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.files import check_writable, write_whole
 
@@ -26,119 +26,10 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from sacvit_deploy.engines.build import BatchRange, BuildOptions
-    from sacvit_deploy.engines.tensorrt_library import Flavour
+    from sacvit_deploy.engines.tensorrt_library import Library
 
-
-# Share of the work done in [0, 1], and what is being done.
+# Share of the work that is done, in [0, 1], and the name of the phase.
 OnProgress = Callable[[float, str], None]
-
-
-class Progress:
-    """Turns nested phases into one share of the work done.
-
-    A phase has steps, and a phase inside it takes the place of one step, as `IProgressMonitor`
-    describes. The share never falls: phases are announced when they begin and not before.
-
-    Attributes:
-        failure: What `on_progress` raised; the build is stopped, and whoever started it raises it.
-    """
-
-    def __init__(self, on_progress: OnProgress) -> None:
-        self.failure: Exception | None = None
-        self._on_progress = on_progress
-        self._phases: dict[str, _Phase] = {}
-        self._lock = threading.Lock()
-        self._share = 0.0
-
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
-        with self._lock:
-            self._phases[name] = _Phase(parent, max(steps, 1))
-        self._tell(name)
-
-    def step(self, name: str, step: int) -> None:
-        """A step, counted from 0, is done."""
-        with self._lock:
-            if name in self._phases:
-                self._phases[name].done = step + 1
-        self._tell(name)
-
-    def finish(self, name: str) -> None:
-        """A phase ends, perhaps before its last step."""
-        with self._lock:
-            self._phases.pop(name, None)
-
-    def _tell(self, name: str) -> None:
-        with self._lock:
-            self._share = max(self._share, self._share_of(name))
-            share = self._share
-        try:
-            self._on_progress(share, name)
-        except Exception as error:  # it must not cross the library's C++ code; see `failure`
-            self.failure = error
-
-    def _share_of(self, name: str) -> float:
-        """Share of the whole work that is done, seen from a phase upwards."""
-        share, phase = 0.0, self._phases.get(name)
-        while phase is not None:
-            share = min((phase.done + share) / phase.steps, 1.0)
-            phase = self._phases.get(phase.parent or "")
-        return share
-
-
-@dataclass
-class _Phase:
-    parent: str | None
-    steps: int
-    done: int = 0
-
-
-def progress_monitor(trt: ModuleType, progress: Progress, cancelled: threading.Event) -> Any:
-    """An `IProgressMonitor` that reports, and stops the build once `cancelled` is set."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # known at run time
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress.start(phase_name, parent_phase, num_steps)
-
-        def phase_finish(self, phase_name: str) -> None:
-            progress.finish(phase_name)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            progress.step(phase_name, step)
-            return progress.failure is None and not cancelled.is_set()
-
-    return Monitor()
-
-
-@contextlib.contextmanager
-def cancelled_by_ctrl_c() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; `KeyboardInterrupt` is raised when the block ends.
-
-    SIGTERM sets it too, where it goes the way of Ctrl-C.
-
-    An exception raised inside a callback would have to cross the library's C++ code, which ends the
-    process. So the builder is asked to stop, and the exception comes after it has.
-    """
-    cancelled = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield cancelled  # signals are the main thread's business
-        return
-    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
-        before[signal.SIGTERM] = signal.default_int_handler
-    for number in before:
-        signal.signal(number, lambda *_: cancelled.set())
-    try:
-        yield cancelled
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if cancelled.is_set():
-            raise KeyboardInterrupt
-
 
 _HARDWARE = {
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
@@ -154,19 +45,19 @@ class Plan:
 
     Attributes:
         content: The bytes of the plan file, owned by the library.
-        share: What the network consists of.
-        log: What the builder said.
+        share: Precisions in the network.
+        log: The builder's messages.
         build_s: Seconds it took, parsing included.
     """
 
     content: memoryview
     share: PrecisionShare
-    log: BuildLog
+    log: LibraryLog
     build_s: float
 
 
 def build_plan(
-    flavour: Flavour,
+    library: Library,
     graph: Path,
     demand: PrecisionDemand,
     options: BuildOptions,
@@ -175,41 +66,40 @@ def build_plan(
     """Build one engine in memory.
 
     Args:
-        flavour: Which library builds.
+        library: The library that builds.
         graph: The `.onnx` file, its external weights beside it.
-        demand: What the graph has to be; checked before the build begins.
-        options: Compute capabilities are those to build for, none for the GPU of this machine.
-        on_progress: Is told the share of the work done, in [0, 1].
+        demand: The precision of the graph, checked before the build begins.
+        options: Its compute capabilities are the ones to build for; none for the GPU here.
+        on_progress: Called with the share of the work done.
 
     Raises:
         EngineError: The graph is not of that precision, or the library refuses it.
-        KeyboardInterrupt: Ctrl-C; the builder was asked to stop, and did.
+        KeyboardInterrupt: Ctrl-C; the builder has stopped.
     """
-    trt, log, start = flavour.module, BuildLog(), time.perf_counter()
-    builder = trt.Builder(logger(trt, log))
+    trt, log, start = library.module, LibraryLog(), time.perf_counter()
+    builder = trt.Builder(library.logger(log))
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     # The parser owns the weights the network points to, and has to outlive the build.
     parser = trt.OnnxParser(network, builder.logger)
-    _parse(parser, graph, flavour)
+    _parse(parser, graph, library)
     share = precision_share(network_layers(trt, network))
     demand.check(share, graph.name)
-    config = _config(flavour, builder, options)
+    config = _config(library, builder, options)
     _add_profile(builder, network, config, options.batch)
-    progress = Progress(on_progress)
     with cancelled_by_ctrl_c() as cancelled:
-        config.progress_monitor = progress_monitor(trt, progress, cancelled)
+        progress = config.progress_monitor = _progress_monitor(trt, on_progress, cancelled)
         content = builder.build_serialized_network(network, config)
     if progress.failure is not None:
         raise progress.failure
     if content is None:
-        raise _refused(flavour, graph, log)
+        raise _refused(library, graph, log)
     if options.timing_cache is not None:
         _save_timing_cache(config, options.timing_cache)
     return Plan(memoryview(content), share, log, time.perf_counter() - start)
 
 
-def _parse(parser: Any, graph: Path, flavour: Flavour) -> None:
+def _parse(parser: Any, graph: Path, library: Library) -> None:
     if parser.parse_from_file(str(graph)):
         return
     reasons = []
@@ -218,17 +108,17 @@ def _parse(parser: Any, graph: Path, flavour: Flavour) -> None:
         node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
         reasons.append(f"  {node}{error.desc()}")
     raise EngineError(
-        f"{flavour.label} {flavour.version} cannot read {graph}:\n" + "\n".join(reasons),
+        f"{library} cannot read {graph}:\n" + "\n".join(reasons),
         "Check the bundle with sacvit-deploy inspect; export with a lower --opset if an operator "
         "is not known.",
     )
 
 
-def _config(flavour: Flavour, builder: Any, options: BuildOptions) -> Any:
-    trt, config = flavour.module, builder.create_builder_config()
+def _config(library: Library, builder: Any, options: BuildOptions) -> Any:
+    trt, config = library.module, builder.create_builder_config()
     if "TF32" in trt.BuilderFlag.__members__:
         # On by default: it rounds the factors of FP32 products to 10 bits, and tokens are ranked by
-        # smaller differences; in FP16 and INT8 graphs what ranks them is FP32 on purpose.
+        # smaller differences. FP16 and INT8 graphs keep the ranking in FP32 on purpose.
         config.clear_flag(trt.BuilderFlag.TF32)
     # Names and types of all layers, for the engine inspector.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -240,44 +130,32 @@ def _config(flavour: Flavour, builder: Any, options: BuildOptions) -> Any:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatibility != "none":
         level = _HARDWARE[options.hardware_compatibility]
-        config.hardware_compatibility_level = _member(
-            flavour, trt.HardwareCompatibilityLevel, level
-        )
+        kind = trt.HardwareCompatibilityLevel
+        config.hardware_compatibility_level = _member(library, kind, level)
     if options.timing_cache is not None:
         _load_timing_cache(config, options.timing_cache)
-    if flavour.is_rtx:
-        _set_targets(flavour, config, options.compute_capabilities)
+    if library.is_rtx:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for index, target in enumerate(options.compute_capabilities):
+            name = "SM" + target.replace(".", "")
+            kind = trt.ComputeCapability
+            config.set_compute_capability(_member(library, kind, name), index)
     return config
 
 
-def _member(flavour: Flavour, kind: Any, name: str) -> Any:
+def _member(library: Library, kind: Any, name: str) -> Any:
     """A member of an enumeration that not every release has."""
     members = kind.__members__
     if name not in members:
         raise EngineError(
-            f"{flavour.label} {flavour.version} has no {kind.__name__}.{name}.",
+            f"{library} has no {kind.__name__}.{name}.",
             f"It has {', '.join(members)}; upgrade it, or leave the option out.",
         )
     return members[name]
 
 
-def target_names(flavour: Flavour) -> tuple[str, ...]:
-    """The compute capabilities a TensorRT-RTX can build for, such as `8.6`."""
-    members = flavour.module.ComputeCapability.__members__
-    digits = [name.removeprefix("SM") for name in members if name.startswith("SM")]
-    return tuple(f"{text[:-1]}.{text[-1]}" for text in digits)
-
-
-def _set_targets(flavour: Flavour, config: Any, targets: tuple[str, ...]) -> None:
-    kind = flavour.module.ComputeCapability
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        name = "SM" + target.replace(".", "")
-        config.set_compute_capability(_member(flavour, kind, name), index)
-
-
 def _add_profile(builder: Any, network: Any, config: Any, batch: BatchRange) -> None:
-    """One profile; every dynamic axis, survivors included, has the range of the batch."""
+    """Add one profile; every dynamic axis, survivors included, has the range of the batch."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -288,7 +166,7 @@ def _add_profile(builder: Any, network: Any, config: Any, batch: BatchRange) -> 
     config.add_optimization_profile(profile)
 
 
-def _refused(flavour: Flavour, graph: Path, log: BuildLog) -> EngineError:
+def _refused(library: Library, graph: Path, log: LibraryLog) -> EngineError:
     said = [text for text in log.errors if text.strip()][-_SHOWN_ERRORS:]
     fix = "The lines above are the builder's own; try a smaller --batch or another --opset."
     if any("memory" in text.lower() or "alloc" in text.lower() for text in said):
@@ -297,17 +175,17 @@ def _refused(flavour: Flavour, graph: Path, log: BuildLog) -> EngineError:
             "--workspace-mib 512 or --optimization-level 2."
         )
     return EngineError(
-        f"{flavour.label} {flavour.version} could not build {graph}:\n"
+        f"{library} could not build {graph}:\n"
         + "\n".join(f"  {text}" for text in said or ["(it gave no reason)"]),
         fix,
     )
 
 
 def check_timing_cache(file: Path) -> None:
-    """Find out before the build whether its timings could be kept; makes the folder.
+    """Check before a build that its timings can be kept; makes the folder.
 
     Raises:
-        EngineError: They could not.
+        EngineError: They cannot.
     """
     with _told_as_engine_error(file, "no engine was built"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -325,7 +203,7 @@ def _load_timing_cache(config: Any, file: Path) -> None:
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(
             f"The timing cache {file} is not one of this library, release and GPU.",
-            "Remove the file, and it is made anew.",
+            "Remove the file; the build makes a new one.",
         )
 
 
@@ -343,3 +221,100 @@ def _told_as_engine_error(file: Path, outcome: str) -> Iterator[None]:
             f"The timing cache {file} cannot be written: {error}.",
             f"Give another file, or none; {outcome}.",
         ) from error
+
+
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+class Progress:
+    """The methods of an `IProgressMonitor`, which turn nested phases into one share.
+
+    A phase has steps, and a phase inside it counts as one of them. A builder announces a phase when
+    it begins and not before, so the share is kept from falling.
+
+    Attributes:
+        failure: The exception of `on_progress`; it stops the build, and is raised after it.
+    """
+
+    def __init__(self, on_progress: OnProgress, cancelled: threading.Event) -> None:
+        self.failure: Exception | None = None
+        self._on_progress = on_progress
+        self._cancelled = cancelled
+        self._phases: dict[str, _Phase] = {}
+        self._lock = threading.Lock()
+        self._share = 0.0
+
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        """A phase begins."""
+        with self._lock:
+            self._phases[phase_name] = _Phase(parent_phase, max(num_steps, 1))
+        self._tell(phase_name)
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        """A step, counted from 0, is done; False stops the build."""
+        with self._lock:
+            if phase_name in self._phases:
+                self._phases[phase_name].done = step + 1
+        self._tell(phase_name)
+        return self.failure is None and not self._cancelled.is_set()
+
+    def phase_finish(self, phase_name: str) -> None:
+        """A phase ends, perhaps before its last step."""
+        with self._lock:
+            self._phases.pop(phase_name, None)
+
+    def _tell(self, phase_name: str) -> None:
+        with self._lock:
+            share = self._share = max(self._share, self._share_of(phase_name))
+        try:
+            self._on_progress(share, phase_name)
+        except Exception as error:  # it must not cross the library's C++ code; see `failure`
+            self.failure = error
+
+    def _share_of(self, phase_name: str) -> float:
+        """Share of the whole work that is done, seen from a phase upwards."""
+        share, phase = 0.0, self._phases.get(phase_name)
+        while phase is not None:
+            share = min((phase.done + share) / phase.steps, 1.0)
+            phase = self._phases.get(phase.parent or "")
+        return share
+
+
+def _progress_monitor(trt: ModuleType, on_progress: OnProgress, cancelled: threading.Event) -> Any:
+    class Monitor(Progress, trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # known at run time
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            Progress.__init__(self, on_progress, cancelled)
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def cancelled_by_ctrl_c() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets; `KeyboardInterrupt` is raised when the block ends.
+
+    SIGTERM sets it too, where SIGTERM is handled like Ctrl-C.
+
+    An exception inside a callback would have to cross the library's C++ code, which ends the
+    process. So the builder is asked to stop, and the exception is raised after it has.
+    """
+    cancelled = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield cancelled  # Python handles signals in the main thread alone
+        return
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        before[signal.SIGTERM] = signal.default_int_handler
+    for number in before:
+        signal.signal(number, lambda *_: cancelled.set())
+    try:
+        yield cancelled
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if cancelled.is_set():
+            raise KeyboardInterrupt

@@ -1,9 +1,8 @@
-"""Proof of precision: what a network is made of, read from the network the builder was given.
+"""Proof of precision: the types in a network before it is built, and in the engine afterwards.
 
-Networks are strongly typed, so the builder keeps the types it is given; what has to be shown is
-that it was given those that were asked for. A weight counts with the bytes it is stored in and the
-type in which it reaches the arithmetic: half precision values that are cast to float before a
-MatMul are float.
+Networks are strongly typed, so the builder keeps their types. It remains to show that the network
+has the requested ones. A weight counts with the bytes it is stored in and the type in which it
+reaches the arithmetic: half precision values that are cast to float before a MatMul are float.
 """
 
 from __future__ import annotations
@@ -13,16 +12,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.engines.tensorrt_library import BuildLog, logger
+from sacvit_deploy.engines.tensorrt_library import LibraryLog
 from sacvit_deploy.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import ModuleType
 
-    from sacvit_deploy.engines.tensorrt_library import Flavour
+    from sacvit_deploy.engines.tensorrt_library import Library
     from sacvit_deploy.spec import Precision
-
 
 # Which weights count, the type they need, and the share that is enough.
 _NEEDED: dict[Precision, tuple[str, str, float]] = {
@@ -30,17 +28,81 @@ _NEEDED: dict[Precision, tuple[str, str, float]] = {
     "fp16": ("weights", "half", 0.95),
     "int8": ("linear", "int8", 0.80),
 }
-# Between what is stored in a type and what computes in it, such as a head kept in float.
+# A weight may be stored in one type and computed in another, such as a head kept in float.
 _KEPT_SLACK = 0.05
 
 _KINDS = {"FLOAT": "float", "HALF": "half", "INT8": "int8"}
 _OTHER = "other"
 _BYTES = {"FLOAT": 4.0, "HALF": 2.0, "BF16": 2.0, "INT8": 1.0, "FP8": 1.0, "INT4": 0.5, "FP4": 0.5}
-# Change a weight's layout or type and compute nothing.
+# Layers that change the layout or type of a weight and compute nothing.
 _LAYOUT = {"SHUFFLE", "IDENTITY"}
 _RETYPE = {"CAST", "QUANTIZE"}
 _LINEAR = {"MATRIX_MULTIPLY", "CONVOLUTION"}
 _NO_ARITHMETIC = _LAYOUT | _RETYPE | {"DEQUANTIZE", "CONSTANT"}
+
+# Releases write "Half", "Row major linear FP16 format", "Int8", "... INT8 ...".
+_SPELLINGS = {"fp16": re.compile("half|fp16", re.I), "int8": re.compile("(?<!u)int8", re.I)}
+# A tensor in the inspector's document. It is read as text, since quotes in names of layers can make
+# the document invalid JSON (NVIDIA/TensorRT#2779); a tensor itself holds no braces.
+_TENSOR = re.compile(r'\{[^{}]*"Format/Datatype"[^{}]*\}')
+_NAME = re.compile(r'"Name":\s*"([^"]*)"')
+_TYPE = re.compile(r'"Format/Datatype":\s*"([^"]*)"')
+# "N/A due to dynamic shapes" hides most types in engines with several batch sizes.
+_NOT_SHOWN = "N/A"
+
+
+@dataclass(frozen=True)
+class PrecisionShare:
+    """Share of each type in a network: `half`, `int8`, `float`, and `other` if there is any.
+
+    Attributes:
+        weights: By bytes of all weights; adds up to 1.
+        linear: By bytes of the weights of MatMul and convolution layers.
+        layers: By number of the layers that compute.
+    """
+
+    weights: dict[str, float]
+    linear: dict[str, float]
+    layers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PrecisionDemand:
+    """The precision that a network must have.
+
+    Attributes:
+        precision: The requested precision.
+        kept_share: Share of the weights that was converted, as recorded when the graph was made,
+            if nodes were kept in FP32 on request; else None.
+    """
+
+    precision: Precision
+    kept_share: float | None = None
+
+    def check(self, share: PrecisionShare, graph: str) -> None:
+        """Refuse a network of another precision.
+
+        Args:
+            share: Its types.
+            graph: Its name, for the message.
+
+        Raises:
+            EngineError: FP32 holds another type, FP16 less than 95 % half by weight bytes, or INT8
+                less than 80 % int8 by bytes of linear weights.
+        """
+        which, kind, needed = _NEEDED[self.precision]
+        if self.kept_share is not None:
+            needed = min(needed, self.kept_share - _KEPT_SLACK)
+        found = share.weights if which == "weights" else share.linear
+        if found[kind] >= needed and found[kind] > 0:
+            return
+        shown = ", ".join(f"{part:.1%} {name}" for name, part in found.items())
+        of = "all weights" if which == "weights" else "linear weights"
+        raise EngineError(
+            f"The graph {graph} is not {self.precision}: of the bytes of {of} it has {shown}; "
+            f"{needed:.0%} {kind} are needed. Nothing was written.",
+            f"Make the graph again: sacvit-deploy export --precision {self.precision}.",
+        )
 
 
 @dataclass(frozen=True)
@@ -52,7 +114,7 @@ class Layer:
         inputs: Names of the tensors it reads.
         output: Name of its first output.
         dtype: Name of the `DataType` of that output.
-        elements: Of a constant, or of a kernel stored inside the layer; else 0.
+        elements: Size of a constant, or of a kernel stored inside the layer; else 0.
     """
 
     kind: str
@@ -60,77 +122,6 @@ class Layer:
     output: str
     dtype: str
     elements: int = 0
-
-
-@dataclass(frozen=True)
-class PrecisionShare:
-    """How much of a network is in which type.
-
-    Attributes:
-        weights: Share of the bytes of all weights that are `half`, `int8`, `float`, and `other` if
-            there are any; adds up to 1.
-        linear: The same for the weights of MatMul and convolution layers.
-        layers: The same for the number of layers that compute.
-    """
-
-    weights: dict[str, float]
-    linear: dict[str, float]
-    layers: dict[str, float]
-
-
-def precision_share(layers: Sequence[Layer]) -> PrecisionShare:
-    """Count a network; see `network_layers`."""
-    readers: dict[str, list[Layer]] = {}
-    for layer in layers:
-        for name in layer.inputs:
-            readers.setdefault(name, []).append(layer)
-    weights: dict[str, float] = {}
-    linear: dict[str, float] = {}
-    for layer in layers:
-        if layer.elements and layer.dtype in _BYTES:
-            dtype, is_linear = _as_it_is_used(layer, readers)
-            for sizes in (weights, linear) if is_linear else (weights,):
-                sizes[dtype] = sizes.get(dtype, 0) + layer.elements * _BYTES[layer.dtype]
-    return PrecisionShare(_shares(weights), _shares(linear), _shares(_computing(layers)))
-
-
-@dataclass(frozen=True)
-class PrecisionDemand:
-    """What a network has to consist of.
-
-    Attributes:
-        precision: What was asked for.
-        kept_share: For graphs in which nodes are kept in FP32 on purpose: the share of their
-            weights that was converted, as recorded when they were made. None for all others.
-    """
-
-    precision: Precision
-    kept_share: float | None = None
-
-    def check(self, share: PrecisionShare, graph: str) -> None:
-        """Refuse a network that is not what was asked for.
-
-        Args:
-            share: What it consists of.
-            graph: Its name, for the message.
-
-        Raises:
-            EngineError: FP32 holds another type, FP16 less than 95 % half by weight bytes, or INT8
-                less than 80 % int8 by bytes of linear weights.
-        """
-        which, kind, needed = _NEEDED[self.precision]
-        if self.kept_share is not None:
-            needed = min(needed, self.kept_share - _KEPT_SLACK)
-        found = getattr(share, which)
-        if found[kind] >= needed and found[kind] > 0:
-            return
-        shown = ", ".join(f"{part:.1%} {name}" for name, part in found.items())
-        of = "all weights" if which == "weights" else "linear weights"
-        raise EngineError(
-            f"The graph {graph} is not {self.precision}: of the bytes of {of} it has {shown}; "
-            f"{needed:.0%} {kind} are needed. Nothing was written.",
-            f"Make the graph again: sacvit-deploy export --precision {self.precision}.",
-        )
 
 
 def network_layers(trt: ModuleType, network: Any) -> list[Layer]:
@@ -161,13 +152,29 @@ def _elements(trt: ModuleType, trt_layer: Any) -> int:
         return 0
     # The parser stores a float or half kernel in the layer. Networks hand out the base class; the
     # bindings have no other way down to the fields of a kind. Its size is counted from the shape:
-    # the values themselves would come as an array of whichever NumPy the bindings were made with.
+    # the values themselves would need the NumPy that the bindings were made with.
     trt_layer.__class__ = trt.IConvolutionLayer
     channels = trt_layer.get_input(0).shape[1] // trt_layer.num_groups
     return int(trt_layer.num_output_maps * channels * trt.volume(trt_layer.kernel_size_nd))
 
 
-def _as_it_is_used(weight: Layer, readers: Mapping[str, list[Layer]]) -> tuple[str, bool]:
+def precision_share(layers: Sequence[Layer]) -> PrecisionShare:
+    """Count the types in a network; see `network_layers`."""
+    readers: dict[str, list[Layer]] = {}
+    for layer in layers:
+        for name in layer.inputs:
+            readers.setdefault(name, []).append(layer)
+    weights: Counter[str] = Counter()
+    linear: Counter[str] = Counter()
+    for layer in layers:
+        if layer.elements and layer.dtype in _BYTES:
+            dtype, is_linear = _dtype_in_use(layer, readers)
+            for sizes in (weights, linear) if is_linear else (weights,):
+                sizes[dtype] += layer.elements * _BYTES[layer.dtype]  # type: ignore[assignment]
+    return PrecisionShare(_shares(weights), _shares(linear), _shares(_computing(layers)))
+
+
+def _dtype_in_use(weight: Layer, readers: Mapping[str, list[Layer]]) -> tuple[str, bool]:
     """The type in which a weight reaches the arithmetic, and whether that is a linear layer's."""
     if weight.kind in _LINEAR:
         return weight.dtype, True
@@ -199,7 +206,7 @@ def _computing(layers: Sequence[Layer]) -> Counter[str]:
 
 
 def _is_dequantized(name: str, producers: Mapping[str, Layer]) -> bool:
-    """Whether a tensor is int8 but for its scale, so that a MatMul of two computes in int8."""
+    """Whether a tensor is int8 but for its scale; a MatMul of two such computes in int8."""
     producer = producers.get(name)
     while producer is not None and producer.kind in _LAYOUT:
         producer = producers.get(producer.inputs[0])
@@ -215,30 +222,18 @@ def _shares(sizes: Mapping[str, float]) -> dict[str, float]:
     return parts
 
 
-# Releases write "Half", "Row major linear FP16 format", "Int8", "... INT8 ...".
-_SPELLINGS = {"fp16": re.compile("half|fp16", re.I), "int8": re.compile("(?<!u)int8", re.I)}
-
-# A tensor in the inspector's document. It is read as text, since quotes in names of layers can make
-# the document invalid JSON (NVIDIA/TensorRT#2779); a tensor itself holds no braces.
-_TENSOR = re.compile(r'\{[^{}]*"Format/Datatype"[^{}]*\}')
-_NAME = re.compile(r'"Name":\s*"([^"]*)"')
-_TYPE = re.compile(r'"Format/Datatype":\s*"([^"]*)"')
-# "N/A due to dynamic shapes" stands instead of most types in engines that take several batch sizes.
-_NOT_SHOWN = "N/A"
-
-
-def check_plan(flavour: Flavour, content: memoryview, precision: Precision) -> str:
-    """Open an engine and look for tensors of the type that was asked for; FP32 needs no look.
+def check_plan(library: Library, content: memoryview, precision: Precision) -> str:
+    """Open an engine and look for tensors of the requested type; FP32 engines are not opened.
 
     Returns:
-        What was found, for the log: the inspector may show no types, and then proves nothing.
+        The result, for the log. An inspector that shows no types proves nothing.
 
     Raises:
-        EngineError: It cannot be opened, or shows all of its types and none is that.
+        EngineError: It cannot be opened, or shows all of its types and none is the requested one.
     """
     if precision == "fp32":
         return "FP32 engines are not inspected."
-    types = _inner_types(flavour, content)
+    types = _inner_types(library, content)
     shown = ", ".join(sorted(set(types)))
     if any(_SPELLINGS[precision].search(text) for text in types):
         return f"The inspector shows tensors of the types {shown}."
@@ -253,18 +248,19 @@ def check_plan(flavour: Flavour, content: memoryview, precision: Precision) -> s
     )
 
 
-def _inner_types(flavour: Flavour, content: memoryview) -> list[str]:
-    """How the inspector writes the type of every tensor that is no input or output.
+def _inner_types(library: Library, content: memoryview) -> list[str]:
+    """The inspector's name for the type of every tensor but inputs and outputs.
 
-    Those say nothing about what computes; some releases write INT64 as INT8 (NVIDIA/TensorRT#4048).
+    Those say nothing about the arithmetic; some releases write INT64 as INT8
+    (NVIDIA/TensorRT#4048).
     """
-    trt, log = flavour.module, BuildLog()
-    runtime = trt.Runtime(logger(trt, log))
+    trt, log = library.module, LibraryLog()
+    runtime = trt.Runtime(library.logger(log))
     runtime.engine_host_code_allowed = True  # version compatible engines carry some; it is our own
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise EngineError(
-            f"{flavour.label} {flavour.version} cannot open the engine it has built:\n"
+            f"{library} cannot open the engine it has built:\n"
             + "\n".join(f"  {text}" for text in log.errors),
             "See what this machine has with: sacvit-deploy doctor",
         )

@@ -1,4 +1,4 @@
-"""The seam between the pipeline and whatever runs a graph."""
+"""The seam between the pipeline and the backends: one graph, ready to run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Tensor(Protocol):
-    """What a session takes: a numpy array, or a handle to one that stayed on the device."""
+    """An input of a session: a numpy array, or a handle to a tensor that stayed on the device."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of its elements."""
+        """Dtype of its elements."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,7 +34,7 @@ class Session(Protocol):
 
     @property
     def provider(self) -> str:
-        """What computes, as its runtime names it, for example `CUDAExecutionProvider`."""
+        """What computes, in the backend's own words, for example `CUDAExecutionProvider`."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute every output of the graph.
@@ -58,14 +58,17 @@ class Session(Protocol):
 
 @runtime_checkable
 class DeviceSession(Session, Protocol):
-    """A session that can leave tensors where it computes, for another session to take.
+    """A session that can leave tensors on its device, for another session to use.
 
-    What was left there stays as it is for as long as somebody holds its handle.
+    A tensor left there keeps its values while its handle lives and the session is open.
     """
 
     @property
     def memory(self) -> str | None:
-        """Names the memory; sessions of the same name take each other's handles. None: the host."""
+        """Name of the memory; sessions of the same name accept each other's handles.
+
+        None for memory of the host.
+        """
 
     def run_on_device(
         self, feeds: Mapping[str, Tensor], keep: Collection[str]
@@ -73,24 +76,19 @@ class DeviceSession(Session, Protocol):
         """Compute every output of the graph, and copy only some of them to the host.
 
         Args:
-            feeds: As in `run`; any of them may be a handle.
-            keep: Names of outputs, and of inputs that another session will need too.
+            feeds: One array or handle per input, by name.
+            keep: Names of the outputs and inputs to leave on the device.
 
         Returns:
-            The outputs not kept, by name, and a handle for each name in `keep`.
+            The other outputs by name, and a handle for each name in `keep`.
 
         Raises:
-            EngineError: As in `run`, or a handle belongs to a closed session.
+            EngineError: See `run`; or a handle belongs to a closed session.
         """
 
 
-def closed_error(name: str) -> EngineError:
-    """The error of a call to a session that was closed before."""
-    return EngineError(f"{name} was used after it was closed.", "Load the bundle again.")
-
-
 def sharing_memory(first: Session, second: Session) -> tuple[DeviceSession, DeviceSession] | None:
-    """Both sessions, if the second can take what the first leaves on the device."""
+    """Both sessions, if the second accepts handles of the first."""
     if not (isinstance(first, DeviceSession) and isinstance(second, DeviceSession)):
         return None
     if first.memory is None or first.memory != second.memory:
@@ -98,18 +96,23 @@ def sharing_memory(first: Session, second: Session) -> tuple[DeviceSession, Devi
     return first, second
 
 
+def closed_error(name: str) -> EngineError:
+    """The error of a call to a session that was closed before."""
+    return EngineError(f"{name} was used after it was closed.", "Load the bundle again.")
+
+
 @dataclass(frozen=True)
 class SessionOptions:
-    """What the user may choose about a runtime.
+    """Options of a backend.
 
     Attributes:
         providers: ONNX Runtime's execution providers in order of preference, by full or short name
-            (`CUDA`, `CPU`); None takes the fastest one that needs no preparation.
-        threads: CPU threads of one operator, 1 or more; None leaves it to the runtime.
+            (`CUDA`, `CPU`); None uses the fastest one that needs no preparation.
+        threads: CPU threads of one operator, 1 or more; None leaves it to the backend.
         cuda_graphs: Record each batch size of an engine once and replay it, which saves the launch
             of a hundred kernels; a batch is then padded to the next of `batch_buckets`.
-        batch_buckets: Batch sizes that are recorded, ascending; None takes 1, 2, 3, 4, 6, 8, 12,
-            16, 24, ... up to the largest the engine was built for.
+        batch_buckets: Batch sizes to record, ascending; None records 1, 2, 3, 4, 6, 8, 12, 16, 24,
+            ... up to the largest the engine was built for.
     """
 
     providers: tuple[str, ...] | None = None
@@ -132,7 +135,7 @@ class SessionOptions:
 
 
 def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> None:
-    """Compare arrays with what a graph declares; a dynamic axis is 1 or more, one size per name.
+    """Compare feeds with the inputs of a graph; a dynamic axis has one size per name, 1 or more.
 
     Raises:
         EngineError: A name is missing or unknown, or a dtype or shape differs.
@@ -156,7 +159,7 @@ def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> No
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | str, ...], sizes: dict[str, int]) -> bool:
-    """Whether the shape is the declared one; `sizes` remembers what a dynamic axis was before."""
+    """Whether a shape is the declared one; `sizes` collects the dynamic axes."""
     if len(shape) != len(declared):
         return False
     wanted = (

@@ -1,17 +1,16 @@
-"""Batch sizes that are recorded once each, and the sizes that are padded to them."""
+"""One engine of a bundle, loaded: its batch sizes, contexts and compiled kernels."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.bundle import build_command
 from sacvit_deploy.engines.machine import cache_folder
-from sacvit_deploy.engines.tensorrt_library import BuildLog, logger
-from sacvit_deploy.errors import EngineError
+from sacvit_deploy.engines.tensorrt_library import LibraryLog
+from sacvit_deploy.errors import EngineError, warn_caller
 from sacvit_deploy.files import write_whole
 
 if TYPE_CHECKING:
@@ -19,59 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.engines.compatibility import CheckedPlan
     from sacvit_deploy.engines.session import SessionOptions
-    from sacvit_deploy.engines.tensorrt_library import Flavour
-    from sacvit_deploy.manifest import EngineEntry
-
-
-@dataclass(frozen=True)
-class BatchBuckets:
-    """The sizes of one dynamic axis.
-
-    Attributes:
-        smallest: That the engine takes; less is padded.
-        largest: That the engine takes; more is refused.
-        recorded: Sizes in use, ascending; empty where any size from smallest to largest is.
-    """
-
-    smallest: int
-    largest: int
-    recorded: tuple[int, ...] = ()
-
-    @classmethod
-    def of_range(
-        cls, smallest: int, largest: int, chosen: Sequence[int] | None = None
-    ) -> BatchBuckets:
-        """Buckets within the range of an engine, its ends included.
-
-        Args:
-            smallest: That the engine takes.
-            largest: That the engine takes.
-            chosen: Sizes to record; None takes two for each doubling, so that less than a third of
-                a batch is padding.
-        """
-        if chosen is None:
-            powers = [1 << bit for bit in range(largest.bit_length())]
-            chosen = sorted({*powers, *(3 * power for power in powers)})
-        inside = {size for size in chosen if smallest <= size <= largest}
-        return cls(smallest, largest, tuple(sorted(inside | {smallest, largest})))
-
-    def padded(self, size: int) -> int:
-        """The size to run `size` rows with.
-
-        Raises:
-            EngineError: The engine takes no batch as large.
-        """
-        if size > self.largest:
-            raise EngineError(
-                f"A batch of {size} was given; the engine takes {self.smallest} to {self.largest}.",
-                f"Use smaller batches, or build it for larger ones: sacvit-deploy build-engine "
-                f"BUNDLE --batch {self.smallest}:{self.largest}:{size}",
-            )
-        if not self.recorded:
-            return max(size, self.smallest)
-        return self.recorded[bisect_left(self.recorded, size)]
-
 
 _PROFILE = 0  # the builder makes one
 _DTYPES = {
@@ -87,84 +35,116 @@ class CacheWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class CheckedPlan:
-    """A plan that belongs to its bundle and to this machine.
+class BatchBuckets:
+    """The sizes of one dynamic axis.
 
     Attributes:
-        entry: What the bundle says about it.
-        flavour: The library that built it.
-        plan: Its content.
+        smallest: The engine's lower limit; smaller sizes are padded.
+        largest: The engine's upper limit; larger sizes are refused.
+        recorded: Sizes in use, ascending; empty where any size within the limits is.
     """
 
-    entry: EngineEntry
-    flavour: Flavour
-    plan: bytes
+    smallest: int
+    largest: int
+    recorded: tuple[int, ...] = ()
+
+    @classmethod
+    def of_range(
+        cls, smallest: int, largest: int, chosen: Sequence[int] | None = None
+    ) -> BatchBuckets:
+        """Buckets within the limits of an engine, both limits included.
+
+        Args:
+            smallest: The engine's lower limit.
+            largest: The engine's upper limit.
+            chosen: Sizes to record; None records two for each doubling, so that less than a third
+                of a batch is padding.
+        """
+        if chosen is None:
+            powers = [1 << bit for bit in range(largest.bit_length())]
+            chosen = sorted({*powers, *(3 * power for power in powers)})
+        inside = {size for size in chosen if smallest <= size <= largest}
+        return cls(smallest, largest, tuple(sorted(inside | {smallest, largest})))
+
+    def padded(self, size: int) -> int:
+        """The size to run `size` rows with.
+
+        Raises:
+            EngineError: The size is above the engine's limit.
+        """
+        if size > self.largest:
+            raise EngineError(
+                f"A batch of {size} was given; the engine takes {self.smallest} to {self.largest}.",
+                f"Use smaller batches, or build it for larger ones: sacvit-deploy build-engine "
+                f"BUNDLE --batch {self.smallest}:{self.largest}:{size}",
+            )
+        if not self.recorded:
+            return max(size, self.smallest)
+        return self.recorded[bisect_left(self.recorded, size)]
 
 
 class TensorRTEngine:
     """One engine of a bundle on this machine.
 
     Attributes:
-        entry: What the bundle says about it.
-        graph: What it was built from: names, dtypes and shapes of inputs and outputs.
+        entry: Its description in the bundle.
+        graph: The graph it was built from: names, dtypes and shapes of inputs and outputs.
         buckets: Sizes of each dynamic axis, by the name of the axis.
-        scratch_bytes: Device memory that any context needs while it runs.
-        trt: `tensorrt` or `tensorrt_rtx`.
-        rebuild: What to do if it turns out to be unusable.
+        scratch_bytes: Device memory that a context needs while it runs.
+        rebuild: The fix if it turns out to be unusable.
     """
 
-    def __init__(self, bundle: Bundle, checked: CheckedPlan, options: SessionOptions) -> None:
+    def __init__(self, bundle: Bundle, plan: CheckedPlan, options: SessionOptions) -> None:
         """Deserialise a plan.
 
         Args:
             bundle: Where it is from.
-            checked: The plan.
+            plan: The plan.
             options: CUDA graphs and batch sizes.
 
         Raises:
             EngineError: The library refuses it, or it does not belong to the bundle's graph.
         """
-        entry, flavour = checked.entry, checked.flavour
-        self.trt = flavour.module
-        self.entry = entry
+        self.entry = entry = plan.entry
         self.graph = bundle.graph(entry.role, entry.precision)
-        self._flavour = flavour
         self.rebuild = f"Build it again: {build_command(bundle, entry)}"
-        self._log = BuildLog()
-        self._runtime = self.trt.Runtime(logger(self.trt, self._log))
-        # A version-compatible plan brings code of its own. It is run because the hash says that it
-        # is the file which was built.
+        self._library = plan.library
+        self._trt = plan.library.module
+        self._log = LibraryLog()
+        self._runtime = self._trt.Runtime(plan.library.logger(self._log))
+        # A version-compatible plan brings code of its own. Its hash says that it is the file which
+        # was built.
         if entry.flags.get("version_compatible"):
             self._runtime.engine_host_code_allowed = True
-        self._engine = self._runtime.deserialize_cuda_engine(checked.plan)
+        self._engine = self._runtime.deserialize_cuda_engine(plan.content)
         if self._engine is None:
-            raise self.failure(f"cannot load the {len(checked.plan)} bytes of", self.rebuild)
+            raise self.failure(f"cannot load the {len(plan.content)} bytes of", self.rebuild)
         self._check_tensors()
         self.buckets = self._buckets(options)
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
         self._settings, self._cache = None, None
-        if flavour.is_rtx:
+        if plan.library.is_rtx:
             file = cache_folder(bundle) / f"{entry.role}.{entry.precision}.rtx-cache"
-            self._cache = _RuntimeCache(file)
+            self._cache = _KernelCache(file)
             self._settings = self._rtx_settings(self._cache, options)
 
     @property
     def label(self) -> str:
         """The library and its version."""
-        return f"{self._flavour.label} {self._flavour.version}"
+        return str(self._library)
 
     @property
     def records_itself(self) -> bool:
         """Whether the library records CUDA graphs on its own."""
-        return self._settings is not None
+        return self._library.is_rtx
 
     def create_context(self) -> Any:
-        """An `IExecutionContext` that has to be given scratch memory before it runs.
+        """An `IExecutionContext`; it needs scratch memory before it runs.
 
         Raises:
             EngineError: It could not be made.
         """
-        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(
             strategy if self._settings is None else self._settings
         )
@@ -174,22 +154,22 @@ class TensorRTEngine:
         return context
 
     def failure(self, what: str, fix: str) -> EngineError:
-        """An error with what the library itself said last."""
+        """An error with the library's own last messages."""
         said = "; ".join(self._log.errors[-3:]) or "it does not say why"
         self._log.lines.clear()
         return EngineError(f"{self.label} {what} {self.entry.file}: {said}.", fix)
 
-    def close(self) -> None:
-        """Let go of the engine, once no context of it is left."""
-        self._engine = self._settings = self._cache = self._runtime = None
-
     def keep_compiled(self) -> None:
-        """Write what TensorRT-RTX has compiled by now, for the next start; else do nothing."""
+        """Keep the kernels that TensorRT-RTX has compiled for the next start."""
         if self._cache is not None:
             self._cache.write()
 
+    def close(self) -> None:
+        """Release the engine, once no context of it is left."""
+        self._engine = self._settings = self._cache = self._runtime = None
+
     def _check_tensors(self) -> None:
-        """Names, dtypes and directions are those of the graph."""
+        """Check that names, dtypes and directions are those of the graph."""
         engine = self._engine
         found = {
             (name, engine.get_tensor_mode(name).name, engine.get_tensor_dtype(name).name)
@@ -216,14 +196,12 @@ class TensorRTEngine:
                     ranges[axis] = max(before[0], smallest), min(before[1], largest)
         if not options.cuda_graphs:
             return {axis: BatchBuckets(*ends) for axis, ends in ranges.items()}
-        return {
-            axis: BatchBuckets.of_range(*ends, options.batch_buckets)
-            for axis, ends in ranges.items()
-        }
+        chosen = options.batch_buckets
+        return {axis: BatchBuckets.of_range(*ends, chosen) for axis, ends in ranges.items()}
 
-    def _rtx_settings(self, cache: _RuntimeCache, options: SessionOptions) -> Any:
-        """How TensorRT-RTX runs: it compiles kernels for the shapes at hand, and records graphs."""
-        trt = self.trt
+    def _rtx_settings(self, cache: _KernelCache, options: SessionOptions) -> Any:
+        """Settings of TensorRT-RTX, which compiles kernels for its shapes and records graphs."""
+        trt = self._trt
         settings = self._engine.create_runtime_config()
         settings.set_execution_context_allocation_strategy(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -239,7 +217,7 @@ class TensorRTEngine:
         return settings
 
 
-class _RuntimeCache:
+class _KernelCache:
     """Kernels that TensorRT-RTX compiled, kept in a file."""
 
     def __init__(self, file: Path) -> None:
@@ -273,9 +251,8 @@ class _RuntimeCache:
         self._written = content
 
     def _warn(self, why: object) -> None:
-        warnings.warn(
+        warn_caller(
             f"Compiled kernels cannot be kept in {self._file}: {why}. They will be compiled again "
             "at the next start.",
             CacheWarning,
-            stacklevel=3,
         )

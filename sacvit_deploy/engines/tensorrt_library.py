@@ -1,7 +1,7 @@
-"""TensorRT or TensorRT-RTX: two libraries with nearly one API, told apart by a parameter.
+"""TensorRT and TensorRT-RTX: two libraries with nearly one API, told apart by a parameter.
 
-Every module that works with them takes a `Flavour` and uses its `module`, so that both can be at
-work in one process and nothing depends on which was imported first.
+Every module that works with them takes a `Library` and uses its `module`. So both work in one
+process, in any order of import.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ from sacvit_deploy.spec import EngineBackend
 if TYPE_CHECKING:
     from types import ModuleType
 
+ENGINE_BACKENDS: tuple[EngineBackend, ...] = get_args(EngineBackend)
 
-RUNTIMES: tuple[EngineBackend, ...] = get_args(EngineBackend)
+# Compute capabilities that TensorRT-RTX 1.7 builds these networks for. Orin (8.7), H100 and H200
+# (9.0) are missing in it. It knows Turing (7.5), and refuses FP32 matrix products there; the graphs
+# of every precision have some.
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+TURING = "7.5"
 
 _MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-# TensorRT 10.3 is JetPack 6.1's; TensorRT-RTX 1.4 is the oldest whose wheels are published.
+# TensorRT 10.3 is JetPack 6.1's; TensorRT-RTX 1.4 has the oldest published wheels.
 _OLDEST: dict[EngineBackend, tuple[int, int]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
 
 _JETPACK_FIX = (
@@ -34,72 +39,139 @@ _JETPACK_FIX = (
 
 
 @dataclass(frozen=True)
-class Flavour:
+class Library:
     """One of the two libraries, imported.
 
     Attributes:
-        name: Which one.
+        backend: Which one.
         module: `tensorrt` or `tensorrt_rtx`.
     """
 
-    name: EngineBackend
+    backend: EngineBackend
     module: ModuleType
+
+    def __str__(self) -> str:
+        """Name and version, for example `TensorRT 10.3.0`."""
+        return f"{self.label} {self.version}"
 
     @property
     def version(self) -> str:
-        """For example `10.3.0`."""
+        """Its release, for example `10.3.0`."""
         return str(self.module.__version__)
 
     @property
     def is_rtx(self) -> bool:
-        """Whether it compiles on the user's machine, for several kinds of GPU, without one here."""
-        return self.name == "tensorrt-rtx"
+        """Whether it is TensorRT-RTX, which builds for several kinds of GPU and needs none."""
+        return self.backend == "tensorrt-rtx"
 
     @property
     def label(self) -> str:
         """Its name as NVIDIA writes it."""
         return "TensorRT-RTX" if self.is_rtx else "TensorRT"
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Compute capabilities that this TensorRT-RTX builds for, such as `8.6`."""
+        members = self.module.ComputeCapability.__members__
+        digits = (name.removeprefix("SM") for name in members if name.startswith("SM"))
+        found = (f"{text[:-1]}.{text[-1]}" for text in digits)
+        return tuple(target for target in found if target != TURING)
 
-def load_flavour(name: EngineBackend) -> Flavour:
-    """Import a flavour and check that it is new enough.
+    def logger(self, log: LibraryLog) -> Any:
+        """An `ILogger` that collects all messages but those for TensorRT's own developers."""
+        trt = self.module
+
+        class CollectingLogger(trt.ILogger):  # type: ignore[misc, name-defined]  # known at run time
+            def __init__(self) -> None:
+                # super() would leave the C++ half unmade.
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity != trt.ILogger.VERBOSE:
+                    log.lines.append((severity.name, message))
+
+        return CollectingLogger()
+
+
+@dataclass
+class LibraryLog:
+    """Messages of a library, in order, as (severity, text).
+
+    A builder logs from several threads; appending to a list is atomic.
+    """
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[str]:
+        """Messages of severity ERROR or INTERNAL_ERROR."""
+        return [text for severity, text in self.lines if severity.endswith("ERROR")]
+
+    @property
+    def text(self) -> str:
+        """One line per message."""
+        return "".join(f"[{severity}] {text}\n" for severity, text in self.lines)
+
+
+def load_library(backend: EngineBackend) -> Library:
+    """Import a library and check that it is new enough.
 
     Raises:
         MissingDependencyError: It is not installed.
         EngineError: It cannot be loaded, or is too old.
     """
+    name = _MODULES[backend]
     try:
-        module = require(_MODULES[name], f"The runtime {name}")
+        module = require(name, f"The backend {backend}")
     except MissingDependencyError as error:
-        if name == "tensorrt" and jetson_release():
+        if backend == "tensorrt" and jetson_release():
             raise MissingDependencyError(error.problem, _JETPACK_FIX) from error
         raise
-    except (ImportError, OSError, RuntimeError) as error:  # a library it is linked to is missing
+    except (ImportError, OSError, RuntimeError) as error:  # it lacks a library of its own
         raise EngineError(
-            f"The runtime {name} is installed and cannot be loaded: {error}.",
+            f"The backend {backend} is installed and cannot be loaded: {error}.",
             "See what this machine has with: sacvit-deploy doctor",
         ) from error
     if not hasattr(module, "__version__"):
         raise MissingDependencyError(
-            f"There is a folder named {_MODULES[name]} among the installed packages, and no "
-            "library in it; it may hold type stubs only.",
-            f"Install it with: pip install 'sacvit-deploy[{name}]'",
+            f"There is a folder named {name} among the installed packages, and no library in it; "
+            "it may hold type stubs only.",
+            f"Install it with: pip install 'sacvit-deploy[{backend}]'",
         )
-    flavour = Flavour(name, module)
-    _check_age(flavour)
-    return flavour
+    library = Library(backend, module)
+    _check_age(library)
+    return library
 
 
-def default_runtime() -> EngineBackend:
-    """The first flavour that is installed: TensorRT, then TensorRT-RTX.
+def _check_age(library: Library) -> None:
+    oldest = _OLDEST[library.backend]
+    if version_numbers(library.version)[:2] >= oldest:
+        return
+    if library.is_rtx:
+        fix = "Upgrade with: pip install --upgrade tensorrt-rtx"
+    else:
+        fix = (
+            "On a Jetson install JetPack 6.1 or later; elsewhere: pip install --upgrade tensorrt. "
+            "Until then the bundle runs on onnxruntime."
+        )
+    raise EngineError(
+        f"{library} is installed; {'.'.join(map(str, oldest))} or later is needed, because "
+        "precision stands in the graph (a strongly typed network) and not in switches of the "
+        "builder.",
+        fix,
+    )
+
+
+def default_backend() -> EngineBackend:
+    """The first library that is installed: TensorRT, then TensorRT-RTX.
 
     Raises:
         MissingDependencyError: Neither is.
     """
-    for name, module in _MODULES.items():
+    for backend, module in _MODULES.items():
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.origin is not None:  # a mere folder of that name has none
-            return name
+            return backend
     raise MissingDependencyError(
         "Neither TensorRT nor TensorRT-RTX is installed.",
         _JETPACK_FIX
@@ -109,17 +181,12 @@ def default_runtime() -> EngineBackend:
     )
 
 
-def version_numbers(version: str) -> tuple[int, ...]:
-    """`10.3.0.26` as (10, 3, 0, 26); what follows the digits of a part is left out."""
-    return tuple(int(digits) for digits in re.findall(r"(?:^|\.)(\d+)", version))
+def library_cuda(backend: EngineBackend) -> str | None:
+    """The CUDA major version that a library was compiled for, from the name of its wheel.
 
-
-def library_cuda(name: EngineBackend) -> str | None:
-    """The CUDA major version a flavour was compiled for, from the name of its wheel.
-
-    None where it came another way, as on a Jetson.
+    None where it did not come as a wheel, as on a Jetson.
     """
-    pattern = re.compile(rf"{_MODULES[name]}_cu(\d+)_libs")
+    pattern = re.compile(rf"{_MODULES[backend]}_cu(\d+)_libs")
     for distribution in importlib.metadata.distributions():
         found = pattern.fullmatch((distribution.metadata["Name"] or "").replace("-", "_"))
         if found:
@@ -127,55 +194,6 @@ def library_cuda(name: EngineBackend) -> str | None:
     return None
 
 
-def _check_age(flavour: Flavour) -> None:
-    oldest = _OLDEST[flavour.name]
-    if version_numbers(flavour.version)[:2] >= oldest:
-        return
-    if flavour.is_rtx:
-        fix = "Upgrade with: pip install --upgrade tensorrt-rtx"
-    else:
-        fix = (
-            "On a Jetson install JetPack 6.1 or later; elsewhere: pip install --upgrade tensorrt. "
-            "Until then the bundle runs on onnxruntime."
-        )
-    raise EngineError(
-        f"{flavour.label} {flavour.version} is installed; {'.'.join(map(str, oldest))} or later is "
-        "needed, because precision stands in the graph (a strongly typed network) and not in "
-        "switches of the builder.",
-        fix,
-    )
-
-
-@dataclass
-class BuildLog:
-    """Lines of one build, in order, as (severity, text).
-
-    The builder calls from threads of its own; appending to a list is atomic.
-    """
-
-    lines: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def errors(self) -> list[str]:
-        """What was said with the severity ERROR or INTERNAL_ERROR."""
-        return [text for severity, text in self.lines if severity.endswith("ERROR")]
-
-    @property
-    def text(self) -> str:
-        """One line per message."""
-        return "".join(f"[{severity}] {text}\n" for severity, text in self.lines)
-
-
-def logger(trt: ModuleType, log: BuildLog) -> Any:
-    """An `ILogger` that collects everything but what is only for TensorRT's own developers."""
-
-    class CollectingLogger(trt.ILogger):  # type: ignore[misc, name-defined]  # known at run time
-        def __init__(self) -> None:
-            # The bindings insist on this form; super() leaves the C++ half unmade.
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity != trt.ILogger.VERBOSE:
-                log.lines.append((severity.name, message))
-
-    return CollectingLogger()
+def version_numbers(version: str) -> tuple[int, ...]:
+    """`10.3.0.26` as (10, 3, 0, 26); a part ends where its digits do."""
+    return tuple(int(digits) for digits in re.findall(r"(?:^|\.)(\d+)", version))

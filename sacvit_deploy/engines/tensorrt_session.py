@@ -1,9 +1,8 @@
-"""TensorRT and TensorRT-RTX, through cuda-python."""
+"""Sessions of TensorRT and TensorRT-RTX engines, through cuda-python."""
 
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import numpy as np
 from sacvit_deploy.engines.device_memory import CudaDevice
 from sacvit_deploy.engines.session import check_feeds, closed_error
 from sacvit_deploy.engines.tensorrt_engine import TensorRTEngine
-from sacvit_deploy.errors import EngineError
+from sacvit_deploy.errors import EngineError, warn_caller
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,13 +20,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.engines.compatibility import CheckedPlan
     from sacvit_deploy.engines.device_memory import CudaGraph, DeviceBuffer
     from sacvit_deploy.engines.session import SessionOptions, Tensor
-    from sacvit_deploy.engines.tensorrt_engine import CheckedPlan
     from sacvit_deploy.spec import Role, TensorSpec
 
-# Two axes with a dozen sizes each make more pairs than anybody meets; the one that was not used for
-# longest is dropped.
+# Two axes with a dozen sizes each make more pairs than a program meets; the least recently used one
+# is dropped.
 _MOST_RECORDED = 32
 
 
@@ -37,11 +36,11 @@ class CudaGraphWarning(UserWarning):
 
 @dataclass
 class _Shaped:
-    """An execution context for one set of shapes, and what was recorded of it."""
+    """An execution context for one set of shapes, and its recording."""
 
     context: Any
     recorded: CudaGraph | None = None
-    runs: int = 0
+    has_run: bool = False
 
 
 @dataclass(eq=False)
@@ -59,23 +58,22 @@ class _Slot:
 
 
 class _Lease:
-    """A slot in use; it is free again when nobody holds the lease any more."""
+    """Keeps a slot from being used again while it lives."""
 
     def __init__(self, slot: _Slot, free: list[_Slot]) -> None:
-        self.slot = slot
         weakref.finalize(self, free.append, slot).atexit = False
 
 
 @dataclass(frozen=True)
 class CudaTensor:
-    """Rows of a slot's buffer, which stay as they are while this object lives.
+    """Rows of a buffer, which keep their values while this object lives.
 
     Attributes:
-        buffer: Where they are.
-        dtype: Of its elements.
-        shape: Without padding.
-        filled: Rows that have been computed, padding included.
-        lease: Keeps the buffer from being used for the next batch.
+        buffer: Device memory of the rows.
+        dtype: Dtype of the elements.
+        shape: Shape without padding.
+        filled: Rows that were computed, padding included.
+        lease: Keeps the buffer from being used for another batch.
     """
 
     buffer: DeviceBuffer
@@ -86,12 +84,12 @@ class CudaTensor:
 
 
 class SharedDevice:
-    """What the engines of one bundle share; released when the last of their sessions is closed.
+    """Stream and scratch memory of one bundle's engines; released with their last session.
 
     Attributes:
-        cuda: The device and its stream, on which calls take turns.
-        scratch: Memory for whichever context runs.
-        sessions: Those that are open.
+        cuda: The device, on which calls take turns.
+        scratch: Memory for the context that runs.
+        sessions: The open sessions.
     """
 
     def __init__(self, cuda: CudaDevice, scratch_bytes: int) -> None:
@@ -110,9 +108,13 @@ class SharedDevice:
 class TensorRTSession:
     """One engine with its memory.
 
-    Buffers are allocated once, for the largest batch the engine takes. A call uses one set of them;
-    while a handle to a tensor is held, its set is not used again, and a further call gets another.
-    So there are at most as many sets as threads between their two stages.
+    Buffers are allocated once, for the engine's largest batch. A call uses one set of them. The set
+    is not used again while a handle to one of its tensors lives; the next call gets another. So
+    there are at most as many sets as threads between their two stages.
+
+    Attributes:
+        inputs: The inputs of the graph.
+        outputs: Its outputs.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class TensorRTSession:
 
     @property
     def memory(self) -> str | None:
-        """Where tensors can stay; see `DeviceSession`."""
+        """Library and device; see `DeviceSession.memory`."""
         return f"{self._engine.entry.runtime} cuda:{self._device.ordinal}"
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -163,7 +165,7 @@ class TensorRTSession:
     def run_on_device(
         self, feeds: Mapping[str, Tensor], keep: Collection[str]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Tensor]]:
-        """Compute every output, and leave some where they are; see `DeviceSession`."""
+        """Compute every output; see `DeviceSession.run_on_device`."""
         check_feeds(feeds, self.inputs)
         sizes = _axis_sizes(feeds, self.inputs)
         padded = {axis: self._engine.buckets[axis].padded(size) for axis, size in sizes.items()}
@@ -209,20 +211,20 @@ class TensorRTSession:
         return slot
 
     def _fill(self, slot: _Slot, feeds: Mapping[str, Tensor], padded: Mapping[str, int]) -> None:
-        """Put the inputs in place; rows that pad are copies of the first, and count for nothing."""
+        """Copy the inputs to the slot; rows that pad are copies of the first row."""
         for spec in self.inputs:
             feed, address = feeds[spec.name], slot.buffers[spec.name].address
             shape = _shape(spec, padded)
             if isinstance(feed, CudaTensor):
-                self._take_over(feed, address, shape)
+                self._copy_handle(feed, address, shape)
                 continue
             array, rows = np.asarray(feed), self._staged(spec, shape)
             rows[: len(array)] = array
             rows[len(array) :] = array[0]
             self._device.copy_in(address, rows)
 
-    def _take_over(self, feed: CudaTensor, address: int, shape: tuple[int, ...]) -> None:
-        """Copy what another session left on the device; most often its padding fits too."""
+    def _copy_handle(self, feed: CudaTensor, address: int, shape: tuple[int, ...]) -> None:
+        """Copy a tensor of another session; most often its padding fits too."""
         row_bytes = math.prod(shape[1:]) * feed.dtype.itemsize
         ready = min(feed.filled, shape[0])
         self._device.copy_within(address, feed.buffer.address, ready * row_bytes)
@@ -235,27 +237,21 @@ class TensorRTSession:
             self._device.launch(shaped.recorded)
             return
         self._enqueue(shaped.context)
-        shaped.runs += 1
-        if self._records(shaped):
-            # The first run after a change of shape does work on the host that cannot be recorded.
-            self._device.synchronize()
+        if shaped.has_run:
+            return
+        shaped.has_run = True
+        # The first run after a change of shape does work on the host that cannot be recorded.
+        self._device.synchronize()
+        if self._recording and not self._engine.records_itself:
             shaped.recorded = self._record(shaped.context)
-        if shaped.runs == 1:
-            self._device.synchronize()
-            self._engine.keep_compiled()
-
-    def _records(self, shaped: _Shaped) -> bool:
-        return self._recording and shaped.runs == 1 and not self._engine.records_itself
+        self._engine.keep_compiled()
 
     def _record(self, context: Any) -> CudaGraph | None:
         try:
             return self._device.record(lambda: self._enqueue(context))
         except EngineError as error:
-            warnings.warn(
-                f"{self._engine.entry.file} runs without CUDA graphs: {error.problem}",
-                CudaGraphWarning,
-                stacklevel=2,
-            )
+            name = self._engine.entry.file
+            warn_caller(f"{name} runs without CUDA graphs: {error.problem}", CudaGraphWarning)
             return None
 
     def _enqueue(self, context: Any) -> None:
@@ -263,16 +259,16 @@ class TensorRTSession:
             raise self._engine.failure("failed to run", "See: sacvit-deploy doctor")
 
     def _shaped(self, slot: _Slot, padded: Mapping[str, int]) -> _Shaped:
-        """The context for these sizes: one for all where nothing is recorded, else one for each."""
+        """The context for these sizes: one for each where they are recorded, else one for all."""
         key = tuple(padded.values()) if self._recording else ()
         shaped = slot.contexts.pop(key, None)
         if shaped is None:
             while len(slot.contexts) >= _MOST_RECORDED:
                 del slot.contexts[next(iter(slot.contexts))]
             shaped = _Shaped(self._bound_context(slot))
-        if not (self._recording and shaped.runs):
+        if not (self._recording and shaped.has_run):
             self._set_shapes(shaped.context, padded)
-        slot.contexts[key] = shaped  # behind the others, which were used before
+        slot.contexts[key] = shaped  # the most recently used one is the last
         return shaped
 
     def _bound_context(self, slot: _Slot) -> Any:
@@ -297,7 +293,7 @@ class TensorRTSession:
     def _fetch(
         self, slot: _Slot, specs: list[TensorSpec], sizes: Mapping[str, int]
     ) -> dict[str, NDArray[Any]]:
-        """Copies of the outputs without padding, when all work is done."""
+        """Wait for the work, and copy the outputs without padding."""
         staged = {spec.name: self._staged(spec, _shape(spec, sizes)) for spec in specs}
         for name, rows in staged.items():
             self._device.copy_out(rows, slot.buffers[name].address)
@@ -305,7 +301,7 @@ class TensorRTSession:
         return {name: rows.copy() for name, rows in staged.items()}
 
     def _staged(self, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Page-locked host memory in that shape; what never leaves the device needs none."""
+        """Page-locked host memory in that shape; a tensor that stays on the device needs none."""
         if spec.name not in self._staging:
             self._staging[spec.name] = self._device.pinned(self._bytes[spec.name])
         size = math.prod(shape) * np.dtype(spec.dtype).itemsize
@@ -315,11 +311,11 @@ class TensorRTSession:
 def open_engines(
     bundle: Bundle, plans: Sequence[CheckedPlan], options: SessionOptions
 ) -> dict[Role, TensorRTSession]:
-    """Sessions for the engines of a bundle, which share one stream and one scratch memory.
+    """Open the engines of a bundle, which share one stream and one scratch memory.
 
     Args:
         bundle: Where they are from.
-        plans: One for each role, of one flavour.
+        plans: One for each role, all of one library.
         options: CUDA graphs and batch sizes.
 
     Raises:

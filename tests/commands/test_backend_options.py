@@ -7,7 +7,7 @@ import pytest
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
-from sacvit_deploy.engines import registry
+from sacvit_deploy.engines import compatibility
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.registry import OpenedSessions
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -28,7 +28,7 @@ NOTHING, H200 = (), (Gpu("H200", "9.0", 1 << 37),)
 def bundle(tmp_path, monkeypatch) -> Bundle:
     """With engines for a GPU that is not here."""
     bundle = Workplace.make(tmp_path, monkeypatch, SAC).bundle(selection="host")
-    monkeypatch.setattr(registry, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    monkeypatch.setattr(compatibility, "this_machine", lambda: Machine("linux-x86_64", None, ()))
     return bundle
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
-from sacvit_deploy.engines import registry
+from sacvit_deploy.engines import compatibility
 from sacvit_deploy.engines.machine import Gpu as MachineGpu
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import open_sessions
@@ -51,8 +51,8 @@ class Workplace:
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda(gpu))
         for module in modules.values():
             monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(registry, "this_machine", lambda: HERE)
-        monkeypatch.setattr(registry, "library_cuda", lambda _: None)
+        monkeypatch.setattr(compatibility, "this_machine", lambda: HERE)
+        monkeypatch.setattr(compatibility, "library_cuda", lambda _: None)
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         return cls(folder, gpu, modules)
 

@@ -17,7 +17,7 @@ from sacvit_deploy.bundle import Bundle, publish, update_manifest
 from sacvit_deploy.engines import build, plan
 from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
 from sacvit_deploy.engines.machine import Gpu, Machine
-from sacvit_deploy.engines.tensorrt_library import Flavour
+from sacvit_deploy.engines.tensorrt_library import Library
 from sacvit_deploy.errors import (
     BundleError,
     BundleIntegrityError,
@@ -55,8 +55,8 @@ def quiet(*_: object) -> None:
     pass
 
 
-def request(precision="fp32", runtime="tensorrt-rtx", **options) -> EngineRequest:
-    return EngineRequest(precision, runtime, BuildOptions(**options))
+def request(precision="fp32", backend="tensorrt-rtx", **options) -> EngineRequest:
+    return EngineRequest(precision, backend, BuildOptions(**options))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -84,7 +84,7 @@ def test_every_graph_becomes_an_engine(typed, precision):
 def test_fp32_means_fp32_and_not_tf32():
     options = BuildOptions(compute_capabilities=("8.6",))
     builder = rtx.Builder(rtx.Logger())
-    config = plan._config(Flavour("tensorrt-rtx", rtx), builder, options)
+    config = plan._config(Library("tensorrt-rtx", rtx), builder, options)
     assert not config.get_flag(rtx.BuilderFlag.TF32)
 
 
@@ -339,7 +339,7 @@ def test_without_a_wish_rtx_builds_for_the_gpu_here_or_for_all_recent_ones(typed
     _, entries = build_engines(typed, request(), quiet)
     assert entries[0].compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
     machine(ADA)
-    build_engines_for = build._targets(Flavour("tensorrt-rtx", rtx), BuildOptions(), ADA)
+    build_engines_for = build._targets(Library("tensorrt-rtx", rtx), BuildOptions(), ADA)
     assert build_engines_for == ("8.9",)
 
 
@@ -374,7 +374,7 @@ def test_rtx_says_what_it_does_not_have(typed, option, name):
 def test_tensorrt_that_is_not_installed_is_named(typed, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError, match=r"sacvit-deploy\[tensorrt\]"):
-        build_engines(typed, request(runtime="tensorrt"), quiet)
+        build_engines(typed, request(backend="tensorrt"), quiet)
 
 
 class TestTensorRT:
@@ -382,22 +382,22 @@ class TestTensorRT:
 
     @pytest.fixture(autouse=True)
     def installed(self, monkeypatch):
-        monkeypatch.setattr(build, "load_flavour", lambda name: Flavour(name, rtx))
+        monkeypatch.setattr(build, "load_library", lambda name: Library(name, rtx))
 
     def test_it_needs_the_gpu(self, typed):
         with pytest.raises(EngineError, match=r"shows none\.\n.*--runtime tensorrt-rtx"):
-            build_engines(typed, request(runtime="tensorrt"), quiet)
+            build_engines(typed, request(backend="tensorrt"), quiet)
 
     def test_it_builds_for_that_gpu_only(self, typed, machine):
         machine(ORIN)
         with pytest.raises(EngineError, match=r"GPU of this machine, 8\.7; 8\.6 was asked for"):
-            build_engines(typed, request(runtime="tensorrt", compute_capabilities=("8.6",)), quiet)
+            build_engines(typed, request(backend="tensorrt", compute_capabilities=("8.6",)), quiet)
 
     def test_the_entry_says_where_it_was_built(self, typed, machine, monkeypatch):
         machine(ORIN)
         monkeypatch.setattr(build, "library_cuda", lambda name: None)
         options = {"workspace_mib": 256, "optimization_level": 2}
-        _, entries = build_engines(typed, request(runtime="tensorrt", **options), quiet)
+        _, entries = build_engines(typed, request(backend="tensorrt", **options), quiet)
         entry = entries[0]
         assert (entry.os, entry.cuda_version) == ("linux-aarch64", "12.6")
         assert entry.compute_capabilities == ("8.7",)
@@ -409,7 +409,7 @@ class TestTensorRT:
         machine(ORIN)
         cache = tmp_path / "deep" / "timing.cache"
         for _ in range(2):
-            build_engines(typed, request(runtime="tensorrt", timing_cache=cache), quiet)
+            build_engines(typed, request(backend="tensorrt", timing_cache=cache), quiet)
             assert cache.stat().st_size > 0
         assert [file.name for file in cache.parent.iterdir()] == ["timing.cache"]
 
@@ -421,7 +421,7 @@ class TestTensorRT:
         (tmp_path / "file").touch()
         monkeypatch.setattr(build, "build_plan", None)
         with pytest.raises(EngineError, match=r"cannot be written.*\n.*no engine was built"):
-            build_engines(typed, request(runtime="tensorrt", timing_cache=tmp_path / cache), quiet)
+            build_engines(typed, request(backend="tensorrt", timing_cache=tmp_path / cache), quiet)
 
     @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
     def test_timings_that_cannot_be_kept_after_all_are_one_error(self, typed, machine, tmp_path):
@@ -434,7 +434,7 @@ class TestTensorRT:
                 cache.parent.touch()
 
         with pytest.raises(EngineError, match=r"cannot be written.*\n.*has not been kept"):
-            build_engines(typed, request(runtime="tensorrt", timing_cache=cache), spoil)
+            build_engines(typed, request(backend="tensorrt", timing_cache=cache), spoil)
         assert Bundle.open(typed.path).engines() == ()
 
     def test_a_release_without_an_option_says_so(self, typed, machine, monkeypatch):
@@ -442,7 +442,7 @@ class TestTensorRT:
         monkeypatch.setitem(plan._HARDWARE, "ampere-plus", "HOPPER_PLUS")
         with pytest.raises(EngineError, match=r"no HardwareCompatibilityLevel\.HOPPER_PLUS"):
             build_engines(
-                typed, request(runtime="tensorrt", hardware_compatibility="ampere-plus"), quiet
+                typed, request(backend="tensorrt", hardware_compatibility="ampere-plus"), quiet
             )
 
 

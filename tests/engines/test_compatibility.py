@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from sacvit_deploy.bundle import Bundle, publish, staging_folder
-from sacvit_deploy.engines import registry
+from sacvit_deploy.engines import compatibility
+from sacvit_deploy.engines.compatibility import checked_plan, mismatches
 from sacvit_deploy.engines.machine import Gpu, Machine
-from sacvit_deploy.engines.registry import checked_plan, mismatches
-from sacvit_deploy.engines.tensorrt_library import Flavour
+from sacvit_deploy.engines.tensorrt_library import Library
 from sacvit_deploy.errors import BundleIntegrityError, EngineError, MissingDependencyError
 from tests.fakes import ENGINE
 
@@ -121,8 +121,8 @@ def test_a_hardware_compatible_engine_runs_from_ampere_on(here, fits):
 def built(bundle, monkeypatch) -> Bundle:
     """A bundle with an engine of four bytes, and a TensorRT that must not be given them."""
     module = SimpleNamespace(__version__="10.3.0")
-    monkeypatch.setattr(registry, "load_flavour", lambda name: Flavour(name, module))  # type: ignore[arg-type]
-    monkeypatch.setattr(registry, "library_cuda", lambda name: None)
+    monkeypatch.setattr(compatibility, "load_library", lambda name: Library(name, module))  # type: ignore[arg-type]
+    monkeypatch.setattr(compatibility, "library_cuda", lambda name: None)
     with staging_folder(bundle) as staging:
         (staging / "engines").mkdir()
         (staging / ENGINE.file).write_bytes(b"plan")
@@ -131,8 +131,8 @@ def built(bundle, monkeypatch) -> Bundle:
 
 
 def test_a_plan_that_fits_is_read(built):
-    flavour, content = checked_plan(built, ENGINE, ORIN)
-    assert (flavour.name, content) == ("tensorrt", b"plan")
+    plan = checked_plan(built, ENGINE, ORIN)
+    assert (plan.entry, plan.library.backend, plan.content) == (ENGINE, "tensorrt", b"plan")
 
 
 def test_every_mismatch_is_named_at_once_with_the_command(built):
@@ -166,7 +166,7 @@ def test_a_missing_plan_is_named(built):
         checked_plan(built, ENGINE, ORIN)
 
 
-def test_a_flavour_that_is_not_installed_is_named_first(built, monkeypatch):
+def test_a_library_that_is_not_installed_is_named_first(built, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError, match="tensorrt"):

@@ -7,24 +7,27 @@ import threading
 import pytest
 
 from sacvit_deploy.engines.plan import Progress, cancelled_by_ctrl_c
-from sacvit_deploy.engines.tensorrt_library import BuildLog
+
+
+def telling(on_progress) -> Progress:
+    return Progress(on_progress, threading.Event())
 
 
 def walk(progress: Progress) -> None:
-    """Two steps; in the place of the first, a phase of four."""
-    progress.start("all", None, 2)
-    progress.start("inner", "all", 4)
-    progress.step("inner", 0)
-    progress.step("inner", 1)
-    progress.finish("inner")
-    progress.step("all", 0)
-    progress.step("all", 1)
-    progress.finish("all")
+    """Two steps, the first of which is a phase of four."""
+    progress.phase_start("all", None, 2)
+    progress.phase_start("inner", "all", 4)
+    progress.step_complete("inner", 0)
+    progress.step_complete("inner", 1)
+    progress.phase_finish("inner")
+    progress.step_complete("all", 0)
+    progress.step_complete("all", 1)
+    progress.phase_finish("all")
 
 
 def test_a_phase_inside_is_part_of_a_step():
     told: list[tuple[float, str]] = []
-    walk(Progress(lambda share, phase: told.append((share, phase))))
+    walk(telling(lambda share, phase: told.append((share, phase))))
     assert told == [
         (0, "all"),
         (0, "inner"),
@@ -37,12 +40,12 @@ def test_a_phase_inside_is_part_of_a_step():
 
 def test_the_share_never_falls_nor_passes_one():
     told: list[float] = []
-    progress = Progress(lambda share, _: told.append(share))
+    progress = telling(lambda share, _: told.append(share))
     walk(progress)
     walk(progress)  # a library may well announce the same phases again
-    progress.step("never announced", 3)
-    progress.start("empty", None, 0)
-    progress.step("empty", 5)
+    progress.step_complete("never announced", 3)
+    progress.phase_start("empty", None, 0)
+    progress.step_complete("empty", 5)
     assert told == sorted(told)
     assert max(told) == 1
 
@@ -51,15 +54,19 @@ def test_what_a_listener_raises_is_kept():
     def fail(*_):
         raise ValueError("no")
 
-    progress = Progress(fail)
-    progress.start("all", None, 1)
+    progress = telling(fail)
+    progress.phase_start("all", None, 1)
     assert isinstance(progress.failure, ValueError)
 
 
-def test_errors_are_found_among_the_lines():
-    log = BuildLog([("INFO", "a"), ("ERROR", "b"), ("WARNING", "c"), ("INTERNAL_ERROR", "d")])
-    assert log.errors == ["b", "d"]
-    assert log.text.splitlines()[1] == "[ERROR] b"
+def test_a_build_is_stopped_by_an_event_and_by_a_failure():
+    cancelled = threading.Event()
+    progress = Progress(lambda *_: None, cancelled)
+    assert progress.step_complete("all", 0)
+    cancelled.set()
+    assert not progress.step_complete("all", 1)
+    failing = telling(lambda *_: 1 / 0)
+    assert not failing.step_complete("all", 0)
 
 
 def test_ctrl_c_waits_for_the_end_of_the_block():

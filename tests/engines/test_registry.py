@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 import sacvit_deploy
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines import registry
+from sacvit_deploy.engines import compatibility, registry
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import EngineWarning, backends, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.errors import (
     BundleError,
     BundleIntegrityError,
+    ConfigError,
     EngineError,
     MissingDependencyError,
 )
@@ -45,11 +48,11 @@ def test_an_unknown_backend_is_refused(bundle) -> None:
         open_sessions(bundle, backend="openvino")
 
 
-def test_a_missing_runtime_is_named_when_asked_for(bundle, monkeypatch) -> None:
+def test_a_missing_backend_is_named_when_asked_for(bundle, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match="onnxruntime"):
         open_sessions(bundle, backend="onnxruntime")
-    with pytest.raises(EngineError, match=r"No runtime can run(.|\n)*onnxruntime: Running"):
+    with pytest.raises(EngineError, match=r"No backend can run(.|\n)*onnxruntime: Running"):
         open_sessions(bundle)
 
 
@@ -76,7 +79,7 @@ def test_auto_takes_the_engines_of_this_machine(workplace, runtime) -> None:
 
 def test_an_engine_of_another_machine_is_skipped_without_a_warning(workplace, monkeypatch) -> None:
     bundle = workplace.bundle(selection="host")
-    monkeypatch.setattr(registry, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    monkeypatch.setattr(compatibility, "this_machine", lambda: Machine("linux-x86_64", None, ()))
     opened = open_sessions(bundle)
     assert opened.backend == "onnxruntime"
     assert "built for compute capability 8.6" in opened.skipped["tensorrt"]
@@ -152,3 +155,55 @@ def test_a_pipeline_keeps_to_the_batch_of_its_engines(workplace) -> None:
     assert [r.to_dict() for r in results] == [r.to_dict() for r in streamed]
     with pytest.raises(EngineError, match="batch of 9"):
         pipeline(pictures, batch_size=9)
+
+
+_FIRST_RESULT = """
+import sys
+import numpy as np
+import sacvit_deploy
+
+pipeline = sacvit_deploy.load(sys.argv[1], eta=1)
+result = pipeline(np.zeros((40, 50, 3), np.uint8))
+assert result.stage == "refine", result
+heavy = {"torch", "onnx", "onnxscript", "onnx_graphsurgeon", "safetensors"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("eta", [None, 0.0, 1.0])
+def test_load_gives_a_pipeline(bundle, eta) -> None:
+    pipeline = sacvit_deploy.load(bundle.path, eta=eta, threads=1, providers=["CPU"])
+    assert pipeline.eta == (0.5 if eta is None else eta)
+    pictures = random_pictures(6)
+    results = pipeline(pictures, batch_size=4)
+    assert [result.label for result in results] == ["class 6"] * 6
+    singles = [pipeline(picture).probability for picture in pictures]
+    np.testing.assert_allclose([result.probability for result in results], singles, rtol=1e-6)
+    streamed = [result.label for result in pipeline.stream(pictures, batch_size=4)]
+    assert streamed == ["class 6"] * 6
+
+
+def test_the_first_result_comes_soon_and_without_the_offline_half(bundle) -> None:
+    command = [sys.executable, "-c", _FIRST_RESULT, str(bundle.path)]
+    seconds = []
+    for _ in range(2):  # the first start may have to read the libraries from a cold disk
+        start = time.perf_counter()
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - start)
+        assert run.returncode == 0, run.stderr
+    assert min(seconds) < 2
+
+
+def test_mistakes_are_found_before_anything_is_loaded(bundle, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="eta"):
+        sacvit_deploy.load(bundle.path, eta=2)
+    with pytest.raises(BundleError, match="no such folder"):
+        sacvit_deploy.load(tmp_path / "none")
+
+
+def test_public_names_exist() -> None:
+    for name in sacvit_deploy.__all__:
+        assert getattr(sacvit_deploy, name) is not None
+        assert name in dir(sacvit_deploy)
+    with pytest.raises(AttributeError, match="no attribute 'magic'"):
+        sacvit_deploy.magic  # noqa: B018

@@ -1,4 +1,4 @@
-"""Every attribute of TensorRT that is used exists in both flavours.
+"""Every attribute of TensorRT that is used exists in both libraries.
 
 The installed TensorRT-RTX is asked itself. TensorRT cannot be installed without its libraries of
 several gigabytes, so its published type stubs are read; `make test` puts them beside the packages.
@@ -38,7 +38,7 @@ CLASSES = {
     "tensor": "ITensor",
     "trt_layer": "ILayer",
 }
-# Used only behind `Flavour.is_rtx`.
+# Used only behind `Library.is_rtx`.
 ONLY_RTX = {
     "ComputeCapability",
     "IBuilderConfig.num_compute_capabilities",

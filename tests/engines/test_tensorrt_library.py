@@ -10,10 +10,11 @@ import pytest
 
 from sacvit_deploy.engines import machine, tensorrt_library
 from sacvit_deploy.engines.tensorrt_library import (
-    Flavour,
-    default_runtime,
+    Library,
+    LibraryLog,
+    default_backend,
     library_cuda,
-    load_flavour,
+    load_library,
     version_numbers,
 )
 from sacvit_deploy.errors import EngineError, MissingDependencyError
@@ -48,11 +49,11 @@ def jetson(monkeypatch, tmp_path):
         ("tensorrt-rtx", "1.4.0.76", "TensorRT-RTX"),
     ],
 )
-def test_a_recent_flavour_is_loaded(install, runtime, version, label):
+def test_a_recent_library_is_loaded(install, runtime, version, label):
     install(runtime.replace("-", "_"), version)
-    flavour = load_flavour(runtime)
-    assert (flavour.name, flavour.version, flavour.label) == (runtime, version, label)
-    assert flavour.is_rtx is (runtime == "tensorrt-rtx")
+    library = load_library(runtime)
+    assert (library.backend, library.version, library.label) == (runtime, version, label)
+    assert library.is_rtx is (runtime == "tensorrt-rtx")
 
 
 @pytest.mark.parametrize(
@@ -63,23 +64,23 @@ def test_a_recent_flavour_is_loaded(install, runtime, version, label):
         ("tensorrt-rtx", "1.0.0", "--upgrade tensorrt-rtx"),
     ],
 )
-def test_an_old_flavour_is_refused_in_one_error(install, runtime, version, fix):
+def test_an_old_library_is_refused_in_one_error(install, runtime, version, fix):
     install(runtime.replace("-", "_"), version)
     with pytest.raises(EngineError, match=f"{version} is installed; .* or later") as refused:
-        load_flavour(runtime)
+        load_library(runtime)
     assert fix in refused.value.fix
 
 
-def test_a_missing_flavour_names_the_extra(install):
+def test_a_missing_library_names_the_extra(install):
     install("tensorrt", None)
     with pytest.raises(MissingDependencyError, match=r"sacvit-deploy\[tensorrt\]"):
-        load_flavour("tensorrt")
+        load_library("tensorrt")
 
 
 def test_on_a_jetson_it_names_jetpack(install, jetson):
     install("tensorrt", None)
     with pytest.raises(MissingDependencyError, match="sudo apt install python3-libnvinfer"):
-        load_flavour("tensorrt")
+        load_library("tensorrt")
 
 
 def test_stubs_alone_are_not_the_library(tmp_path, monkeypatch):
@@ -88,7 +89,7 @@ def test_stubs_alone_are_not_the_library(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(MissingDependencyError, match="type stubs only"):
-        load_flavour("tensorrt-rtx")
+        load_library("tensorrt-rtx")
 
 
 def test_a_library_that_does_not_load_is_no_traceback(monkeypatch):
@@ -97,7 +98,7 @@ def test_a_library_that_does_not_load_is_no_traceback(monkeypatch):
 
     monkeypatch.setattr(tensorrt_library, "require", broken)
     with pytest.raises(EngineError, match=r"cannot be loaded: libnvinfer.*\n.*doctor"):
-        load_flavour("tensorrt")
+        load_library("tensorrt")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_library_that_does_not_load_is_no_traceback(monkeypatch):
 def test_the_default_is_the_one_installed(monkeypatch, present, wanted):
     spec = ModuleSpec("library", None, origin="library/__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name in present else None)
-    assert default_runtime() == wanted
+    assert default_backend() == wanted
 
 
 def test_a_mere_folder_of_that_name_is_no_library(monkeypatch, tmp_path):
@@ -120,13 +121,13 @@ def test_a_mere_folder_of_that_name_is_no_library(monkeypatch, tmp_path):
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert default_runtime() == "tensorrt-rtx"
+    assert default_backend() == "tensorrt-rtx"
 
 
 def test_without_any_both_are_offered(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"\[tensorrt\].*\[tensorrt-rtx\]"):
-        default_runtime()
+        default_backend()
 
 
 def test_version_numbers_compare_as_numbers():
@@ -143,4 +144,10 @@ def test_the_wheel_says_which_cuda():
 def test_a_library_of_the_system_does_not_say(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "distributions", list)
     assert library_cuda("tensorrt") is None
-    assert Flavour("tensorrt", ModuleType("tensorrt")).label == "TensorRT"
+    assert Library("tensorrt", ModuleType("tensorrt")).label == "TensorRT"
+
+
+def test_errors_are_found_among_the_lines():
+    log = LibraryLog([("INFO", "a"), ("ERROR", "b"), ("WARNING", "c"), ("INTERNAL_ERROR", "d")])
+    assert log.errors == ["b", "d"]
+    assert log.text.splitlines()[1] == "[ERROR] b"

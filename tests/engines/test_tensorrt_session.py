@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines import registry
 from sacvit_deploy.engines.session import SessionOptions, sharing_memory
-from sacvit_deploy.engines.tensorrt_engine import CacheWarning
 from sacvit_deploy.engines.tensorrt_session import CudaGraphWarning
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 from sacvit_deploy.spec import COARSE_EMBEDDINGS, COARSE_FEATURES, IMAGE, LOGITS, SCORE
@@ -158,48 +156,6 @@ def test_an_engine_that_cannot_be_recorded_still_runs(workplace) -> None:
     assert workplace.gpu.launches == 0
 
 
-def test_rtx_records_by_itself_and_keeps_what_it_compiled(workplace) -> None:
-    bundle = workplace.bundle("tensorrt-rtx")
-    opened = workplace.open(bundle, "tensorrt-rtx")
-    settings = workplace.library("tensorrt-rtx").settings[0]
-    assert settings.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-    assert settings.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
-    opened.sessions["early_exit"].run({IMAGE: random_images(3)})
-    assert workplace.gpu.launches == 0
-    (cache,) = (workplace.folder / "cache").rglob("early_exit.*.rtx-cache")
-    assert cache.read_bytes() == b"kernels"
-    cache.write_bytes(b"kernels and more")
-    again = workplace.open(bundle, "tensorrt-rtx")
-    assert workplace.library("tensorrt-rtx").settings[2]._cache.serialize() == b"kernels and more"
-    again.sessions["early_exit"].run({IMAGE: random_images(3)})
-    assert list(cache.parent.iterdir()) == [cache]
-
-
-@pytest.mark.parametrize("content", [b"", b"of another machine"])
-def test_a_cache_that_does_not_fit_is_written_anew(workplace, content) -> None:
-    bundle = workplace.bundle("tensorrt-rtx")
-    workplace.open(bundle, "tensorrt-rtx").sessions["early_exit"].run({IMAGE: random_images(1)})
-    (cache,) = (workplace.folder / "cache").rglob("early_exit.*.rtx-cache")
-    cache.write_bytes(content)
-    workplace.open(bundle, "tensorrt-rtx").sessions["early_exit"].run({IMAGE: random_images(1)})
-    assert cache.read_bytes() == b"kernels"
-
-
-def test_a_cache_that_cannot_be_written_is_no_failure(workplace) -> None:
-    (workplace.folder / "cache").write_text("a file where the folder should be")
-    session = early_exit(workplace, "tensorrt-rtx")
-    with pytest.warns(CacheWarning, match="compiled again at the next start"):
-        session.run({IMAGE: random_images(1)})
-
-
-def test_a_cache_that_the_library_does_not_hand_out_is_no_failure(workplace, monkeypatch) -> None:
-    monkeypatch.setattr("tests.engines.fake_tensorrt.IRuntimeCache.serialize", lambda _: None)
-    session = early_exit(workplace, "tensorrt-rtx")
-    with pytest.warns(CacheWarning, match="does not hand them out"):
-        session.run({IMAGE: random_images(1)})
-    assert not list(workplace.folder.rglob("*.rtx-cache"))
-
-
 def test_too_large_a_batch_is_refused_and_the_next_one_is_not(workplace, runtime) -> None:
     session = early_exit(workplace, runtime)
     with pytest.raises(EngineError, match=r"batch of 9 .* takes 1 to 8\.\n.*--batch 1:8:9"):
@@ -281,26 +237,6 @@ def test_sessions_of_one_bundle_share_memory_and_of_two_runtimes_do_not(workplac
     assert sharing_memory(one["early_exit"], FakeSession(SAC, "refine")) is None
 
 
-def test_a_truncated_plan_says_what_the_library_says(workplace, runtime, monkeypatch) -> None:
-    whole = registry.checked_plan
-
-    def truncated(*arguments):
-        flavour, plan = whole(*arguments)
-        return flavour, plan[:20]
-
-    monkeypatch.setattr(registry, "checked_plan", truncated)
-    with pytest.raises(EngineError, match=r"the 20 bytes of .*ends too early\.\n.*build-engine"):
-        workplace.open(workplace.bundle(runtime), runtime)
-
-
-def test_a_plan_of_another_graph_is_refused(workplace) -> None:
-    bundle = workplace.bundle(plan={"tensors": [[IMAGE, "float32", ["batch", 3, 8, 8], "INPUT"]]})
-    with pytest.raises(
-        EngineError, match=r"not built from the bundle's ee\.onnx: .*coarse_features"
-    ):
-        workplace.open(bundle)
-
-
 def test_too_little_memory_is_said_in_numbers(workplace) -> None:
     workplace.gpu.capacity = 1 << 16
     with pytest.raises(EngineError, match=r"no 0\.\d MiB left \(.* MiB free\)\.\n.*--batch"):
@@ -344,22 +280,6 @@ def test_cuda_python_is_asked_for_by_name(workplace, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(MissingDependencyError, match="pip install 'cuda-python"):
         workplace.open(workplace.bundle())
-
-
-@pytest.mark.parametrize("allowed", [True, False])
-def test_code_in_a_plan_runs_only_where_it_was_built_so(workplace, monkeypatch, allowed) -> None:
-    made = []
-    module = workplace.modules["tensorrt"]
-    runtime = module.Runtime
-
-    def make(logger):
-        made.append(runtime(logger))
-        return made[-1]
-
-    monkeypatch.setattr(module, "Runtime", make)
-    flags = {"version_compatible": True} if allowed else {}
-    workplace.open(workplace.bundle(entry={"flags": flags}))
-    assert [r.engine_host_code_allowed for r in made] == [allowed] * 2
 
 
 @pytest.mark.parametrize("options", [None, PLAIN], ids=["graphs", "plain"])
