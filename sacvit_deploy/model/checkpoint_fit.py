@@ -133,7 +133,7 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
         raise CheckpointError(
             f"{source} holds NaN or infinite weights in {len(broken)} of {len(tensors)} tensors: "
             f"{_list_keys(broken)}.",
-            "Its training diverged, or the file is damaged: take an earlier checkpoint.",
+            "Its training diverged, or the file is damaged: use an earlier checkpoint.",
         )
 
 
@@ -143,7 +143,7 @@ def _refuse_distilled(tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             "These are the weights of a distilled DeiT, which has a second class token and head "
             f"that this network lacks: {', '.join(found)}.",
-            "Take the undistilled weights of the same size (deit_*, not deit_*_distilled): without "
+            "Use the undistilled weights of the same size (deit_*, not deit_*_distilled): without "
             "its second token a distilled network is a worse one.",
         )
 

@@ -211,28 +211,9 @@ class TrainConfig:
         check_field(self.seed >= 0, "seed", self.seed, "0 or more")
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping, paths as text."""
+        """Encode the configuration as plain data for JSON, with paths as text."""
         values: dict[str, Any] = encode(self)
         return values
-
-
-_IN_RANGE: dict[str, Callable[[float], bool]] = {
-    "positive": lambda value: value > 0,
-    "0 or more": lambda value: value >= 0,
-    "1 or more": lambda value: value >= 1,
-    "in (0, 1]": lambda value: 0 < value <= 1,
-    "in [0, 1)": lambda value: 0 <= value < 1,
-    "in [0, 1]": lambda value: 0 <= value <= 1,
-    "in [0, 10]": lambda value: 0 <= value <= 10,
-}
-
-
-def _check(part: object, wanted: str, *names: str) -> None:
-    """Refuse a part of the configuration with a field outside a range of `_IN_RANGE`."""
-    section = type(part).__name__.removesuffix("Config").lower()
-    for name in names:
-        value = getattr(part, name)
-        check_field(_IN_RANGE[wanted](value), f"{section}.{name}", value, wanted)
 
 
 def read_train_config(path: Path) -> TrainConfig:
@@ -267,8 +248,27 @@ def train_config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     return decode(TrainConfig, fields, refuse_unknown=True)
 
 
+_IN_RANGE: dict[str, Callable[[float], bool]] = {
+    "positive": lambda value: value > 0,
+    "0 or more": lambda value: value >= 0,
+    "1 or more": lambda value: value >= 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in [0, 10]": lambda value: 0 <= value <= 10,
+}
+
+
+def _check(part: object, wanted: str, *names: str) -> None:
+    """Refuse a part of the configuration with a field outside a range of `_IN_RANGE`."""
+    section = type(part).__name__.removesuffix("Config").lower()
+    for name in names:
+        value = getattr(part, name)
+        check_field(_IN_RANGE[wanted](value), f"{section}.{name}", value, wanted)
+
+
 def _model(values: object) -> ModelConfig:
-    """The preset that is named, with other keys changed."""
+    """Build the configuration of a preset with changed fields."""
     if not isinstance(values, dict):
         raise ConfigError(f"model is {values!r}.", "Write a [model] section.")
     fields = {str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
