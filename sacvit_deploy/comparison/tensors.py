@@ -149,7 +149,7 @@ def reference_tensors(network: Network, pixels: NDArray[np.uint8]) -> ReferenceT
     Unlike the scheduler it lets NaN and infinity pass: the question is in which tensor they are.
 
     Args:
-        network: Of one or two stages.
+        network: Trusted network, with one or two stages.
         pixels: (B, 3, H, W), cropped to its input size.
 
     Raises:
