@@ -7,15 +7,15 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 .PHONY: help demo test check pytest format clean
 
-help:  ## Say what there is
+help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(VENV)/demo.stamp  ## Classify the pictures that come with the project, with the network that does
+demo: $(VENV)/demo.stamp  ## Classify the sample pictures with the demo network
 	$(BIN)/sacvit-deploy demo
 
 test: check pytest  ## Run every check: lint, format, types, layers, tests
 
-check: $(VENV)/test.stamp  ## Run the checks that do not run the code
+check: $(VENV)/test.stamp  ## Run the static checks: lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -24,7 +24,7 @@ check: $(VENV)/test.stamp  ## Run the checks that do not run the code
 pytest: $(VENV)/test.stamp  ## Run the tests, a process for each core; choose some with ARGS='-m "not slow"'
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-format: $(VENV)/test.stamp  ## Format the code and mend what ruff can mend
+format: $(VENV)/test.stamp  ## Format the code, and apply the fixes of ruff
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
@@ -39,7 +39,7 @@ $(VENV)/%.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '$(PACKAGE)'
 	touch $@
 
-# Types of TensorRT 10, to compare the code with; the library itself is several gigabytes large.
+# Type stubs of TensorRT 10, to check the code against; the library itself has several gigabytes.
 $(VENV)/stubs: | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt \
 		--target $@ tensorrt-stubs
