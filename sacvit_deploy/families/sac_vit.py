@@ -6,31 +6,12 @@ of it is published; those of its sibling CF-ViT show the layout to expect.
 
 from __future__ import annotations
 
-from sacvit_deploy.families.family import Family
-from sacvit_deploy.families.two_stage import (
-    PUBLISHED_NAMES,
-    TWO_STAGE_MODEL,
-    TWO_STAGE_VIEW,
-    TwoStageConfig,
-    check_two_stage,
-    two_stage_layers,
-    two_stage_macs,
-    two_stage_presets,
-    two_stage_tensors,
-)
+from sacvit_deploy.families.two_stage import TwoStageConfig, two_stage_family
 
-_STAGES = TwoStageConfig()
-
-SAC_VIT = Family(
+SAC_VIT = two_stage_family(
     name="sac_vit",
     title="SAC-ViT",
-    presets=two_stage_presets("sac_", _STAGES),
+    prefix="sac_",
+    stages=TwoStageConfig(),
     files={"early_exit": "ee.onnx", "refine": "sac.onnx"},
-    check=check_two_stage,
-    tensors=two_stage_tensors,
-    macs=two_stage_macs,
-    layers=two_stage_layers,
-    model=TWO_STAGE_MODEL,
-    view=TWO_STAGE_VIEW,
-    checkpoint_names=PUBLISHED_NAMES,
 )

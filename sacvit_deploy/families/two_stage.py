@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sacvit_deploy.decode import check_field, check_types
+from sacvit_deploy.families.family import Family
 from sacvit_deploy.families.vit import (
     block_layers,
     body_macs,
@@ -37,7 +38,7 @@ from sacvit_deploy.spec import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.families.family import Attention, Tensors
@@ -47,16 +48,13 @@ if TYPE_CHECKING:
 _COUNT_SLACK = 1e-9
 _FUSION_LAYERS = ("fusion.norm", "fusion.mlp.fc1", "fusion.mlp.fc2")
 
-PUBLISHED_NAMES = {
+_PUBLISHED_NAMES = {
     "pos_embed_list.0": "pos_embed_coarse",
     "pos_embed_list.1": "pos_embed_fine",
     "reuse_block.0.": "fusion.norm.",
     "reuse_block.1.": "fusion.mlp.",
 }
 """Prefixes of tensor names in the checkpoints of CF-ViT and LF-ViT, and what they are here."""
-
-TWO_STAGE_MODEL = "sacvit_deploy.model.two_stage:TwoStageViT"
-TWO_STAGE_VIEW = "sacvit_deploy.model.views:two_stage_view"
 
 
 @dataclass(frozen=True)
@@ -111,14 +109,36 @@ class TwoStageConfig:
         return math.ceil(product - _COUNT_SLACK)
 
 
-def two_stage_presets(prefix: str, stages: TwoStageConfig) -> dict[str, dict[str, Any]]:
-    """Every DeiT body and the demo's, in two stages."""
+def two_stage_family(
+    name: str, title: str, prefix: str, stages: TwoStageConfig, files: Mapping[Role, str]
+) -> Family:
+    """Describe a family on the DeiT body that `TwoStageConfig` alone sets apart.
+
+    Args:
+        name: Name in configurations and bundles.
+        title: Name in its paper.
+        prefix: Start of its presets' names.
+        stages: Its configuration of the stages.
+        files: File name of each graph.
+    """
     # Of the demo's five blocks the last three: the share of DeiT's that counts.
     demo = dataclasses.replace(stages, score_first_block=2)
-    return {
-        **{name: {**body, "two_stage": stages} for name, body in deit_presets(prefix).items()},
-        **{name: {**body, "two_stage": demo} for name, body in demo_preset(prefix).items()},
-    }
+    return Family(
+        name=name,
+        title=title,
+        presets={
+            **{key: {**body, "two_stage": stages} for key, body in deit_presets(prefix).items()},
+            **{key: {**body, "two_stage": demo} for key, body in demo_preset(prefix).items()},
+        },
+        files=files,
+        check=check_two_stage,
+        tensors=two_stage_tensors,
+        macs=two_stage_macs,
+        layers=two_stage_layers,
+        model="sacvit_deploy.model.two_stage:TwoStageViT",
+        view="sacvit_deploy.model.views:two_stage_view",
+        checkpoint_names=_PUBLISHED_NAMES,
+    )
 
 
 def check_two_stage(config: ModelConfig) -> None:
