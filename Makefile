@@ -33,7 +33,7 @@ clean:  ## Remove the environment, caches and what the demo wrote
 	find sacvit_deploy tests -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/demo.stamp: PACKAGE := .
-$(VENV)/test.stamp: PACKAGE := .[dev,export,tensorrt-rtx,train,viz]
+$(VENV)/test.stamp: PACKAGE := .[dev,export,tensorrt-rtx,train]
 $(VENV)/test.stamp: | $(VENV)/stubs
 $(VENV)/%.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '$(PACKAGE)'

@@ -25,7 +25,6 @@ _EXTRA_OF = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "tensorrt",
-    "matplotlib": "viz",
     "pytriton": "triton",
     "tensorboard": "train",
     "tomli": "train",

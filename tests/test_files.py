@@ -322,6 +322,20 @@ def test_a_check_leaves_nothing(tmp_path):
     assert (tmp_path / "old.txt").read_text() == "old"
 
 
+def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path, monkeypatch):
+    file = tmp_path / "report.html"
+    write_output(file, "first")
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(ConfigError, match="disk full"):
+        write_output(file, "second")
+    assert file.read_text() == "first"
+    assert names(tmp_path) == {"report.html"}
+
+
 @pytest.mark.parametrize("name", [".", "none/new.txt"])
 def test_what_cannot_be_written_is_told(tmp_path, name):
     for refused in (check_writable, lambda file: write_whole(file, "content")):

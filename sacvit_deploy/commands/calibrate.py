@@ -14,7 +14,8 @@ from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.evaluation.class_names import read_class_names
 from sacvit_deploy.evaluation.exit_calibration import CalibrationRequest, calibrate_bundle
 from sacvit_deploy.evaluation.exit_threshold import GOAL_KINDS, ExitGoal, ThresholdSearch
-from sacvit_deploy.visualize.charts import check_plot_file, write_exit_curve
+from sacvit_deploy.visualize.canvas import check_drawing_file
+from sacvit_deploy.visualize.charts import exit_curve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,7 +126,7 @@ def command(bundle: Path, data: Path, **chosen: Any) -> None:
     request = _request(chosen)
     plot = chosen["plot"]
     if plot:
-        check_plot_file(plot)
+        check_drawing_file(plot)
     with options.progress_bar() as draw:
         found = calibrate_bundle(
             bundle,
@@ -135,7 +136,7 @@ def command(bundle: Path, data: Path, **chosen: Any) -> None:
             lambda pipeline: tell_passed_over(pipeline, request.backend),
         )
     if plot:
-        write_exit_curve(found, plot)
+        exit_curve(found).save(plot)
     for warning in found.calibration.warnings:
         click.echo(f"Warning: {warning}", err=True)
     if chosen["as_json"]:

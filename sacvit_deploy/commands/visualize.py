@@ -9,7 +9,8 @@ import click
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.run import echo_results
 from sacvit_deploy.runtime.pipeline import load
-from sacvit_deploy.visualize.token_map import check_sheet_file, token_map
+from sacvit_deploy.visualize.canvas import check_drawing_file
+from sacvit_deploy.visualize.token_map import token_map
 
 
 @click.command("visualize")
@@ -44,7 +45,7 @@ def command(  # noqa: PLR0913  one parameter an option
     Example:
       sacvit-deploy visualize bundle cat.jpg dog.jpg -o tokens.png
     """
-    check_sheet_file(output)
+    check_drawing_file(output)
     pipeline = load(bundle, eta=eta)
     drawn = token_map(pipeline, images, scores=scores, columns=columns)
     drawn.save(output)

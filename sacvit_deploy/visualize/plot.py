@@ -1,27 +1,32 @@
-"""A chart as a piece of SVG that takes its colours from the page around it.
+"""A chart with two axes.
 
-Written here rather than with a plotting library because a report is to be small, to follow the
-reader's light or dark setting, and to need nothing installed on a board.
+Drawn here and not with a plotting library: a report follows the reader's light or dark setting, and
+needs nothing installed on a board.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
+from sacvit_deploy.visualize.canvas import Drawing, Ink, Pen, Type, text_width, wrapped
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    Point = tuple[float, float]
+    from sacvit_deploy.visualize.canvas import Box, Canvas, Colour, Point
 
-
-_WIDTH, _HEIGHT = 520, 350
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 24, 14, 50
+_LEFT, _RIGHT, _TOP = 62, 496, 14
+_WIDTH, _HEIGHT, _BELOW = 520, 286, 50
+_HEADING_LINE, _LABEL_LINE = 20, 16
 _MOST_STEPS = 6
-_LETTER, _LINE = 6.8, 16
 _STEPS = (1, 2, 2.5, 5, 10)
+_RADIUS, _RIM, _CAP = 4.5, 2.0, 4.0
+_TITLE, _HEADING, _BODY = Type(13, "ink", "middle"), Type(16, "ink"), Type(13, "quiet")
+_TICK_X, _TICK_Y = Type(12, "quiet", "middle"), Type(12, "quiet", "end")
+_LABEL = Type(12, "ink", halo=True)
+_RULE = Pen("ink", 1.5, dashed=True)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Axis:
     """One axis of a chart.
 
     Attributes:
-        title: What it shows, with the unit.
+        title: Quantity and unit.
         low: Smallest value.
         high: Largest value, above `low`.
         percent: Write 0.5 as 50 %.
@@ -42,7 +47,7 @@ class Axis:
 
     @classmethod
     def around(cls, title: str, values: Sequence[float], *, percent: bool = False) -> Axis:
-        """An axis with room for some values and a little more, that ends at round numbers."""
+        """An axis that ends at round numbers, a little beyond some values of 0 or more."""
         low, high = min(values), max(values)
         room = (high - low or abs(high) or 1) * 0.06
         step = _step(low - room, high + room)
@@ -64,138 +69,143 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """What is written at a point.
+    """Text at a point.
 
     Attributes:
-        name: Beside it.
-        tip: Where the pointer rests on it.
-        above: Write the name above the point and not below it.
+        name: Written beside it.
+        tip: Shown where the pointer rests on it.
+        above: Write the name above the point rather than below it.
     """
 
     name: str
-    tip: str
+    tip: str = ""
     above: bool = False
 
 
-class Plot:
-    """A chart that is drawn element by element, the later over the earlier.
+class Plot(Drawing):
+    """A chart to which elements are added, in the units of its axes.
 
-    Colours are names of classes that the page defines: `early`, `late`, `mix`, `other`.
+    Later elements cover earlier ones; names lie over all lines, and points over all names.
     """
 
-    def __init__(self, x: Axis, y: Axis, description: str) -> None:
-        """Draw the axes.
+    def __init__(self, x: Axis, y: Axis, title: str, heading: Sequence[str] = ()) -> None:
+        """Begin with empty axes.
 
         Args:
             x: To the right.
             y: Upwards.
-            description: For those who cannot see the chart.
+            title: The chart in words, for readers who cannot see it.
+            heading: Lines above the axes, the first in larger letters.
         """
+        self.title = title
         self._x, self._y = x, y
-        self._description = description
-        self._parts: list[str] = []
-        # Over everything else, labels too.
-        self._dots: list[str] = []
-        self._taken: list[tuple[float, float, float]] = []
-        self._axes()
+        self._heading = [line for text in heading for line in wrapped(text, 14, _WIDTH - 2 * _TOP)]
+        self._top = _TOP + _HEADING_LINE * len(self._heading) + (_TOP if heading else 0)
+        self._bottom = self._top + _HEIGHT
+        self._shapes: list[Callable[[Canvas], None]] = []
+        self._names: list[tuple[str, float, list[float]]] = []
+        self._dots: list[tuple[Point, Colour, Mark]] = []
 
-    def area(self, lower: Sequence[Point], upper: Sequence[Point], colour: str) -> None:
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in units."""
+        return _WIDTH, self._bottom + _BELOW
+
+    def area(self, lower: Sequence[Point], upper: Sequence[Point], ink: Ink) -> None:
         """Fill the space between two lines."""
-        outline = [*upper, *reversed(lower)]
-        self._parts.append(f'<polygon class="area {colour}" points="{self._path(outline)}"/>')
+        outline = [self._place(at) for at in (*upper, *reversed(lower))]
+        self._shapes.append(lambda canvas: canvas.area(outline, ink))
 
-    def line(self, points: Sequence[Point], colour: str) -> None:
+    def line(self, points: Sequence[Point], pen: Pen) -> None:
         """Join points."""
-        self._parts.append(f'<polyline class="line {colour}" points="{self._path(points)}"/>')
+        placed = [self._place(at) for at in points]
+        self._shapes.append(lambda canvas: canvas.line(placed, pen))
 
-    def bar(self, left: float, right: float, height: float, colour: str, tip: str) -> None:
-        """A bar from the bottom of the chart."""
-        x, x_end = self._px(left), self._px(right)
-        y, bottom = self._py(height), self._py(self._y.low)
-        self._parts.append(
-            f'<rect class="bar {colour}" x="{x + 1:.1f}" y="{y:.1f}" '
-            f'width="{max(0.0, x_end - x - 2):.1f}" height="{bottom - y:.1f}">'
-            f"<title>{escape(tip)}</title></rect>"
-        )
+    def bar(self, left: float, right: float, height: float, ink: Ink, tip: str) -> None:
+        """Fill a bar from the bottom of the chart."""
+        (x, y), (end, bottom) = self._place((left, height)), self._place((right, self._y.low))
+        self._shapes.append(lambda canvas: canvas.fill((x + 1, y, end - 1, bottom), ink, tip))
 
-    def dot(self, at: Point, colour: str, mark: Mark) -> None:
+    def interval(self, xs: Point, ys: Point, at: Point, colour: Colour) -> None:
+        """Draw two bars with caps through a point, from end to end of two ranges."""
+        (left, top), (right, bottom) = self._place((xs[0], ys[1])), self._place((xs[1], ys[0]))
+        x, y = self._place(at)
+        strokes: list[tuple[Point, Point]] = [((left, y), (right, y)), ((x, top), (x, bottom))]
+        strokes += [((end, y - _CAP), (end, y + _CAP)) for end in (left, right)]
+        strokes += [((x - _CAP, end), (x + _CAP, end)) for end in (top, bottom)]
+        pen = Pen(colour, 2.0)
+        self._shapes += [lambda canvas, stroke=s: canvas.line(stroke, pen) for s in strokes]  # type: ignore[misc]
+
+    def dot(self, at: Point, colour: Colour, mark: Mark) -> None:
         """Mark a point, with its name beside it where there is room."""
-        x, y = self._px(at[0]), self._py(at[1])
-        self._dots.append(
-            f'<circle class="dot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="5.5">'
-            f"<title>{escape(mark.tip)}</title></circle>"
-        )
-        self._label(x, y - 12 if mark.above else y + 23, mark.name, -1 if mark.above else 1)
+        x, y = self._place(at)
+        self._dots.append(((x, y), colour, mark))
+        below = [y + 11 + step * _LABEL_LINE for step in range(8)]
+        above = [y - 23 - step * _LABEL_LINE for step in range(8)]
+        self._names.append((mark.name, x, above + below if mark.above else below + above))
 
-    def vertical(self, x: float, label: str) -> None:
-        """A dashed line from bottom to top, named at its top."""
-        at = self._px(x)
-        self._parts.append(
-            f'<line class="rule" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
-        )
-        self._label(at, _TOP + 14, label)
+    def vertical(self, x: float, name: str) -> None:
+        """Draw a dashed line from bottom to top, with its name at the top."""
+        self.line([(x, self._y.low), (x, self._y.high)], _RULE)
+        tops = [self._top + 3.0 + step * _LABEL_LINE for step in range(8)]
+        self._names.append((name, self._place((x, 0))[0], tops))
 
-    def svg(self) -> str:
-        """The finished element."""
-        return (
-            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-            f'aria-label="{escape(self._description)}">{"".join(self._parts + self._dots)}</svg>'
-        )
+    def horizontal(self, y: float, name: str) -> None:
+        """Draw a dashed line from left to right, with its name at the left."""
+        self.line([(self._x.low, y), (self._x.high, y)], _RULE)
+        at = self._place((0, y))[1]
+        self._names.append((name, _LEFT, [at - 18, at + 3]))
 
-    def _axes(self) -> None:
-        bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    def draw(self, canvas: Canvas) -> None:
+        """Draw on a canvas of this size."""
+        for number, line in enumerate(self._heading):
+            top = _TOP + number * _HEADING_LINE - (0 if number else 4)
+            canvas.text((_TOP, top), line, _BODY if number else _HEADING)
+        self._draw_axes(canvas)
+        for shape in self._shapes:
+            shape(canvas)
+        taken = [(x - 4, y - 4, x + 4, y + 4) for (x, y), _, _ in self._dots]
+        for name, x, tops in self._names:
+            if name:
+                taken.append(self._draw_name(canvas, name, (x, tops), taken))
+        for at, colour, mark in self._dots:
+            canvas.dot(at, _RADIUS + _RIM, Ink("card"))
+            canvas.dot(at, _RADIUS, Ink(colour), mark.tip)
+
+    def _draw_axes(self, canvas: Canvas) -> None:
+        bottom = self._bottom
         for value in self._y.ticks():
-            y = self._py(value)
-            self._parts.append(
-                f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">'
-                f"{self._y.text(value)}</text>"
-            )
+            y = self._place((0, value))[1]
+            canvas.line([(_LEFT, y), (_RIGHT, y)], Pen("rule"))
+            canvas.text((_LEFT - 8, y - 8), self._y.text(value), _TICK_Y)
         for value in self._x.ticks():
-            x = self._px(value)
-            self._parts.append(
-                f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>'
-                f'<text class="tick" x="{x:.1f}" y="{bottom + 19}" text-anchor="middle">'
-                f"{self._x.text(value)}</text>"
-            )
-        middle_x, middle_y = (_LEFT + right) / 2, (_TOP + bottom) / 2
-        self._parts.append(
-            f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
-            f'<text x="{middle_x}" y="{_HEIGHT - 9}" text-anchor="middle">'
-            f"{escape(self._x.title)}</text>"
-            f'<text transform="translate(13 {middle_y}) rotate(-90)" text-anchor="middle">'
-            f"{escape(self._y.title)}</text>"
-        )
+            x = self._place((value, 0))[0]
+            canvas.line([(x, bottom), (x, bottom + 5)], Pen("quiet"))
+            canvas.text((x, bottom + 7), self._x.text(value), _TICK_X)
+        canvas.line([(_LEFT, bottom), (_RIGHT, bottom)], Pen("quiet"))
+        canvas.text(((_LEFT + _RIGHT) / 2, bottom + 28), self._x.title, _TITLE)
+        turned = Type(13, "ink", "middle", turned=True)
+        canvas.text((1, (self._top + bottom) / 2), self._y.title, turned)
 
-    def _label(self, x: float, y: float, text: str, away: int = 1) -> None:
-        """To the side where there is room, and below (1) or above (-1) the labels already there."""
-        if not text:
-            return
-        width = len(text) * _LETTER
-        to_left = x + width + 8 > _WIDTH - _RIGHT
-        left = x - width - 4 if to_left else x + 4
-        while any(
-            left < end and start < left + width and abs(y - taken) < _LINE
-            for start, end, taken in self._taken
-        ):
-            y += away * _LINE
-        self._taken.append((left, left + width, y))
-        anchor, at = ("end", x - 4) if to_left else ("start", x + 4)
-        self._parts.append(
-            f'<text class="label" x="{at:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
-            f"{escape(text)}</text>"
-        )
+    def _draw_name(
+        self, canvas: Canvas, name: str, at: tuple[float, list[float]], taken: list[Box]
+    ) -> Box:
+        """Write beside an x at the first of some heights that is inside the axes and free."""
+        x, tops = at
+        width = text_width(name, _LABEL.size)
+        left = x + 4 if x + width + 8 <= _RIGHT else x - width - 4
+        boxes = [(left, top, left + width + 4, top + _LABEL_LINE - 1) for top in tops]
+        inside = [box for box in boxes if self._top <= box[1] and box[3] <= self._bottom]
+        free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+        box = next(iter([*free, *boxes]))
+        canvas.text(box[:2], name, _LABEL)
+        return box
 
-    def _path(self, points: Sequence[Point]) -> str:
-        return " ".join(f"{self._px(x):.1f},{self._py(y):.1f}" for x, y in points)
-
-    def _px(self, value: float) -> float:
-        share = (value - self._x.low) / (self._x.high - self._x.low)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-    def _py(self, value: float) -> float:
-        share = (value - self._y.low) / (self._y.high - self._y.low)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+    def _place(self, at: Point) -> Point:
+        """A point of the axes in units of the canvas, to a hundredth."""
+        x = _LEFT + (at[0] - self._x.low) / (self._x.high - self._x.low) * (_RIGHT - _LEFT)
+        y = self._bottom - (at[1] - self._y.low) / (self._y.high - self._y.low) * _HEIGHT
+        return round(x, 2), round(y, 2)
 
 
 def _step(low: float, high: float) -> float:
@@ -203,3 +213,7 @@ def _step(low: float, high: float) -> float:
     rough = (high - low) / _MOST_STEPS
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in _STEPS if factor * power >= rough * (1 - 1e-9))
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,4 +1,4 @@
-"""The figures and tables of a report, in HTML."""
+"""The HTML page of an evaluation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from sacvit_deploy.visualize import charts as charts
+from sacvit_deploy.visualize import charts
+from sacvit_deploy.visualize.canvas import ROLES
 from sacvit_deploy.visualize.charts import row_name
 
 if TYPE_CHECKING:
@@ -14,35 +15,97 @@ if TYPE_CHECKING:
 
     from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
     from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
+    from sacvit_deploy.visualize.canvas import Drawing
 
+    Mark = tuple[str, str, str]
 
-# Titles of columns of words, which stand to the left of their cells.
+# Titles of columns of words, which are aligned to the left.
 _WORDS = ("", "class", "taken for")
 _MOST_CONFUSIONS = 20
 _MOST_SKIPPED = 20
 _SOURCES = {
-    "given": "",
     "bundle": "default of the bundle",
     "calibrated": "calibrated for this precision",
     "fp32": "of FP32",
-    "sweep": "",
 }
 
+# Legends: class of the mark, role of its colour, and meaning.
+_CURVE = (
+    ("stroke", "ink", "mixture of both stages, one point for each eta"),
+    ("round", "early", "early exit alone"),
+    ("round", "late", "second stage alone"),
+)
+_DENSE = (("dashed", "ink", "cost of the dense network of the same body"),)
+_OTHERS = (("round", "other", "other evaluations"),)
+_STAGES = (
+    ("", "early", "left early, correct"),
+    ("pale", "early", "left early, wrong"),
+    ("pale", "late", "refined, wrong"),
+    ("", "late", "refined, correct"),
+)
+_RELIABILITY = (
+    ("", "early", "share of correct answers"),
+    ("dashed", "quiet", "a network whose confidence equals its accuracy"),
+)
+_MATRIX = (("", "early", "correct"), ("", "wrong", "taken for another class"))
 
-def key_figures(evaluation: Evaluation) -> str:
-    """What to know first, at the first threshold."""
-    row = evaluation.rows[0]
-    dense = evaluation.macs_g["dense"]
+
+def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> str:
+    """The page: it fetches nothing, runs nothing, and follows the reader's light or dark setting.
+
+    Args:
+        evaluation: Shown in charts and tables.
+        compared: Other evaluations, shown as points in the charts.
+    """
+    setting = evaluation.setting
+    title = f"{setting.bundle} on {setting.data}"
+    subtitle = (
+        f"{evaluation.images} pictures; {setting.network}; {setting.precision} with "
+        f"{setting.runtime} on {setting.device}"
+    )
+    body = "\n".join(
+        (
+            f"<h1>{escape(title)}</h1>",
+            f'<p class="quiet">{escape(subtitle)}</p>',
+            _key_figures(evaluation),
+            _card("At each threshold", _row_table(evaluation, compared), _rows_note(evaluation)),
+            f'<div class="grid">{"".join(_figures(evaluation, compared))}</div>',
+            _card("Classes, the worst first", _class_table(evaluation)),
+            _confusions(evaluation),
+            _card("Where the numbers come from", _facts(evaluation)),
+        )
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _style() -> str:
+    """The style sheet, with one variable for each role of the charts."""
+    light, dark = (
+        " ".join(f"--{role}: {colours[side]};" for role, colours in ROLES.items())
+        for side in (0, 1)
+    )
+    file = resources.files("sacvit_deploy") / "assets" / "report.css"
+    return (
+        f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+        f"{file.read_text(encoding='utf-8')}"
+    )
+
+
+def _key_figures(evaluation: Evaluation) -> str:
+    """The most important numbers, at the first threshold."""
+    row, dense = evaluation.rows[0], evaluation.macs_g["dense"]
+    mean, _, p95 = _latency(row)
     figures = [("top-1 accuracy", f"{row.top1:.1%}", f"at {row_name(row)}")]
     if row.source:
         figures.append(("leave early", f"{row.early_exit_fraction:.1%}", "of the pictures"))
     figures += [
         ("mean cost", f"{row.macs_mean_g:.3g} G", f"MACs; {row.macs_mean_g / dense:.0%} of dense"),
-        (
-            "mean latency",
-            f"{row.latency_ms_mean:.3g} ms",
-            f"95 % below {row.latency_ms_p95:.3g} ms",
-        ),
+        ("mean latency", f"{mean} ms", f"95 % below {p95} ms"),
         ("calibration error", f"{evaluation.reliability.ece:.1%}", "confidence against accuracy"),
         ("pictures", f"{evaluation.images}", f"{len(evaluation.skipped)} could not be read"),
     ]
@@ -54,57 +117,81 @@ def key_figures(evaluation: Evaluation) -> str:
     return f'<dl class="tiles">{tiles}</dl>'
 
 
-def row_table(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
-    """The thresholds that were asked for, both stages alone, and other evaluations."""
+def _row_table(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
+    """The requested thresholds, both stages alone, and other evaluations."""
     dense = evaluation.macs_g["dense"]
-    rows = [_row(row_name(row), row, dense, _source(row)) for row in evaluation.rows]
+    rows = [
+        _row(row_name(row), row, dense, _SOURCES.get(row.source or "", ""))
+        for row in evaluation.rows
+    ]
     if len(evaluation.curve) > 1:
-        alone = ("early exit alone", "second stage alone")
-        ends = (evaluation.curve[0], evaluation.curve[-1])
-        rows += [_row(name, row, dense, "") for name, row in zip(alone, ends, strict=True)]
-        cells = ("dense network of the same body", "", "", f"{dense:.3g}", "100%", "", "", "")
-        rows.append((*cells, "cost only"))
+        rows.append(_row("early exit alone", evaluation.curve[0], dense, ""))
+        rows.append(_row("second stage alone", evaluation.curve[-1], dense, ""))
+        cost = (f"{dense:.3g}", "100%")
+        rows.append(("dense network of the same body", "", "", *cost, "", "", "", "cost only"))
     for each in compared:
-        same = each.data_sha256 == evaluation.data_sha256
-        rows.append(
-            (
-                each.name,
-                f"{each.top1:.1%}",
-                "",
-                f"{each.macs_mean_g:.3g}",
-                f"{each.macs_mean_g / dense:.0%}",
-                f"{each.latency_ms_mean:.3g}",
-                "",
-                "",
-                "" if same else "on other data",
-            )
-        )
+        cost = (f"{each.macs_mean_g:.3g}", f"{each.macs_mean_g / dense:.0%}")
+        note = "" if each.data_sha256 == evaluation.data_sha256 else "on other data"
+        latency = (f"{each.latency_ms_mean:.3g}", "", "")
+        rows.append((each.name, f"{each.top1:.1%}", "", *cost, *latency, note))
     head = ("", "top-1", "leave early", "G MACs", "of dense", "ms mean", "ms p50", "ms p95", "")
     return _table(head, (map(escape, row) for row in rows))
 
 
 def _row(name: str, row: OperatingPoint, dense: float, note: str) -> tuple[str, ...]:
-    return (
-        name,
-        f"{row.top1:.1%}",
-        f"{row.early_exit_fraction:.1%}" if row.source else "",
-        f"{row.macs_mean_g:.3g}",
-        f"{row.macs_mean_g / dense:.0%}",
-        *_latency(row),
-        note,
-    )
-
-
-def _source(row: OperatingPoint) -> str:
-    return _SOURCES[row.source] if row.source else ""
+    early = f"{row.early_exit_fraction:.1%}" if row.source else ""
+    cost = (f"{row.macs_mean_g:.3g}", f"{row.macs_mean_g / dense:.0%}")
+    return name, f"{row.top1:.1%}", early, *cost, *_latency(row), note
 
 
 def _latency(row: OperatingPoint) -> tuple[str, str, str]:
     return f"{row.latency_ms_mean:.3g}", f"{row.latency_ms_p50:.3g}", f"{row.latency_ms_p95:.3g}"
 
 
-def class_table(evaluation: Evaluation) -> str:
-    """Every class that has pictures, the worst first."""
+def _rows_note(evaluation: Evaluation) -> str:
+    if not any(row.source == "fp32" for row in evaluation.rows):
+        return ""
+    precision = evaluation.setting.precision
+    return (
+        f"A lower precision shifts the confidences. The first row has the threshold that was "
+        f"calibrated for {precision}, the second that of FP32, both on the {precision} graphs. The "
+        "charts are drawn at the exit temperature of the first row; a point with another one may "
+        "lie off the curve."
+    )
+
+
+def _figures(evaluation: Evaluation, compared: Sequence[Compared]) -> list[str]:
+    two_stage = evaluation.refine_alone is not None
+    others = _OTHERS if compared else ()
+    curve = _CURVE if two_stage else (("round", "ink", "this network"),)
+    found = [
+        _figure(
+            "Accuracy against cost",
+            "Share of correct answers for the mean cost of a picture.",
+            (*curve, *(_DENSE if two_stage else ()), *others),
+            charts.accuracy_against_macs(evaluation, compared),
+        ),
+        _figure(
+            "Accuracy against latency",
+            f"Measured picture by picture on {evaluation.setting.device}.",
+            (*curve, *others),
+            charts.accuracy_against_latency(evaluation, compared),
+        ),
+    ]
+    if two_stage:
+        caption = "Where pictures leave as the exit threshold rises (SAC-ViT, Fig. 4)."
+        chart = charts.shares_by_stage(evaluation)
+        found.append(_figure("Pictures by stage", caption, _STAGES, chart))
+    where = "at the early exit" if two_stage else "of the network"
+    caption = (
+        f"Confidence {where} against accuracy; where bars end below the line, the network is "
+        f"overconfident. Expected calibration error {evaluation.reliability.ece:.1%}."
+    )
+    chart = charts.reliability_diagram(evaluation)
+    return [*found, _figure("Reliability", caption, _RELIABILITY, chart)]
+
+
+def _class_table(evaluation: Evaluation) -> str:
     two_stage = evaluation.refine_alone is not None
     head = ["class", "pictures", "top-1"]
     if two_stage:
@@ -119,8 +206,20 @@ def class_table(evaluation: Evaluation) -> str:
     return _table(head, rows)
 
 
-def confusion_table(evaluation: Evaluation) -> str:
-    """The pairs that are confused most."""
+def _confusions(evaluation: Evaluation) -> str:
+    """The matrix where it can be read, and the most frequent pairs."""
+    table = _card("Most frequent confusions", _confusion_table(evaluation))
+    if len(evaluation.labels) > charts.MOST_CLASSES_DRAWN:
+        return table
+    caption = (
+        "Rows: true class; columns: what it was taken for. The stronger the colour, the larger "
+        "the share of the row."
+    )
+    figure = _figure("Confusion matrix", caption, _MATRIX, charts.ConfusionMatrix(evaluation))
+    return f'<div class="wide">{figure}</div>{table}'
+
+
+def _confusion_table(evaluation: Evaluation) -> str:
     wrong = [entry for entry in evaluation.confusions if entry.true != entry.predicted]
     wrong.sort(key=lambda entry: -entry.images)
     images = {row.class_index: row.images for row in evaluation.classes}
@@ -136,13 +235,10 @@ def confusion_table(evaluation: Evaluation) -> str:
     return _table(("class", "taken for", "pictures", "of its class"), rows)
 
 
-def facts(evaluation: Evaluation) -> str:
+def _facts(evaluation: Evaluation) -> str:
     """What was measured, and with what."""
     setting = evaluation.setting
     early, late = evaluation.early_alone, evaluation.refine_alone
-    paths = [("latency of the early path" if late else "latency", _path(early))]
-    if late:
-        paths.append(("latency of the late path", _path(late)))
     entries = [
         ("bundle", setting.bundle),
         ("network", setting.network),
@@ -153,7 +249,8 @@ def facts(evaluation: Evaluation) -> str:
         ("precision", setting.precision),
         ("runtime", f"{setting.runtime}, {setting.provider}"),
         ("device", setting.device),
-        *paths,
+        ("latency of the early path" if late else "latency", _path(early)),
+        *([("latency of the late path", _path(late))] if late else []),
         ("made with", ", ".join(f"{k} {v}" for k, v in setting.versions.items())),
         *(("not read", f"{s.name}: {s.reason}") for s in evaluation.skipped[:_MOST_SKIPPED]),
     ]
@@ -174,156 +271,32 @@ class _Share(float):
 
 def _table(head: Sequence[str], rows: Iterable[Iterable[str | _Share]]) -> str:
     """A table that scrolls inside its card; the cells of `rows` are HTML already."""
-    titles = "".join(
-        f'<th class="text">{title}</th>' if title in _WORDS else f"<th>{title}</th>"
-        for title in head
-    )
-    columns = [title in _WORDS for title in head]
-    lines = "".join(f"<tr>{''.join(map(_cell, row, columns))}</tr>" for row in rows)
+    classes = [' class="text"' if title in _WORDS else "" for title in head]
+    titles = "".join(f"<th{of}>{title}</th>" for title, of in zip(head, classes, strict=True))
+    lines = "".join(f"<tr>{''.join(map(_cell, row, classes))}</tr>" for row in rows)
     return (
         f'<div class="scroll"><table><thead><tr>{titles}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div>"
     )
 
 
-def _cell(value: str | _Share, words: bool) -> str:
+def _cell(value: str | _Share, class_: str) -> str:
     if isinstance(value, _Share):
         return f'<td class="share" style="--v:{value:.1%}">{value:.1%}</td>'
-    return f'<td class="text">{value}</td>' if words else f"<td>{value}</td>"
+    return f"<td{class_}>{value}</td>"
 
 
-# Class and name of a mark, by the colour it has.
-_CURVE = (
-    ("stroke", "mix", "mixture of both stages, one point for each eta"),
-    ("round", "early", "early exit alone"),
-    ("round", "late", "second stage alone"),
-)
-_DENSE = (("dashed", "quiet", "cost of the dense network of the same body"),)
-_OTHERS = (("round", "other", "other evaluations"),)
-_STAGES = (
-    ("", "early", "left early, right"),
-    ("wrong", "early", "left early, wrong"),
-    ("wrong", "late", "looked again, wrong"),
-    ("", "late", "looked again, right"),
-)
-_RELIABILITY = (
-    ("", "early", "share of right answers"),
-    ("dashed", "quiet", "a network that is as sure as it is right"),
-)
-_MATRIX = (("", "good", "right"), ("", "bad", "taken for another class"))
-
-Mark = tuple[str, str, str]
-
-
-def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> str:
-    """The page: it fetches nothing, runs nothing, and follows the reader's light or dark setting.
-
-    Args:
-        evaluation: What to show.
-        compared: Other evaluations, as points in the charts.
-    """
-    setting = evaluation.setting
-    title = f"{setting.bundle} on {setting.data}"
-    body = "\n".join(
-        (
-            f"<h1>{escape(title)}</h1>",
-            f'<p class="quiet">{escape(_subtitle(evaluation))}</p>',
-            key_figures(evaluation),
-            _card("At each threshold", _rows_note(evaluation), row_table(evaluation, compared)),
-            f'<div class="grid">{"".join(_figures(evaluation, compared))}</div>',
-            _card("Classes, the worst first", "", class_table(evaluation)),
-            _confusions(evaluation),
-            _card("Where the numbers come from", "", facts(evaluation)),
-        )
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _style() -> str:
-    file = resources.files("sacvit_deploy") / "assets" / "report.css"
-    return file.read_text(encoding="utf-8")
-
-
-def _subtitle(evaluation: Evaluation) -> str:
-    setting = evaluation.setting
-    return (
-        f"{evaluation.images} pictures; {setting.network}; {setting.precision} with "
-        f"{setting.runtime} on {setting.device}"
-    )
-
-
-def _rows_note(evaluation: Evaluation) -> str:
-    sources = {row.source for row in evaluation.rows}
-    if "fp32" not in sources:
-        return ""
-    return (
-        f"A lower precision shifts the confidences. The first row has the threshold that was "
-        f"calibrated for {evaluation.setting.precision}, the second that of FP32, both on the "
-        f"{evaluation.setting.precision} graphs. The charts are drawn at the exit temperature "
-        "of the first row; a point with another one may lie off the curve."
-    )
-
-
-def _figures(evaluation: Evaluation, compared: Sequence[Compared]) -> list[str]:
-    others = _OTHERS if compared else ()
-    two_stage = evaluation.refine_alone is not None
-    curve = _CURVE if two_stage else (("round", "mix", "this network"),)
-    found = [
-        _figure(
-            "Accuracy against cost",
-            "How many right answers the mean cost of a picture buys.",
-            (*curve, *(_DENSE if two_stage else ()), *others),
-            charts.accuracy_against_macs(evaluation, compared),
-        ),
-        _figure(
-            "Accuracy against latency",
-            f"Measured picture by picture on {evaluation.setting.device}.",
-            (*curve, *others),
-            charts.accuracy_against_latency(evaluation, compared),
-        ),
-    ]
-    if two_stage:
-        caption = "Where pictures leave as the exit threshold rises (SAC-ViT, Fig. 4)."
-        svg = charts.shares_by_stage(evaluation)
-        found.append(_figure("Pictures by stage", caption, _STAGES, svg))
-    where = "at the early exit" if two_stage else "of the network"
-    caption = (
-        f"Confidence {where} against right answers; bars below the line: too sure. Expected "
-        f"calibration error {evaluation.reliability.ece:.1%}."
-    )
-    svg = charts.reliability_diagram(evaluation)
-    return [*found, _figure("Reliability", caption, _RELIABILITY, svg)]
-
-
-def _confusions(evaluation: Evaluation) -> str:
-    """The matrix where it can be read, and the pairs that are confused most."""
-    table = _card("Most frequent confusions", "", confusion_table(evaluation))
-    if len(evaluation.labels) > charts.MOST_CLASSES_DRAWN:
-        return table
-    svg = charts.confusion_matrix(evaluation)
-    caption = (
-        "Rows: true class; columns: what it was taken for. The stronger the colour, the larger "
-        "the share of the row."
-    )
-    return f'<div class="wide">{_figure("Confusion matrix", caption, _MATRIX, svg)}</div>{table}'
-
-
-def _figure(title: str, caption: str, marks: Sequence[Mark], svg: str) -> str:
+def _figure(title: str, caption: str, marks: Sequence[Mark], chart: Drawing) -> str:
     legend = "".join(
-        f'<li><i class="{kind}" style="--c:var(--{colour})"></i>{escape(text)}</li>'
-        for kind, colour, text in marks
+        f'<li><i class="{kind}" style="--c:var(--{role})"></i>{escape(text)}</li>'
+        for kind, role, text in marks
     )
     return (
         f'<figure class="card"><h2>{escape(title)}</h2><figcaption>{escape(caption)}</figcaption>'
-        f'<ul class="legend">{legend}</ul>{svg}</figure>'
+        f'<ul class="legend">{legend}</ul>{chart.svg(inline=True)}</figure>'
     )
 
 
-def _card(title: str, note: str, content: str) -> str:
+def _card(title: str, content: str, note: str = "") -> str:
     paragraph = f'<p class="quiet">{escape(note)}</p>' if note else ""
     return f'<section class="card wide"><h2>{escape(title)}</h2>{paragraph}{content}</section>'

@@ -102,7 +102,6 @@ def test_too_few_pictures_are_refused(refused, copied, tmp_path):
 
 @pytest.mark.parametrize("name", ["curve.png", "curve.svg"])
 def test_the_plot_is_written(invoke, copied, data, tmp_path, name):
-    pytest.importorskip("matplotlib", reason="needs matplotlib, from the extra viz")
     plot = tmp_path / name
     ran = invoke("calibrate", copied, data, *HALF, "--plot", plot)
     assert ran.code == 0, ran

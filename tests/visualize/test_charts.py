@@ -1,29 +1,141 @@
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from types import ModuleType
+import dataclasses
+from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from sacvit_deploy.errors import ConfigError, MissingDependencyError
+from sacvit_deploy.evaluation.evaluate import Compared
 from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
 from sacvit_deploy.evaluation.exit_threshold import ExitGoal, ThresholdSearch, find_threshold
-from sacvit_deploy.visualize import charts
-from sacvit_deploy.visualize.charts import check_plot_file, write_exit_curve
+from sacvit_deploy.visualize.canvas import ROLES
+from sacvit_deploy.visualize.charts import (
+    ConfusionMatrix,
+    accuracy_against_latency,
+    accuracy_against_macs,
+    exit_curve,
+    reliability_diagram,
+    shares_by_stage,
+)
 from tests.evaluation.answers_made_up import population
-from tests.fakes import SAC
+from tests.evaluation.evaluations import fake_evaluation
+from tests.fakes import DENSE, SAC
+from tests.visualize.surface import Area, Dot, Fill, Line, Surface
 
-
-@pytest.fixture
-def without_matplotlib(monkeypatch):
-    """What is checked before the library is needed."""
-    monkeypatch.setattr(charts, "require", lambda module, purpose: ModuleType(module))
+CHARTS = {
+    "macs": lambda found: accuracy_against_macs(found, ()),
+    "latency": lambda found: accuracy_against_latency(found, ()),
+    "shares": shares_by_stage,
+    "reliability": reliability_diagram,
+    "confusions": ConfusionMatrix,
+}
 
 
 def calibrated(goal: ExitGoal) -> BundleCalibration:
     found = find_threshold(population(300, seed=1), SAC, ThresholdSearch(goal, resamples=100))
     return BundleCalibration(found, "fp32", "onnxruntime", written=False)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_everything_drawn_lies_inside_its_chart(chart):
+    drawing = CHARTS[chart](fake_evaluation(etas=(0.0, 0.4, 1.0)))
+    width, height = drawing.size
+    surface = Surface(drawing)
+    points = [point for part in surface.of(Line) + surface.of(Area) for point in part.points]
+    points += [dot.centre for dot in surface.of(Dot)]
+    points += [corner for fill in surface.of(Fill) for corner in (fill.box[:2], fill.box[2:])]
+    assert points
+    for x, y in points:
+        assert 0 <= x <= width
+        assert 0 <= y <= height
+
+
+def test_both_ends_every_row_and_other_evaluations_are_marked():
+    found = fake_evaluation(etas=(0.4, 0.6))
+    here = Compared("dense fp32", 0.5, 0.001, 1.0, found.data_sha256)
+    for chart, cost in (
+        (accuracy_against_macs(found, [here]), "at 0.001"),
+        (accuracy_against_latency(found, [here]), "at 1"),
+    ):
+        surface = Surface(chart)
+        marks = {dot.tip.split(":")[0]: dot for dot in surface.of(Dot) if dot.tip}
+        colours = {name: dot.ink.colour for name, dot in marks.items()}
+        assert colours == {
+            "early exit alone": "early",
+            "second stage alone": "late",
+            "eta 0.4": "ink",
+            "eta 0.6": "ink",
+            "dense fp32": "other",
+        }
+        assert marks["dense fp32"].tip == f"dense fp32: 50.00% correct {cost}"
+        assert set(colours) <= set(surface.words().splitlines())
+
+
+def test_many_rows_have_tips_and_no_names():
+    found = fake_evaluation(etas=tuple(np.linspace(0.1, 0.9, 9)))
+    surface = Surface(accuracy_against_macs(found, ()))
+    assert sum(dot.tip.startswith("eta ") for dot in surface.of(Dot)) == 9
+    assert "eta " not in surface.words()
+
+
+def test_one_stage_is_a_point():
+    surface = Surface(accuracy_against_macs(fake_evaluation(DENSE), ()))
+    assert [dot.tip.split(":")[0] for dot in surface.of(Dot) if dot.tip] == ["one stage"]
+
+
+def test_the_bands_add_up_to_all_pictures():
+    found = fake_evaluation(etas=(0.4,))
+    surface = Surface(shares_by_stage(found))
+    assert [area.ink.colour for area in surface.of(Area)] == ["early", "early", "late", "late"]
+    for below, above in zip(surface.of(Area), surface.of(Area)[1:], strict=False):
+        points = len(found.curve)
+        assert below.points[:points] == above.points[: points - 1 : -1]
+
+
+def test_at_another_temperature_a_threshold_is_not_drawn():
+    found = fake_evaluation(etas=(0.4, 0.6))
+    other = dataclasses.replace(found.rows[1], temperature=2.0)
+    words = Surface(
+        shares_by_stage(dataclasses.replace(found, rows=(found.rows[0], other)))
+    ).words()
+    assert "eta 0.4" in words
+    assert "eta 0.6" not in words
+
+
+def test_bars_are_as_high_as_the_accuracy():
+    found = fake_evaluation()
+    filled = [each for each in found.reliability.bins if each.images]
+    bars = Surface(reliability_diagram(found)).of(Fill)
+    assert len(bars) == len(filled)
+    for bar, each in zip(bars, filled, strict=True):
+        assert bar.box[3] - bar.box[1] == pytest.approx(286 * each.accuracy, abs=0.1)
+        assert f"{each.accuracy:.1%} correct" in bar.tip
+
+
+def test_the_matrix_has_a_cell_for_each_pair_in_its_place():
+    found = fake_evaluation()
+    surface = Surface(ConfusionMatrix(found))
+    cells = surface.of(Fill)
+    assert len(cells) == len(found.confusions)
+    for cell, entry in zip(cells, found.confusions, strict=True):
+        is_diagonal = cell.box[0] == cell.box[1]
+        assert is_diagonal == (entry.true == entry.predicted)
+        assert cell.ink.colour == ("early" if is_diagonal else "wrong")
+        assert cell.tip.endswith("pictures")
+    assert set(surface.words().splitlines()) == set(found.labels)
+
+
+def test_a_large_matrix_has_no_names_and_long_names_are_cut():
+    many = fake_evaluation(SAC.replace(num_classes=100), images=300)
+    assert Surface(ConfusionMatrix(many)).words() == ""
+    found = fake_evaluation()
+    found = dataclasses.replace(found, labels=tuple(f"{n} " + "long" * 20 for n in range(7)))
+    assert all(
+        len(word) == 24 and word.endswith("…")
+        for word in Surface(ConfusionMatrix(found)).words().splitlines()
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,60 +149,58 @@ def calibrated(goal: ExitGoal) -> BundleCalibration:
     ids=str,
 )
 def test_everything_is_in_the_picture(goal, limit, tmp_path):
-    matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib, from the extra viz")
     found = calibrated(goal)
     file = tmp_path / "curve.svg"
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        write_exit_curve(found, file)
+    exit_curve(found).save(file)
     text = file.read_text(encoding="utf-8")
     chosen = found.calibration.chosen
     for part in (
         f"Exit threshold for {goal}",
         "fp32 in onnxruntime, 300 pictures",
-        "mean cost of a picture",
+        "mean cost of a picture (G multiply-accumulates)",
         "top-1 (%)",
         f"eta {chosen.eta:.3f}: {chosen.top1:.1%}",
         "95 % interval",
-        "second stage always",
-        limit or "first stage alone",
+        "early exit alone: ",
+        "second stage alone: ",
+        limit or "",
     ):
         assert part in text
 
 
-@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+def test_the_chosen_point_has_its_interval():
+    found = calibrated(ExitGoal(value=0.02))
+    surface = Surface(exit_curve(found))
+    (chosen,) = (dot for dot in surface.of(Dot) if dot.ink.colour == "other")
+    across, upwards, *_ = (line for line in surface.of(Line) if line.pen.colour == "other")
+    assert across.points[0][0] < chosen.centre[0] < across.points[1][0]
+    assert upwards.points[0][1] < chosen.centre[1] < upwards.points[1][1]
+    (curve,) = (line for line in surface.of(Line) if len(line.points) > 2)
+    assert chosen.centre in curve.points
+    (limit,) = (line for line in surface.of(Line) if line.pen.dashed)
+    assert limit.points[0][1] == limit.points[1][1] >= chosen.centre[1]
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<svg xmlns")])
 def test_the_same_calibration_gives_the_same_file(suffix, start, tmp_path):
-    pytest.importorskip("matplotlib", reason="needs matplotlib, from the extra viz")
     found = calibrated(ExitGoal(value=0.02))
     files = [tmp_path / f"{name}{suffix}" for name in ("one", "two")]
     for file in files:
-        write_exit_curve(found, file)
+        exit_curve(found).save(file)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert files[0].read_bytes().startswith(start)
 
 
-def test_a_file_that_cannot_be_written_is_found_before_the_work(without_matplotlib, tmp_path):
-    for file in (tmp_path / "none" / "curve.png", Path("/proc/curve.svg")):
-        with pytest.raises(ConfigError, match="cannot be written"):
-            check_plot_file(file)
-
-
-def test_the_check_leaves_nothing_and_changes_nothing(without_matplotlib, tmp_path):
-    check_plot_file(tmp_path / "curve.png")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "old.svg").write_text("old")
-    check_plot_file(tmp_path / "old.svg")
-    assert (tmp_path / "old.svg").read_text() == "old"
-
-
-def test_only_two_kinds_of_file(without_matplotlib):
-    with pytest.raises(ConfigError, match=r"\.png or \.svg"):
-        check_plot_file(Path("curve.jpg"))
-
-
-def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
-    def absent(name):
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(MissingDependencyError, match=r"sacvit-deploy\[viz\]"):
-        check_plot_file(tmp_path / "curve.png")
+def test_pixels_and_vectors_show_the_same_points(tmp_path):
+    drawing = exit_curve(calibrated(ExitGoal(value=0.02)))
+    root = ET.fromstring(drawing.svg())
+    pixels = drawing.image(2)
+    assert isinstance(pixels, Image.Image)
+    shown = 0
+    for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
+        colour = circle.get("fill")
+        if colour != ROLES["card"][0]:
+            at = (round(2 * float(circle.attrib["cx"])), round(2 * float(circle.attrib["cy"])))
+            assert "#{:02x}{:02x}{:02x}".format(*np.asarray(pixels)[at[1], at[0]]) == colour
+            shown += 1
+    assert shown == 3

@@ -1,20 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-
-from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.evaluation.evaluate import Compared
 from sacvit_deploy.evaluation.exit_sweep import Exit
-from sacvit_deploy.files import check_output, write_output
-from sacvit_deploy.visualize.plot import Axis, Mark, Plot
+from sacvit_deploy.visualize.canvas import ROLES
 from sacvit_deploy.visualize.report import html_report
 from tests.evaluation.evaluations import fake_evaluation
 from tests.fakes import DENSE, SAC
@@ -81,16 +74,19 @@ def test_charts_have_titles_units_and_legends():
     assert "dense, " in html
 
 
-def test_everything_drawn_lies_inside_its_chart():
-    for chart in charts(html_report(fake_evaluation(etas=(0.0, 0.4, 1.0)))):
-        width, height = map(float, chart.attrib["viewBox"].split()[2:])
-        for shape in chart.iter():
-            pairs = re.findall(r"(-?[\d.]+),(-?[\d.]+)", shape.get("points", ""))
-            if shape.get("cx"):
-                pairs.append((shape.attrib["cx"], shape.attrib["cy"]))
-            for x, y in pairs:
-                assert 0 <= float(x) <= width
-                assert 0 <= float(y) <= height
+def test_every_colour_of_a_chart_follows_the_reader():
+    html = html_report(fake_evaluation(etas=(0.4,)))
+    light, dark = html.split("prefers-color-scheme: dark", 1)
+    for role, colours in ROLES.items():
+        assert f"--{role}: {colours[0]};" in light
+        assert f"--{role}: {colours[1]};" in dark
+    used = {
+        shape.get(paint)
+        for chart in charts(html)
+        for shape in chart.iter()
+        for paint in ("fill", "stroke")
+    }
+    assert used - {None, "none"} <= {f"var(--{role})" for role in ROLES}
 
 
 def test_one_stage_shows_what_there_is():
@@ -106,7 +102,7 @@ def test_other_evaluations_are_marked_and_named():
     found = fake_evaluation()
     here = Compared("dense fp32", 0.5, 0.001, 1.0, found.data_sha256)
     html = html_report(found, [here, dataclasses.replace(here, name="far", data_sha256="0")])
-    assert html.count('class="dot other"') == 4
+    assert html.count('r="4.5" fill="var(--other)"') == 4
     assert html.count("on other data") == 1
     assert "other evaluations" in html
     assert "other evaluations" not in html_report(found)
@@ -130,45 +126,3 @@ def test_a_thousand_classes_are_listed_and_not_drawn():
     assert "Confusion matrix" not in html
     assert "Most frequent confusions" in html
     assert len(html) < 200_000
-
-
-def test_ticks_are_round_numbers_inside_the_axis():
-    axis = Axis.around("x", [0.571, 0.618], percent=True)
-    assert axis.low <= 0.571 < 0.618 <= axis.high
-    assert all(axis.low - 1e-9 <= tick <= axis.high + 1e-9 for tick in axis.ticks())
-    assert 3 <= len(axis.ticks()) <= 9
-    assert {axis.text(0.5), Axis("x", 0, 1).text(0.5)} == {"50 %", "0.5"}
-    same = Axis.around("x", [0.0, 0.0])
-    assert same.low < same.high
-
-
-def test_labels_do_not_lie_on_each_other():
-    plot = Plot(Axis("x", 0, 1), Axis("y", 0, 1), "test")
-    for number in range(3):
-        plot.dot((0.5, 0.5), "mix", Mark(f"point {number}", ""))
-    found = re.findall(r'class="label" x="[\d.]+" y="([\d.]+)"', plot.svg())
-    heights = sorted(map(float, found))
-    assert len(heights) == 3
-    assert min(b - a for a, b in itertools.pairwise(heights)) >= 12
-
-
-def test_a_report_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "report.html"
-    check_output(file)
-    assert list(tmp_path.iterdir()) == []
-    write_output(file, "first")
-
-    def fails(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fails)
-    with pytest.raises(ConfigError, match="disk full"):
-        write_output(file, "second")
-    assert file.read_text() == "first"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-@pytest.mark.parametrize("name", [".", "none/report.html"])
-def test_a_place_that_cannot_be_written_is_known_before(name, tmp_path):
-    with pytest.raises(ConfigError, match=r"folder|cannot be written"):
-        check_output(tmp_path / Path(name))
