@@ -84,6 +84,17 @@ def test_make_targets_exist() -> None:
     assert set(named) <= set(targets)
 
 
+def test_extras_named_exist() -> None:
+    project = (_ROOT / "pyproject.toml").read_text("utf-8")
+    table = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^([a-z-]+) = \[", table, re.MULTILINE))
+    installed = re.findall(r"'\.\[([a-z,-]+)\]'", "".join(_MARKDOWN.values()))
+    listed = re.search(r"Further extras are ([^.]+)\.", _TEXTS["README.md"])
+    assert listed
+    named = {extra for names in installed for extra in names.split(",")}
+    assert named | set(re.findall(r"`([a-z-]+)`", listed[1])) <= extras
+
+
 @pytest.mark.parametrize("document", _TEXTS)
 def test_options_named_in_the_text_exist(document) -> None:
     prose = _FENCE.sub("", _TEXTS[document])
