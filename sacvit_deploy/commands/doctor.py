@@ -219,10 +219,9 @@ def _memory() -> Finding:
     free = free_memory_bytes()
     if free is None:
         return Finding("memory", "not known", facts={"free_bytes": None})
-    fix = "Building an engine may need more: close programs, or add swap"
-    enough = free >= _NEEDED_MEMORY
-    found = f"{free / _GIB:.1f} GiB free"
-    return Finding("memory", found, None if enough else fix, {"free_bytes": free})
+    more = "Building an engine may need more: close programs, or add swap"
+    fix = more if free < _NEEDED_MEMORY else None
+    return Finding("memory", f"{free / _GIB:.1f} GiB free", fix, {"free_bytes": free})
 
 
 def _disk() -> Finding:

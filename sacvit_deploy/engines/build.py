@@ -187,15 +187,10 @@ class EngineRequest:
 def build_engines(
     bundle: Bundle, request: EngineRequest, on_progress: OnBuildProgress
 ) -> tuple[Bundle, tuple[EngineEntry, ...]]:
-    """Build one engine per graph; the bundle gets all of them.
+    """Build one engine per graph, and replace older ones of that precision and backend.
 
     On any error the bundle stays as it was. One exception is a failure while the new files are
     moved in: engines that were to be replaced may then be missing (see `publish`).
-
-    Args:
-        bundle: Has graphs of the requested precision.
-        request: Precision, backend and options; an older engine of both is replaced.
-        on_progress: Called often, from the thread that builds.
 
     Returns:
         The bundle with the new entries, and those entries in the order of the graphs.
@@ -225,9 +220,8 @@ def build_engines(
             if set(options.compute_capabilities) & set(_here(machine)):
                 found = check_plan(library, plan.content, request.precision)
                 plan.log.lines.append(("INFO", found))
-            entry = _entry(graph, options, plan, (library, machine))
-            _write(staging, entry, plan, library)
-            entries.append(entry)
+            entries.append(_entry(graph, options, plan, machine))
+            _write(staging, entries[-1], plan)
             del plan  # as large as the engine: not beside the next one
         # Read again: another build may have ended since.
         with locked(bundle.path) as current:
@@ -285,11 +279,7 @@ def _demand(bundle: Bundle, graph: GraphEntry) -> PrecisionDemand:
 
 
 def _targets(library: Library, options: BuildOptions, machine: Machine) -> tuple[str, ...]:
-    """The compute capabilities to build for.
-
-    Raises:
-        EngineError: The library does not build for them, or there is no GPU where it needs one.
-    """
+    """The compute capabilities to build for."""
     here = _here(machine)
     if library.is_rtx:
         return _rtx_targets(library, options, here)
@@ -334,10 +324,8 @@ def _here(machine: Machine) -> tuple[str, ...]:
     return (gpu.compute_capability,) if gpu else ()
 
 
-def _entry(
-    graph: GraphEntry, options: BuildOptions, plan: Plan, where: tuple[Library, Machine]
-) -> EngineEntry:
-    library, machine = where
+def _entry(graph: GraphEntry, options: BuildOptions, plan: Plan, machine: Machine) -> EngineEntry:
+    library = plan.library
     stem = PurePosixPath(graph.file).name.partition(".")[0]
     return EngineEntry(
         role=graph.role,
@@ -362,11 +350,11 @@ def _rounded(shares: dict[str, float]) -> dict[str, float]:
     return {kind: round(share, 6) for kind, share in shares.items()}
 
 
-def _write(staging: Path, entry: EngineEntry, plan: Plan, library: Library) -> None:
+def _write(staging: Path, entry: EngineEntry, plan: Plan) -> None:
     """Write an engine and its log, which begins with the request: people attach it to reports."""
     file = staging / entry.file
     file.write_bytes(plan.content)
-    head = f"{library}, CUDA {entry.cuda_version or 'not known'}, "
+    head = f"{plan.library}, CUDA {entry.cuda_version or 'not known'}, "
     head += f"{entry.os}, compute capability {', '.join(entry.compute_capabilities)}\n"
     head += f"{entry.role} in {entry.precision}, batch {entry.batch}, {entry.flags or 'no flags'}\n"
     # The folder's place on this machine is nobody else's business.

@@ -38,12 +38,7 @@ class CheckedPlan:
 
 
 def checked_plan(bundle: Bundle, entry: EngineEntry, machine: Machine | None = None) -> CheckedPlan:
-    """Check an engine of a bundle and read its plan.
-
-    Args:
-        bundle: Where the engine is.
-        entry: Which engine.
-        machine: The machine to compare with; this one by default.
+    """Check that an engine of a bundle fits a machine, by default this one, and read its plan.
 
     Raises:
         EngineError: The engine was built for another machine, or the library is too old.

@@ -44,12 +44,14 @@ class Plan:
     """A built engine that is not on disk yet.
 
     Attributes:
+        library: The library that built it.
         content: The bytes of the plan file, owned by the library.
         share: Precisions in the network.
         log: The builder's messages.
         build_s: Seconds it took, parsing included.
     """
 
+    library: Library
     content: memoryview
     share: PrecisionShare
     log: LibraryLog
@@ -69,7 +71,7 @@ def build_plan(
         library: The library that builds.
         graph: The `.onnx` file, its external weights beside it.
         demand: The precision of the graph, checked before the build begins.
-        options: Its compute capabilities are the ones to build for; none for the GPU here.
+        options: Its compute capabilities are the ones to build for.
         on_progress: Called with the share of the work done.
 
     Raises:
@@ -96,7 +98,7 @@ def build_plan(
         raise _refused(library, graph, log)
     if options.timing_cache is not None:
         _save_timing_cache(config, options.timing_cache)
-    return Plan(memoryview(content), share, log, time.perf_counter() - start)
+    return Plan(library, memoryview(content), share, log, time.perf_counter() - start)
 
 
 def _parse(parser: Any, graph: Path, library: Library) -> None:
@@ -187,18 +189,14 @@ def check_timing_cache(file: Path) -> None:
     Raises:
         EngineError: They cannot.
     """
-    with _told_as_engine_error(file, "no engine was built"):
+    with _timing_cache_error(file, "written", "no engine was built"):
         file.parent.mkdir(parents=True, exist_ok=True)
         check_writable(file)
 
 
 def _load_timing_cache(config: Any, file: Path) -> None:
-    try:
+    with _timing_cache_error(file, "read", "no engine was built"):
         content = file.read_bytes() if file.exists() else b""
-    except OSError as error:
-        raise EngineError(
-            f"The timing cache {file} cannot be read: {error}.", "Give another file, or none."
-        ) from error
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(
@@ -208,17 +206,17 @@ def _load_timing_cache(config: Any, file: Path) -> None:
 
 
 def _save_timing_cache(config: Any, file: Path) -> None:
-    with _told_as_engine_error(file, "the engine has not been kept"):
+    with _timing_cache_error(file, "written", "the engine has not been kept"):
         write_whole(file, bytes(config.get_timing_cache().serialize()))
 
 
 @contextlib.contextmanager
-def _told_as_engine_error(file: Path, outcome: str) -> Iterator[None]:
+def _timing_cache_error(file: Path, done: str, outcome: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise EngineError(
-            f"The timing cache {file} cannot be written: {error}.",
+            f"The timing cache {file} cannot be {done}: {error}.",
             f"Give another file, or none; {outcome}.",
         ) from error
 

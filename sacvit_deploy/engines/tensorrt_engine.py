@@ -54,11 +54,7 @@ class BatchBuckets:
     ) -> BatchBuckets:
         """Buckets within the limits of an engine, both limits included.
 
-        Args:
-            smallest: The engine's lower limit.
-            largest: The engine's upper limit.
-            chosen: Sizes to record; None records two for each doubling, so that less than a third
-                of a batch is padding.
+        By default there are two for each doubling, so that less than a third of a batch is padding.
         """
         if chosen is None:
             powers = [1 << bit for bit in range(largest.bit_length())]
@@ -88,6 +84,7 @@ class TensorRTEngine:
 
     Attributes:
         entry: Its description in the bundle.
+        library: The library that loaded it.
         graph: The graph it was built from: names, dtypes and shapes of inputs and outputs.
         buckets: Sizes of each dynamic axis, by the name of the axis.
         scratch_bytes: Device memory that a context needs while it runs.
@@ -95,12 +92,7 @@ class TensorRTEngine:
     """
 
     def __init__(self, bundle: Bundle, plan: CheckedPlan, options: SessionOptions) -> None:
-        """Deserialise a plan.
-
-        Args:
-            bundle: Where it is from.
-            plan: The plan.
-            options: CUDA graphs and batch sizes.
+        """Deserialise a plan of a bundle.
 
         Raises:
             EngineError: The library refuses it, or it does not belong to the bundle's graph.
@@ -108,7 +100,7 @@ class TensorRTEngine:
         self.entry = entry = plan.entry
         self.graph = bundle.graph(entry.role, entry.precision)
         self.rebuild = f"Build it again: {build_command(bundle, entry)}"
-        self._library = plan.library
+        self.library = plan.library
         self._trt = plan.library.module
         self._log = LibraryLog()
         self._runtime = self._trt.Runtime(plan.library.logger(self._log))
@@ -127,16 +119,6 @@ class TensorRTEngine:
             file = cache_folder(bundle) / f"{entry.role}.{entry.precision}.rtx-cache"
             self._cache = _KernelCache(file)
             self._settings = self._rtx_settings(self._cache, options)
-
-    @property
-    def label(self) -> str:
-        """The library and its version."""
-        return str(self._library)
-
-    @property
-    def records_itself(self) -> bool:
-        """Whether the library records CUDA graphs on its own."""
-        return self._library.is_rtx
 
     def create_context(self) -> Any:
         """An `IExecutionContext`; it needs scratch memory before it runs.
@@ -157,7 +139,7 @@ class TensorRTEngine:
         """An error with the library's own last messages."""
         said = "; ".join(self._log.errors[-3:]) or "it does not say why"
         self._log.lines.clear()
-        return EngineError(f"{self.label} {what} {self.entry.file}: {said}.", fix)
+        return EngineError(f"{self.library} {what} {self.entry.file}: {said}.", fix)
 
     def keep_compiled(self) -> None:
         """Keep the kernels that TensorRT-RTX has compiled for the next start."""

@@ -123,8 +123,8 @@ class TensorRTSession:
         """Prepare an engine for calls.
 
         Args:
-            engine: Loaded.
-            shared: The device, with scratch memory of the size the largest engine needs.
+            engine: The engine.
+            shared: Its device, with enough scratch memory.
             record: Keep one context for each batch size, and a CUDA graph of it.
 
         Raises:
@@ -151,7 +151,7 @@ class TensorRTSession:
     @property
     def provider(self) -> str:
         """The library and its version."""
-        return self._engine.label
+        return str(self._engine.library)
 
     @property
     def memory(self) -> str | None:
@@ -242,7 +242,7 @@ class TensorRTSession:
         shaped.has_run = True
         # The first run after a change of shape does work on the host that cannot be recorded.
         self._device.synchronize()
-        if self._recording and not self._engine.records_itself:
+        if self._recording and not self._engine.library.is_rtx:  # that one records by itself
             shaped.recorded = self._record(shaped.context)
         self._engine.keep_compiled()
 
@@ -311,12 +311,7 @@ class TensorRTSession:
 def open_engines(
     bundle: Bundle, plans: Sequence[CheckedPlan], options: SessionOptions
 ) -> dict[Role, TensorRTSession]:
-    """Open the engines of a bundle, which share one stream and one scratch memory.
-
-    Args:
-        bundle: Where they are from.
-        plans: One for each role, all of one library.
-        options: CUDA graphs and batch sizes.
+    """Open engines of a bundle, one for each role, which share a stream and scratch memory.
 
     Raises:
         EngineError: There is no usable GPU, too little memory, or a plan that does not load.
