@@ -1,19 +1,20 @@
-"""Run everything there is to run on the GPU at hand, unattended, and write what was found as JSON.
+"""Check and measure every installed backend on this machine's GPU, unattended, and write JSON.
 
     python -m benchmarks.gpu_check result.json
 
-Each runtime that is installed classifies the same random pictures with the same random weights:
-two stages with a given share of hard pictures, and the dense network, in turn. Its decisions are
-compared with those of torch in FP32 on the CPU, and handing over on the device with handing over
-through the host. What is not installed is skipped, with the reason; what is installed and does not
-work has failed, and the rest runs nevertheless. The file is written first of all and after every
-step. From the root of the repository; nothing has to be installed but what is to be measured. On a
-machine without a GPU:
+Each backend classifies the same random pictures with the same random weights: both stages with a
+given share of hard pictures, and the dense network, in turn. Its decisions are compared with those
+of torch in FP32 on the CPU, and the hand-off on the device with the hand-off through the host. A
+backend that is not installed is skipped, with the reason. One that is installed and does not work
+has failed, and the rest still runs. The file is written at the start and after every step.
+
+Run it from the root of the repository; only what is measured has to be installed. On a machine
+without a GPU:
 
     python -m benchmarks.gpu_check result.json --device cpu --preset tiny --seconds 0
 
-On a board without torch, two bundles exported elsewhere with `--selection graph` take the place of
-the preset: `--bundles TWO_STAGE DENSE`.
+On a board without torch, give two bundles that were exported elsewhere with `--selection graph`:
+`--bundles TWO_STAGE DENSE`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from benchmarks.measure import (
 )
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.machine import this_machine
+from sacvit_deploy.engines.tensorrt_library import ENGINE_BACKENDS
 from sacvit_deploy.errors import MissingDependencyError
 from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.families.two_stage import TwoStageConfig
@@ -58,7 +60,7 @@ from sacvit_deploy.families.two_stage import TwoStageConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sacvit_deploy.spec import EngineBackend, Precision
+    from sacvit_deploy.spec import Precision
 
     Section = Callable[[], Iterator[Contender]]
 
@@ -82,10 +84,9 @@ DISTRIBUTIONS = (
 
 
 def sections(settings: Settings) -> dict[str, Section]:
-    """Every section by name; nothing is run or imported before it is called."""
+    """Every section by name; a call runs it."""
     bundles = Bundles(settings)
     both: tuple[Precision, ...] = ("fp32", "fp16")
-    runtimes: tuple[EngineBackend, ...] = ("tensorrt", "tensorrt-rtx")
     of_onnxruntime = functools.partial(onnxruntime_contenders, bundles)
     of_engines = functools.partial(engine_contenders, settings, bundles)
     return {
@@ -93,12 +94,12 @@ def sections(settings: Settings) -> dict[str, Section]:
         "onnxruntime CPU": functools.partial(of_onnxruntime, "CPU", ("fp32",)),
         "onnxruntime CUDA": functools.partial(of_onnxruntime, "CUDA", both),
         "onnxruntime TensorRT-RTX": functools.partial(of_onnxruntime, "NvTensorRTRTX", both),
-        **{name: functools.partial(of_engines, name) for name in runtimes},
+        **{name: functools.partial(of_engines, name) for name in ENGINE_BACKENDS},
     }
 
 
 def run_section(settings: Settings, start: Section, reference: Reference) -> dict[str, Any]:
-    """What a section found up to the point where it ended, and why it ended there."""
+    """The results of a section up to its end, and why it ended early."""
     section: dict[str, Any] = {"status": "ran", "rows": [], "agreement": []}
     try:
         for contender in start():
@@ -107,14 +108,14 @@ def run_section(settings: Settings, start: Section, reference: Reference) -> dic
                 section["rows"].append(row)
                 say(row_text(row))
             gc.collect()
-    except Exception as error:  # unattended: the next section has to run, and this is on record
+    except Exception as error:  # unattended: the next section has to run
         section |= ending(error)
     say(f"  {section['status']}: {section.get('reason', 'complete')}")
     return section
 
 
 def memory_section() -> dict[str, Any]:
-    """What `cuda_memory_check` found, or why it could not."""
+    """The result of `cuda_memory_check`, or why there is none."""
     if not this_machine().gpus:
         return ending(Skipped("there is no GPU"))
     try:
@@ -124,14 +125,14 @@ def memory_section() -> dict[str, Any]:
 
 
 def ending(error: Exception) -> dict[str, Any]:
-    """Why something ended early: for want of a thing that may be absent, or by failing."""
+    """Why something ended early: it is not installed, or it failed."""
     if isinstance(error, (Skipped, ModuleNotFoundError, MissingDependencyError)):
         return {"status": "skipped", "reason": str(error)}
     return {"status": "failed", "reason": str(error), "trace": traceback.format_exc()}
 
 
 def row_text(row: dict[str, Any]) -> str:
-    """A row for people."""
+    """A row as text."""
     return (
         f"  {row['runtime']:<28} {row['precision']}  {row['hand_off']:<6} batch {row['batch']:>3}  "
         f"two-stage {row['two_stage_ms_p50']:>9.3f} ms  dense {row['dense_ms_p50']:>9.3f} ms  "
@@ -140,7 +141,7 @@ def row_text(row: dict[str, Any]) -> str:
 
 
 def device_record(settings: Settings) -> dict[str, Any]:
-    """The GPUs, as the driver tells."""
+    """The machine and its GPUs."""
     machine = this_machine()
     gpus = [
         {"name": g.name, "compute_capability": g.compute_capability, "memory_bytes": g.memory_bytes}
@@ -155,7 +156,7 @@ def device_record(settings: Settings) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that has a part in the result, where it is installed."""
+    """Versions of everything installed that has a part in the result."""
     # A wheel may call itself tensorrt_rtx where it is installed as tensorrt-rtx.
     installed = {
         re.sub(r"[-_.]+", "-", d.metadata["Name"] or "").lower(): d.version
@@ -168,7 +169,7 @@ def versions() -> dict[str, str]:
 def take_torch(settings: Settings, reference: Reference) -> dict[str, Any]:
     """Make torch on the CPU the reference, or say why it is not.
 
-    Its weights may not be those of the bundles.
+    Its weights may differ from those of the bundles.
     """
     try:
         contender = torch_sessions(settings, "cpu", "fp32")
@@ -180,7 +181,7 @@ def take_torch(settings: Settings, reference: Reference) -> dict[str, Any]:
 
 
 def run(settings: Settings, output: Path) -> dict[str, Any]:
-    """The whole document, written first of all and after every step."""
+    """Run every step, and write the document at the start and after each."""
     reference = Reference()
     document: dict[str, Any] = {
         "device": device_record(settings),
@@ -206,12 +207,12 @@ def run(settings: Settings, output: Path) -> dict[str, Any]:
 
 
 def write(document: dict[str, Any], output: Path) -> None:
-    """What is known so far."""
+    """Write the document as it is so far."""
     output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def tiny() -> tuple[ModelConfig, ModelConfig]:
-    """Networks that show within seconds whether everything runs."""
+    """Small networks, to see within seconds whether everything runs."""
     dense = ModelConfig("vit", (32, 32), 4, 48, 2, 3, num_classes=10)
     stages = TwoStageConfig(score_first_block=1)
     return dataclasses.replace(dense, family="sac_vit", two_stage=stages), dense
@@ -231,7 +232,7 @@ def networks(options: argparse.Namespace) -> tuple[ModelConfig, ModelConfig]:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path, help="where the JSON goes")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
@@ -241,7 +242,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         nargs=2,
         type=Path,
         metavar=("TWO_STAGE", "DENSE"),
-        help="run these instead of exporting a preset, where torch or onnx is not installed",
+        help="run these bundles instead of a preset, where torch or onnx is not installed",
     )
     parser.add_argument("--batch", default="1,8,32,128", help="sizes, separated by commas")
     parser.add_argument("--sac-fraction", type=float, default=0.235)
@@ -261,7 +262,7 @@ def found_device() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run all and say what was found."""
+    """Run everything and print the results."""
     options = parsed(arguments)
     two_stage, dense = networks(options)
     try:

@@ -1,1 +1,1 @@
-"""Inference runtimes behind one protocol; each is imported when it is asked for."""
+"""Inference backends behind one protocol; each library is imported at use."""

@@ -156,7 +156,7 @@ class TensorRTSession:
     @property
     def memory(self) -> str | None:
         """Library and device; see `DeviceSession.memory`."""
-        return f"{self._engine.entry.runtime} cuda:{self._device.ordinal}"
+        return f"{self._engine.library.backend} cuda:{self._device.ordinal}"
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute every output; see `Session.run`."""

@@ -56,12 +56,12 @@ class Workplace:
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         return cls(folder, gpu, modules)
 
-    def library(self, runtime: EngineBackend = "tensorrt") -> Any:
-        return self.modules[runtime].library
+    def library(self, backend: EngineBackend = "tensorrt") -> Any:
+        return self.modules[backend].library
 
     def bundle(
         self,
-        runtime: EngineBackend = "tensorrt",
+        backend: EngineBackend = "tensorrt",
         *,
         batch: tuple[int, int, int] = (1, 4, 8),
         selection: Selection = "graph",
@@ -72,9 +72,9 @@ class Workplace:
         """A bundle with an engine for some graphs; `entry` and `plan` replace what they say."""
         manifest = fake_manifest(SAC, selection)
         graphs = [graph for graph in manifest.graphs if graph.role in roles]
-        engines = [_entry(graph, runtime, batch, entry or {}) for graph in graphs]
+        engines = [_entry(graph, backend, batch, entry or {}) for graph in graphs]
         manifest = dataclasses.replace(manifest, engines=tuple(engines))
-        path = self.folder / f"{runtime}-{selection}"
+        path = self.folder / f"{backend}-{selection}"
         with new_bundle(path) as staging:
             (staging / "engines").mkdir()
             for graph in manifest.graphs:
@@ -86,20 +86,20 @@ class Workplace:
         return Bundle.open(path)
 
     def open(
-        self, bundle: Bundle, runtime: str = "tensorrt", options: SessionOptions | None = None
+        self, bundle: Bundle, backend: str = "tensorrt", options: SessionOptions | None = None
     ) -> OpenedSessions:
-        return open_sessions(bundle, backend=runtime, options=options)
+        return open_sessions(bundle, backend=backend, options=options)
 
 
 def _entry(
-    graph: GraphEntry, runtime: EngineBackend, batch: tuple[int, int, int], changed: dict[str, Any]
+    graph: GraphEntry, backend: EngineBackend, batch: tuple[int, int, int], changed: dict[str, Any]
 ) -> EngineEntry:
     values: dict[str, Any] = {
         "role": graph.role,
         "precision": "fp32",
-        "file": f"engines/{graph.role}.fp32.{runtime}.engine",
-        "runtime": runtime,
-        "runtime_version": VERSION[runtime],
+        "file": f"engines/{graph.role}.fp32.{backend}.engine",
+        "runtime": backend,
+        "runtime_version": VERSION[backend],
         "cuda_version": "",
         "compute_capabilities": ("8.6",),
         "os": HERE.os,

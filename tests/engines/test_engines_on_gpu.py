@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module", params=MODULES)
 def built(request, sac_graph, tmp_path_factory):
-    """A runtime, and a bundle with its engines."""
+    """A backend, and a bundle with its engines."""
     pytest.importorskip(MODULES[request.param], reason=f"needs {request.param}")
     pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
     bundle = Bundle.open(
@@ -33,14 +33,14 @@ def built(request, sac_graph, tmp_path_factory):
 
 @pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "plain"])
 def test_engines_decide_as_the_graphs_do(built, cuda_graphs) -> None:
-    runtime, bundle = built
+    backend, bundle = built
     wanted = Scheduler(
         bundle.manifest.config,
         open_sessions(bundle, backend="onnxruntime", options=SessionOptions(("CPU",))).sessions,
         "graph",
     )
     options = SessionOptions(cuda_graphs=cuda_graphs)
-    sessions = open_sessions(bundle, backend=runtime, options=options).sessions
+    sessions = open_sessions(bundle, backend=backend, options=options).sessions
     assert sharing_memory(sessions["early_exit"], sessions["refine"]) is not None
     found = Scheduler(bundle.manifest.config, sessions, "graph")
     generator = np.random.default_rng(0)
@@ -63,8 +63,8 @@ def agree(found, wanted) -> None:
 
 
 def test_a_replayed_batch_is_the_same_to_the_last_bit(built) -> None:
-    runtime, bundle = built
-    session = open_sessions(bundle, backend=runtime).sessions["early_exit"]
+    backend, bundle = built
+    session = open_sessions(bundle, backend=backend).sessions["early_exit"]
     shape = (6, 3, *bundle.manifest.config.image_size)
     images = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     first, second = (session.run({IMAGE: images})[LOGITS] for _ in range(2))

@@ -91,7 +91,7 @@ def test_an_unknown_provider_is_refused(path) -> None:
         OnnxRuntimeSession(path, SessionOptions(("CUDDA",)))
 
 
-def test_a_failure_inside_the_runtime_is_one_error(path, monkeypatch) -> None:
+def test_a_failure_inside_the_library_is_one_error(path, monkeypatch) -> None:
     session = OnnxRuntimeSession(path)
 
     class Exhausted:
@@ -103,7 +103,7 @@ def test_a_failure_inside_the_runtime_is_one_error(path, monkeypatch) -> None:
         session.run({IMAGE: random_images(1)})
 
 
-def test_what_the_runtime_prints_does_not_mix_with_json(path, monkeypatch, capsys) -> None:
+def test_what_the_library_prints_does_not_mix_with_json(path, monkeypatch, capsys) -> None:
     import onnxruntime
 
     create = onnxruntime.InferenceSession
@@ -118,7 +118,7 @@ def test_what_the_runtime_prints_does_not_mix_with_json(path, monkeypatch, capsy
 
 
 def test_a_provider_that_fails_is_not_replaced_by_another(path, capsys) -> None:
-    """Left to itself, the runtime computes again on the CPU, and stays there."""
+    """By default the library computes again on the CPU, and stays there."""
     from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
     session = OnnxRuntimeSession(path, SessionOptions(("CPU",)))
@@ -137,7 +137,7 @@ def test_a_provider_that_fails_is_not_replaced_by_another(path, capsys) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_a_missing_runtime_says_what_to_install(path, monkeypatch) -> None:
+def test_a_missing_library_says_what_to_install(path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match="pip install onnxruntime"):
         OnnxRuntimeSession(path)

@@ -69,12 +69,12 @@ def test_auto_takes_the_first_that_works(bundle, monkeypatch) -> None:
     assert not {"fast", "slow"} & set(opened.skipped)
 
 
-@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_auto_takes_the_engines_of_this_machine(workplace, runtime) -> None:
-    opened = open_sessions(workplace.bundle(runtime))
-    assert (opened.backend, opened.precision, opened.largest_batch) == (runtime, "fp32", 8)
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_auto_takes_the_engines_of_this_machine(workplace, backend) -> None:
+    opened = open_sessions(workplace.bundle(backend))
+    assert (opened.backend, opened.precision, opened.largest_batch) == (backend, "fp32", 8)
     assert opened.provider.startswith("TensorRT")
-    assert ("tensorrt" in opened.skipped) == (runtime == "tensorrt-rtx")
+    assert ("tensorrt" in opened.skipped) == (backend == "tensorrt-rtx")
 
 
 def test_an_engine_of_another_machine_is_skipped_without_a_warning(workplace, monkeypatch) -> None:

@@ -52,8 +52,8 @@ def test_chosen_buckets_are_checked(buckets) -> None:
         SessionOptions(batch_buckets=buckets)
 
 
-@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_a_truncated_plan_says_what_the_library_says(workplace, runtime, monkeypatch) -> None:
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_truncated_plan_says_what_the_library_says(workplace, backend, monkeypatch) -> None:
     whole = compatibility.checked_plan
 
     def truncated(*arguments):
@@ -62,7 +62,7 @@ def test_a_truncated_plan_says_what_the_library_says(workplace, runtime, monkeyp
 
     monkeypatch.setattr(registry, "checked_plan", truncated)
     with pytest.raises(EngineError, match=r"the 20 bytes of .*ends too early\.\n.*build-engine"):
-        workplace.open(workplace.bundle(runtime), runtime)
+        workplace.open(workplace.bundle(backend), backend)
 
 
 def test_a_plan_of_another_graph_is_refused(workplace) -> None:

@@ -42,32 +42,32 @@ def jetson(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("runtime", "version", "label"),
+    ("backend", "version", "label"),
     [
         ("tensorrt", "10.3.0", "TensorRT"),
         ("tensorrt", "11.4.1", "TensorRT"),
         ("tensorrt-rtx", "1.4.0.76", "TensorRT-RTX"),
     ],
 )
-def test_a_recent_library_is_loaded(install, runtime, version, label):
-    install(runtime.replace("-", "_"), version)
-    library = load_library(runtime)
-    assert (library.backend, library.version, library.label) == (runtime, version, label)
-    assert library.is_rtx is (runtime == "tensorrt-rtx")
+def test_a_recent_library_is_loaded(install, backend, version, label):
+    install(backend.replace("-", "_"), version)
+    library = load_library(backend)
+    assert (library.backend, library.version, library.label) == (backend, version, label)
+    assert library.is_rtx is (backend == "tensorrt-rtx")
 
 
 @pytest.mark.parametrize(
-    ("runtime", "version", "fix"),
+    ("backend", "version", "fix"),
     [
         ("tensorrt", "8.6.2", "JetPack 6.1"),
         ("tensorrt", "10.2.0", "JetPack 6.1"),
         ("tensorrt-rtx", "1.0.0", "--upgrade tensorrt-rtx"),
     ],
 )
-def test_an_old_library_is_refused_in_one_error(install, runtime, version, fix):
-    install(runtime.replace("-", "_"), version)
+def test_an_old_library_is_refused_in_one_error(install, backend, version, fix):
+    install(backend.replace("-", "_"), version)
     with pytest.raises(EngineError, match=f"{version} is installed; .* or later") as refused:
-        load_library(runtime)
+        load_library(backend)
     assert fix in refused.value.fix
 
 

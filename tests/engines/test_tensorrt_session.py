@@ -16,18 +16,18 @@ from sacvit_deploy.spec import COARSE_EMBEDDINGS, COARSE_FEATURES, IMAGE, LOGITS
 from tests.engines.fake_cuda import cudaError_t
 from tests.fakes import SAC, FakeSession, random_images
 
-RUNTIMES = ["tensorrt", "tensorrt-rtx"]
+BACKENDS = ["tensorrt", "tensorrt-rtx"]
 HANDED_ON = (SCORE, COARSE_EMBEDDINGS, COARSE_FEATURES)
 PLAIN = SessionOptions(cuda_graphs=False)
 
 
-@pytest.fixture(params=RUNTIMES)
-def runtime(request):
+@pytest.fixture(params=BACKENDS)
+def backend(request):
     return request.param
 
 
-def early_exit(workplace, runtime="tensorrt", options=None, **bundle):
-    opened = workplace.open(workplace.bundle(runtime, **bundle), runtime, options)
+def early_exit(workplace, backend="tensorrt", options=None, **bundle):
+    opened = workplace.open(workplace.bundle(backend, **bundle), backend, options)
     return opened.sessions["early_exit"]
 
 
@@ -44,8 +44,8 @@ def same(found, images) -> None:
 
 
 @pytest.mark.parametrize("options", [None, PLAIN], ids=["graphs", "plain"])
-def test_every_batch_gives_what_the_graph_computes(workplace, runtime, options) -> None:
-    session = early_exit(workplace, runtime, options)
+def test_every_batch_gives_what_the_graph_computes(workplace, backend, options) -> None:
+    session = early_exit(workplace, backend, options)
     for size in (1, 5, 8, 5, 3, 1, 7):
         images = random_images(size, seed=size)
         same(session.run({IMAGE: images}), images)
@@ -109,11 +109,11 @@ def test_chosen_buckets_are_used(workplace) -> None:
     assert workplace.library().contexts == 3  # 1, 2 and 8
 
 
-def test_without_graphs_one_context_serves_all_shapes(workplace, runtime) -> None:
-    session = early_exit(workplace, runtime, PLAIN)
+def test_without_graphs_one_context_serves_all_shapes(workplace, backend) -> None:
+    session = early_exit(workplace, backend, PLAIN)
     for size in (1, 5, 8):
         session.run({IMAGE: random_images(size)})
-    assert workplace.library(runtime).contexts == 1
+    assert workplace.library(backend).contexts == 1
     assert workplace.gpu.launches == 0
 
 
@@ -156,8 +156,8 @@ def test_an_engine_that_cannot_be_recorded_still_runs(workplace) -> None:
     assert workplace.gpu.launches == 0
 
 
-def test_too_large_a_batch_is_refused_and_the_next_one_is_not(workplace, runtime) -> None:
-    session = early_exit(workplace, runtime)
+def test_too_large_a_batch_is_refused_and_the_next_one_is_not(workplace, backend) -> None:
+    session = early_exit(workplace, backend)
     with pytest.raises(EngineError, match=r"batch of 9 .* takes 1 to 8\.\n.*--batch 1:8:9"):
         session.run({IMAGE: random_images(9)})
     images = random_images(2)
@@ -214,8 +214,8 @@ def test_what_was_left_unpadded_is_padded_on_the_gpu(workplace) -> None:
     np.testing.assert_array_equal(found[LOGITS], expected[LOGITS])
 
 
-def test_threads_share_a_session(workplace, runtime) -> None:
-    session = early_exit(workplace, runtime)
+def test_threads_share_a_session(workplace, backend) -> None:
+    session = early_exit(workplace, backend)
     images = random_images(24)
     expected = wanted(images)[LOGITS]
 
@@ -231,7 +231,7 @@ def test_threads_share_a_session(workplace, runtime) -> None:
 
 
 def test_sessions_of_one_bundle_share_memory_and_of_two_runtimes_do_not(workplace) -> None:
-    one, other = (workplace.open(workplace.bundle(name), name).sessions for name in RUNTIMES)
+    one, other = (workplace.open(workplace.bundle(name), name).sessions for name in BACKENDS)
     assert sharing_memory(one["early_exit"], one["refine"]) is not None
     assert sharing_memory(one["early_exit"], other["refine"]) is None
     assert sharing_memory(one["early_exit"], FakeSession(SAC, "refine")) is None
@@ -252,12 +252,12 @@ def test_too_little_memory_is_said_in_numbers(workplace) -> None:
         ("execute_async_v3", "failed to run .*execute_async_v3 went wrong"),
     ],
 )
-def test_what_the_library_refuses_is_one_error_and_passes(workplace, runtime, method, says) -> None:
-    session = early_exit(workplace, runtime)
-    workplace.library(runtime).refuse.add(method)
+def test_what_the_library_refuses_is_one_error_and_passes(workplace, backend, method, says) -> None:
+    session = early_exit(workplace, backend)
+    workplace.library(backend).refuse.add(method)
     with pytest.raises(EngineError, match=says):
         session.run({IMAGE: random_images(3)})
-    workplace.library(runtime).refuse.clear()
+    workplace.library(backend).refuse.clear()
     images = random_images(3)
     same(session.run({IMAGE: images}), images)
 
@@ -283,15 +283,15 @@ def test_cuda_python_is_asked_for_by_name(workplace, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("options", [None, PLAIN], ids=["graphs", "plain"])
-def test_closing_gives_everything_back(workplace, runtime, options) -> None:
-    opened = workplace.open(workplace.bundle(runtime), runtime, options)
+def test_closing_gives_everything_back(workplace, backend, options) -> None:
+    opened = workplace.open(workplace.bundle(backend), backend, options)
     early, refine = opened.sessions["early_exit"], opened.sessions["refine"]
     _, kept = early.run_on_device({IMAGE: random_images(3)}, (IMAGE, *HANDED_ON))
     refine.run_on_device({**kept, "survivor_rows": np.array([1])}, ())
     early.run({IMAGE: random_images(5)})
     opened.close()
     assert workplace.gpu.is_untouched
-    assert not workplace.library(runtime).alive
+    assert not workplace.library(backend).alive
     opened.close()
 
 
@@ -305,8 +305,8 @@ def test_the_last_session_closes_what_they_share(workplace) -> None:
     assert workplace.gpu.is_untouched
 
 
-def test_a_closed_session_says_so(workplace, runtime) -> None:
-    session = early_exit(workplace, runtime)
+def test_a_closed_session_says_so(workplace, backend) -> None:
+    session = early_exit(workplace, backend)
     provider = session.provider
     session.close()
     says = r"early_exit.*\.engine was used after it was closed\.\n"
@@ -350,8 +350,8 @@ def test_a_device_that_failed_can_be_closed(workplace, function) -> None:
     assert workplace.gpu.is_untouched
 
 
-def test_threads_at_work_end_before_a_session_is_closed(workplace, runtime) -> None:
-    opened = workplace.open(workplace.bundle(runtime), runtime)
+def test_threads_at_work_end_before_a_session_is_closed(workplace, backend) -> None:
+    opened = workplace.open(workplace.bundle(backend), backend)
     session, images = opened.sessions["early_exit"], random_images(4)
     expected = wanted(images)[LOGITS]
 
@@ -370,7 +370,7 @@ def test_threads_at_work_end_before_a_session_is_closed(workplace, runtime) -> N
     assert workplace.gpu.is_untouched
 
 
-def test_nothing_warns(workplace, runtime) -> None:
+def test_nothing_warns(workplace, backend) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        early_exit(workplace, runtime).run({IMAGE: random_images(2)})
+        early_exit(workplace, backend).run({IMAGE: random_images(2)})
