@@ -204,7 +204,7 @@ class PixelCanvas:
 
     def _stroke(self, draw: ImageDraw.ImageDraw, points: Sequence[Point], pen: Pen) -> None:
         width = round(pen.width * self._scale * _FINE)
-        for piece in _dashes(points) if pen.dashed else [points]:
+        for piece in dashes(points) if pen.dashed else [points]:
             draw.line(self._fine(piece), 255, width, "curve")
 
     def _smooth(self, ink: Ink, shape: Callable[[ImageDraw.ImageDraw], None]) -> None:
@@ -420,8 +420,8 @@ def _is_upright(points: Sequence[Point]) -> bool:
     return all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(points))
 
 
-def _dashes(points: Sequence[Point]) -> Iterator[list[Point]]:
-    """Pieces of each side that a dashed line shows."""
+def dashes(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """The pieces of each side that are drawn if a line is dashed."""
     for (x, y), (x_end, y_end) in itertools.pairwise(points):
         length = math.hypot(x_end - x, y_end - y)
         for start in range(0, math.ceil(length), _DASH + _DASH_GAP):

@@ -10,22 +10,22 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sacvit_deploy.visualize.canvas import Drawing, Ink, Pen, Type, text_width, wrapped
+from sacvit_deploy.visualize.canvas import Drawing, Ink, Pen, Type, dashes, text_width, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sacvit_deploy.visualize.canvas import Box, Canvas, Colour, Point
 
-_LEFT, _RIGHT, _TOP = 62, 496, 14
+_LEFT, _RIGHT, _TOP = 62.0, 496.0, 14
 _WIDTH, _HEIGHT, _BELOW = 520, 286, 50
-_HEADING_LINE, _LABEL_LINE = 20, 16
-_MOST_STEPS = 6
+_HEADING_LINE, _NAME_LINE = 20, 16.0
+_MOST_STEPS, _MOST_TRIES = 6, 8
 _STEPS = (1, 2, 2.5, 5, 10)
 _RADIUS, _RIM, _CAP = 4.5, 2.0, 4.0
 _TITLE, _HEADING, _BODY = Type(13, "ink", "middle"), Type(16, "ink"), Type(13, "quiet")
 _TICK_X, _TICK_Y = Type(12, "quiet", "middle"), Type(12, "quiet", "end")
-_LABEL = Type(12, "ink", halo=True)
+_NAME = Type(12, "ink", halo=True)
 _RULE = Pen("ink", 1.5, dashed=True)
 
 
@@ -103,7 +103,8 @@ class Plot(Drawing):
         self._top = _TOP + _HEADING_LINE * len(self._heading) + (_TOP if heading else 0)
         self._bottom = self._top + _HEIGHT
         self._shapes: list[Callable[[Canvas], None]] = []
-        self._names: list[tuple[str, float, list[float]]] = []
+        self._names: list[tuple[str, list[Point]]] = []
+        self._taken: list[Box] = []
         self._dots: list[tuple[Point, Colour, Mark]] = []
 
     @property
@@ -118,8 +119,7 @@ class Plot(Drawing):
 
     def line(self, points: Sequence[Point], pen: Pen) -> None:
         """Join points."""
-        placed = [self._place(at) for at in points]
-        self._shapes.append(lambda canvas: canvas.line(placed, pen))
+        self._stroke([self._place(at) for at in points], pen)
 
     def bar(self, left: float, right: float, height: float, ink: Ink, tip: str) -> None:
         """Fill a bar from the bottom of the chart."""
@@ -130,31 +130,35 @@ class Plot(Drawing):
         """Draw two bars with caps through a point, from end to end of two ranges."""
         (left, top), (right, bottom) = self._place((xs[0], ys[1])), self._place((xs[1], ys[0]))
         x, y = self._place(at)
-        strokes: list[tuple[Point, Point]] = [((left, y), (right, y)), ((x, top), (x, bottom))]
-        strokes += [((end, y - _CAP), (end, y + _CAP)) for end in (left, right)]
-        strokes += [((x - _CAP, end), (x + _CAP, end)) for end in (top, bottom)]
-        pen = Pen(colour, 2.0)
-        self._shapes += [lambda canvas, stroke=s: canvas.line(stroke, pen) for s in strokes]  # type: ignore[misc]
+        strokes: list[list[Point]] = [[(left, y), (right, y)], [(x, top), (x, bottom)]]
+        strokes += [[(end, y - _CAP), (end, y + _CAP)] for end in (left, right)]
+        strokes += [[(x - _CAP, end), (x + _CAP, end)] for end in (top, bottom)]
+        for stroke in strokes:
+            self._stroke(stroke, Pen(colour, 2.0))
 
     def dot(self, at: Point, colour: Colour, mark: Mark) -> None:
         """Mark a point, with its name beside it where there is room."""
         x, y = self._place(at)
         self._dots.append(((x, y), colour, mark))
-        below = [y + 11 + step * _LABEL_LINE for step in range(8)]
-        above = [y - 23 - step * _LABEL_LINE for step in range(8)]
-        self._names.append((mark.name, x, above + below if mark.above else below + above))
+        self._taken.append((x - 6, y - 6, x + 6, y + 6))
+        below, above = ((y + 11, _NAME_LINE), (y - 23, -_NAME_LINE))
+        sides = (above, below) if mark.above else (below, above)
+        spots = [(x, top + step * line) for step in range(_MOST_TRIES) for top, line in sides]
+        self._names.append((mark.name, spots))
 
     def vertical(self, x: float, name: str) -> None:
         """Draw a dashed line from bottom to top, with its name at the top."""
         self.line([(x, self._y.low), (x, self._y.high)], _RULE)
-        tops = [self._top + 3.0 + step * _LABEL_LINE for step in range(8)]
-        self._names.append((name, self._place((x, 0))[0], tops))
+        left = self._place((x, self._y.low))[0]
+        spots = [(left, self._top + 3 + step * _NAME_LINE) for step in range(_MOST_TRIES)]
+        self._names.append((name, spots))
 
     def horizontal(self, y: float, name: str) -> None:
-        """Draw a dashed line from left to right, with its name at the left."""
+        """Draw a dashed line from left to right, with its name at one end."""
         self.line([(self._x.low, y), (self._x.high, y)], _RULE)
-        at = self._place((0, y))[1]
-        self._names.append((name, _LEFT, [at - 18, at + 3]))
+        top = self._place((self._x.low, y))[1]
+        spots = [(x, top + away) for away in (-18, 3) for x in (_LEFT, _RIGHT)]
+        self._names.append((name, spots))
 
     def draw(self, canvas: Canvas) -> None:
         """Draw on a canvas of this size."""
@@ -164,10 +168,7 @@ class Plot(Drawing):
         self._draw_axes(canvas)
         for shape in self._shapes:
             shape(canvas)
-        taken = [(x - 4, y - 4, x + 4, y + 4) for (x, y), _, _ in self._dots]
-        for name, x, tops in self._names:
-            if name:
-                taken.append(self._draw_name(canvas, name, (x, tops), taken))
+        self._draw_names(canvas)
         for at, colour, mark in self._dots:
             canvas.dot(at, _RADIUS + _RIM, Ink("card"))
             canvas.dot(at, _RADIUS, Ink(colour), mark.tip)
@@ -187,19 +188,27 @@ class Plot(Drawing):
         turned = Type(13, "ink", "middle", turned=True)
         canvas.text((1, (self._top + bottom) / 2), self._y.title, turned)
 
-    def _draw_name(
-        self, canvas: Canvas, name: str, at: tuple[float, list[float]], taken: list[Box]
-    ) -> Box:
-        """Write beside an x at the first of some heights that is inside the axes and free."""
-        x, tops = at
-        width = text_width(name, _LABEL.size)
-        left = x + 4 if x + width + 8 <= _RIGHT else x - width - 4
-        boxes = [(left, top, left + width + 4, top + _LABEL_LINE - 1) for top in tops]
-        inside = [box for box in boxes if self._top <= box[1] and box[3] <= self._bottom]
-        free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
-        box = next(iter([*free, *boxes]))
-        canvas.text(box[:2], name, _LABEL)
-        return box
+    def _draw_names(self, canvas: Canvas) -> None:
+        """Write each name beside its first spot that is inside the axes and free."""
+        taken = list(self._taken)
+        for name, spots in self._names:
+            width = text_width(name, _NAME.size)
+            boxes = [
+                (left, top, left + width, top + _NAME_LINE - 1)
+                for x, top in spots
+                for left in (x + 4, x - 4 - width)
+            ]
+            axes = (_LEFT, self._top, _RIGHT, self._bottom)
+            inside = [box for box in boxes if _holds(axes, box)]
+            free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+            box = (free + inside + boxes)[0]
+            if name:
+                canvas.text(box[:2], name, _NAME)
+                taken.append(box)
+
+    def _stroke(self, placed: list[Point], pen: Pen) -> None:
+        self._shapes.append(lambda canvas: canvas.line(placed, pen))
+        self._taken += [(*at, *at) for dash in dashes(placed) for at in dash]
 
     def _place(self, at: Point) -> Point:
         """A point of the axes in units of the canvas, to a hundredth."""
@@ -213,6 +222,10 @@ def _step(low: float, high: float) -> float:
     rough = (high - low) / _MOST_STEPS
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in _STEPS if factor * power >= rough * (1 - 1e-9))
+
+
+def _holds(outer: Box, inner: Box) -> bool:
+    return all(outer[i] <= inner[i] and inner[i + 2] <= outer[i + 2] for i in (0, 1))
 
 
 def _overlap(one: Box, other: Box) -> bool:

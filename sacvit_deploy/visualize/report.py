@@ -100,7 +100,7 @@ def _key_figures(evaluation: Evaluation) -> str:
     """The most important numbers, at the first threshold."""
     row, dense = evaluation.rows[0], evaluation.macs_g["dense"]
     mean, _, p95 = _latency(row)
-    figures = [("top-1 accuracy", f"{row.top1:.1%}", f"at {row_name(row)}")]
+    figures = [("top-1 accuracy", f"{row.top1:.1%}", row_name(row))]
     if row.source:
         figures.append(("leave early", f"{row.early_exit_fraction:.1%}", "of the pictures"))
     figures += [

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from sacvit_deploy.visualize.canvas import Ink, Pen
+from sacvit_deploy.visualize.canvas import Ink, Pen, text_width
 from sacvit_deploy.visualize.plot import Axis, Mark, Plot
 from tests.visualize.surface import Area, Dot, Fill, Line, Surface, Text
 
@@ -65,11 +65,13 @@ def test_points_cover_names_and_names_cover_lines():
 
 def test_labels_do_not_lie_on_each_other():
     plot = unit_plot()
-    for number in range(3):
+    for number in range(5):
         plot.dot((0.5, 0.5), "ink", Mark(f"point {number}"))
-    heights = sorted(text.at[1] for text in names(Surface(plot)))
-    assert len(heights) == 3
-    assert min(b - a for a, b in itertools.pairwise(heights)) >= 12
+    placed = names(Surface(plot))
+    assert len(placed) == 5
+    for one, other in itertools.combinations(placed, 2):
+        (left, top), (x, y) = sorted((one.at, other.at))
+        assert abs(top - y) >= 12 or x - left >= text_width(one.text, one.style.size)
 
 
 @pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 0), (1, 1)])
@@ -84,6 +86,20 @@ def test_names_stay_inside_the_axes(at, above):
     (name,) = names(surface)
     assert left <= name.at[0] < right - 70
     assert top <= name.at[1] <= bottom - name.style.size
+
+
+def test_a_name_keeps_off_lines_and_points():
+    plot = unit_plot()
+    plot.line([(0, 0.5), (0.6, 0.5), (0.6, 0)], Pen("ink"))
+    plot.dot((0.5, 0.5), "ink", Mark("a name below"))
+    plot.dot((0.6, 0.58), "ink", Mark(""))
+    surface = Surface(plot)
+    (name,) = names(surface)
+    (line,) = (line for line in surface.of(Line) if len(line.points) == 3)
+    left, right = name.at[0], name.at[0] + text_width(name.text, name.style.size)
+    assert name.at[1] > line.points[0][1]
+    assert right < line.points[1][0]
+    assert left < right
 
 
 def test_rules_go_from_end_to_end():
