@@ -171,3 +171,13 @@ def test_files_and_modules_named_exist(document) -> None:
         r"\b(?:sacvit_deploy|benchmarks)(?:\.[a-zA-Z_]\w*)+", _MARKDOWN[document]
     ):
         pkgutil.resolve_name(name)  # ImportError or AttributeError where there is none
+
+
+def test_the_stories_name_functions_and_classes_of_today() -> None:
+    page = _TEXTS["docs/architecture.md"].partition("## One picture")[2]
+    steps = re.findall(r"^\d+\. .+$", page.partition("## The two graphs")[0], re.MULTILINE)
+    assert len(steps) == 30
+    named = re.findall(r"`(?:[A-Z]\w+\.)?([A-Za-z_]+)`", " ".join(steps))
+    source = "".join(file.read_text("utf-8") for file in _ROOT.glob("sacvit_deploy/**/*.py"))
+    defined = set(re.findall(r"^ *(?:def|class) (\w+)", source, re.MULTILINE))
+    assert [name for name in named if name not in defined] == []
