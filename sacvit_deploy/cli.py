@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 import sacvit_deploy
 from sacvit_deploy.errors import SacvitDeployError
 
-# Verb to what its line in --help says; the code is in sacvit_deploy.commands.<verb>.
+# Line in --help by verb; the code is in sacvit_deploy.commands.<verb>.
 VERBS = {
-    "export": "Turn a checkpoint into a bundle of ONNX graphs.",
+    "export": "Export a checkpoint to a bundle of ONNX graphs.",
     "run": "Classify pictures with a bundle.",
-    "inspect": "Say what is in a bundle.",
+    "inspect": "Check a bundle and list its contents.",
     "evaluate": "Measure accuracy, cost and latency on labelled pictures.",
     "calibrate": "Choose the exit threshold for a goal.",
-    "verify": "Check that a bundle decides as its model does.",
-    "visualize": "Show which tokens the network looked at again.",
-    "bisect-precision": "Find what has to stay in FP32.",
+    "verify": "Compare a bundle with its model.",
+    "visualize": "Show which tokens the network refined.",
+    "bisect-precision": "Find the nodes that must stay in FP32.",
     "build-engine": "Build TensorRT or TensorRT-RTX engines from a bundle.",
     "train": "Train a network by the recipe of the paper.",
-    "doctor": "Say what this machine has, and what it lacks.",
-    "demo": "Classify the pictures that come with the package.",
+    "doctor": "List what this machine has and lacks.",
+    "demo": "Classify the pictures of the package.",
 }
 
 
@@ -31,11 +31,11 @@ class LazyGroup(click.Group):
     """A group whose verbs are imported when they are called, so that --help is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All verbs in the order of a first day's work."""
+        """List all verbs, in the order of a first day's work."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load one verb, or None if there is none of that name."""
+        """Load one verb; None if there is none of that name."""
         if cmd_name not in VERBS:
             return None
         name = cmd_name.replace("-", "_")
@@ -49,15 +49,11 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a verb; an error of ours becomes one message and exit code 1."""
+        """Run a verb; an error of this package becomes one message and exit code 1."""
         try:
             return super().invoke(ctx)
         except SacvitDeployError as error:
-            _fail(error)
-
-
-def _fail(error: SacvitDeployError) -> NoReturn:
-    raise click.ClickException(f"{error.problem}\n{error.fix}") from error
+            raise click.ClickException(f"{error.problem}\n{error.fix}") from error
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,4 +1,4 @@
-"""sacvit-deploy bisect-precision."""
+"""The `bisect-precision` command."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from sacvit_deploy.libraries import require
 
 @click.command("bisect-precision")
 @options.bundle_argument
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--precision", type=click.Choice(["fp16", "int8"]), required=True)
+@options.data_argument
+@click.option(
+    "--precision", type=click.Choice(["fp16", "int8"]), required=True, help="Precision to reach."
+)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
     metavar="FILE",
-    help="Where to write the nodes, one a line, for export --keep-float FILE.",
+    help="File for the nodes, one a line; see export --keep-float.",
 )
 @options.calibration_options
 @options.json_option
 def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any) -> None:
-    """Find the smallest set of nodes of BUNDLE that has to stay in FP32.
+    """Find the smallest set of nodes of BUNDLE that must stay in FP32.
 
-    Decisions on the pictures of DATA are compared with those of FP32, with ever fewer nodes kept.
+    Compares decisions on the pictures of DATA with those of FP32, with ever fewer nodes kept.
 
     \b
     Example:
@@ -41,8 +43,9 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
 
     check_output(output)
     request = options.precision_request(chosen["precision"], data, chosen)
-    found = bisect_precision(Bundle.open(bundle), request, options.progress)
-    # Shown first: it took long, and the file may have become impossible meanwhile.
+    with options.progress() as report:
+        found = bisect_precision(Bundle.open(bundle), request, lambda line: report(0.0, line))
+    # Shown first: it took long, and the file may not be writable any more.
     if as_json:
         pairs = zip(found.keep, found.where, strict=True)
         options.echo_json(
@@ -54,8 +57,8 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
             }
         )
     else:
-        click.echo(f"{len(found.keep)} nodes have to stay in FP32, found in {found.trials} trials:")
-        click.echo(found.text() or "  none: the limits hold as it is\n", nl=False)
+        click.echo(f"{len(found.keep)} nodes must stay in FP32, found in {found.trials} trials:")
+        click.echo(found.text() or "  none: all limits hold without\n", nl=False)
     write_output(output, found.text())
     if not as_json:
         click.echo(f"Written to {output}; use it with: sacvit-deploy export --keep-float {output}")

@@ -1,20 +1,21 @@
-"""sacvit-deploy build-engine."""
+"""The `build-engine` command."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.describe import describe_engines
 from sacvit_deploy.engines.build import (
     BatchRange,
     BuildOptions,
     EngineRequest,
+    HardwareCompatibility,
     build_engines,
     check_request,
     graphs_in,
@@ -22,8 +23,11 @@ from sacvit_deploy.engines.build import (
 )
 from sacvit_deploy.engines.tensorrt_library import default_backend
 from sacvit_deploy.errors import BundleError
+from sacvit_deploy.spec import EngineBackend
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sacvit_deploy.spec import Precision
 
 _EXPORTING = ("onnx", "onnx_graphsurgeon", "onnxruntime")
@@ -31,16 +35,44 @@ _EXPORTING = ("onnx", "onnx_graphsurgeon", "onnxruntime")
 
 @click.command("build-engine")
 @options.bundle_argument
-@options.build_options
+@click.option("--fp32", "precision", flag_value="fp32", help="Build from FP32 graphs (default).")
+@click.option("--fp16", "precision", flag_value="fp16", help="Build from FP16 graphs.")
+@click.option("--int8", "precision", flag_value="int8", help="Build from INT8 graphs.")
 @click.option(
-    "--calibration-data",
-    type=click.Path(path_type=Path),
-    metavar="DATA",
-    help="Pictures for graphs of that precision, where BUNDLE has none yet.",
+    "--runtime",
+    type=click.Choice(get_args(EngineBackend)),
+    help="Library that builds; the default is the one installed.",
 )
+@click.option(
+    "--compute-capability",
+    metavar="86,89,120",
+    help="GPUs to build for. TensorRT-RTX only; TensorRT builds for the GPU of this machine.",
+)
+@click.option(
+    "--batch",
+    default="1:8:32",
+    show_default=True,
+    metavar="MIN:OPT:MAX",
+    help="Smallest, most frequent and largest batch.",
+)
+@click.option("--workspace-mib", type=int, help="Limit of scratch memory.")
+@click.option("--optimization-level", type=int, help="0 (fast build) to 5 (fast engine).")
+@click.option("--timing-cache", type=options.PATH, help="Reuse kernel timings. TensorRT only.")
+@click.option(
+    "--version-compatible", is_flag=True, help="Loads in later releases too. TensorRT only."
+)
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(get_args(HardwareCompatibility)),
+    default="none",
+    help="Runs on other GPUs too. TensorRT only.",
+)
+@options.calibration_data_option
 @options.json_option
 def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
     """Build a TensorRT or TensorRT-RTX engine for every graph of BUNDLE.
+
+    If BUNDLE has no graphs of that precision, they are made first.
 
     \b
     Example:
@@ -55,22 +87,18 @@ def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
     request = EngineRequest(precision, chosen["runtime"] or default_backend(), BuildOptions(**how))
     opened, request = Bundle.open(bundle), check_request(request)  # before the graphs are made
     opened = _with_precision(opened, precision, calibration_data)
-    with options.progress_bar() as draw:
-        _, engines = build_engines(opened, request, draw)
-    if chosen["as_json"]:
-        options.echo_json({"engines": [dataclasses.asdict(engine) for engine in engines]})
-        return
-    for engine in engines:
-        shares = ", ".join(f"{share:.1%} {kind}" for kind, share in engine.precision_share.items())
-        click.echo(
-            f"{engine.file}: {engine.role}, {engine.bytes / (1 << 20):.1f} MiB in "
-            f"{engine.build_s:.1f} s, compute capability {', '.join(engine.compute_capabilities)}"
+    with options.progress() as report:
+        _, engines = build_engines(
+            opened, request, lambda role, share, text: report(share, f"{role}: {text}")
         )
-        click.echo(f"  weights: {shares}")
+    if chosen["as_json"]:
+        options.echo_json({"engines": [asdict(engine) for engine in engines]})
+    else:
+        options.echo_lines(describe_engines(engines))
 
 
 def _with_precision(bundle: Bundle, precision: Precision, data: Path | None) -> Bundle:
-    """The bundle with graphs of that precision, made now if the libraries for it are there."""
+    """Return the bundle with graphs of that precision, made now if the libraries are installed."""
     try:
         graphs_in(bundle, precision)
     except BundleError:
@@ -79,5 +107,6 @@ def _with_precision(bundle: Bundle, precision: Precision, data: Path | None) -> 
         from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 
         request = PrecisionRequest(precision, data=data)  # type: ignore[arg-type]  # fp32 is there
-        return add_precision(bundle, request, options.progress)
+        with options.progress() as report:
+            return add_precision(bundle, request, lambda line: report(0.0, line))
     return bundle

@@ -1,15 +1,13 @@
-"""Options about the goal of a calibration, and what they ask for."""
+"""The `calibrate` command."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_calibration
-from sacvit_deploy.commands.options import tell_passed_over
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.evaluation.class_names import read_class_names
 from sacvit_deploy.evaluation.exit_calibration import CalibrationRequest, calibrate_bundle
@@ -18,122 +16,92 @@ from sacvit_deploy.visualize.canvas import check_drawing_file
 from sacvit_deploy.visualize.charts import exit_curve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-
-_Command = TypeVar("_Command", bound="Callable[..., Any]")
-
-_OPTIONS = (
-    click.option(
-        "--max-accuracy-drop",
-        type=float,
-        metavar="SHARE",
-        help="Lose at most this much top-1 and save what can be saved; 0.005 where no goal is "
-        "given.",
-    ),
-    click.option(
-        "--reference-top1",
-        type=float,
-        metavar="SHARE",
-        help="Count the drop from this top-1, for example that of a dense network; without it, "
-        "from the second stage alone.",
-    ),
-    click.option(
-        "--target-macs",
-        type=float,
-        metavar="G",
-        help="Spend at most this many 10^9 multiply-accumulates a picture on average.",
-    ),
-    click.option(
-        "--target-latency-ms",
-        type=float,
-        metavar="MS",
-        help="Take at most this long for a picture on this machine, on average.",
-    ),
-    click.option(
-        "--percentile",
-        type=float,
-        metavar="P",
-        help="Mean this percentile of the latency, for example 95, instead of the average.",
-    ),
-    click.option(
-        "--target-exit-fraction",
-        type=float,
-        metavar="SHARE",
-        help="Let at least this share of the pictures leave early.",
-    ),
-    click.option(
-        "--temperature-scaling",
-        is_flag=True,
-        help="First make the confidence of the first stage mean what it says.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["fp32", "fp16", "int8"]),
-        help="Which graphs to calibrate; each precision has its own threshold.",
-    ),
-    click.option(
-        "--class-names",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="What the classes of DATA are called, where they are ids: JSON, or a line for each.",
-    ),
-    click.option(
-        "--plot",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Draw accuracy against cost, as .png or .svg.",
-    ),
-    click.option("--dry-run", is_flag=True, help="Leave the bundle as it is."),
-)
-
-
-def calibrate_options(command: _Command) -> _Command:
-    """Add them all, in the order of the help text."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def goal_of(options: Mapping[str, Any]) -> ExitGoal:
-    """The one goal that was asked for.
-
-    Raises:
-        ConfigError: There are two, or a number is out of range.
-    """
-    asked = {kind: options[kind] for kind in GOAL_KINDS if options[kind] is not None}
-    if len(asked) > 1:
-        raise ConfigError(f"There are {len(asked)} goals: {', '.join(asked)}.", "Give one of them.")
-    extra = {"reference_top1": options["reference_top1"], "percentile": options["percentile"]}
-    for kind, value in asked.items():
-        return ExitGoal(kind, value, **extra)
-    return ExitGoal(**extra)
+    from collections.abc import Mapping
+    from pathlib import Path
 
 
 @click.command("calibrate")
 @options.bundle_argument
-@click.argument("data", type=click.Path(path_type=Path))
-@calibrate_options
+@options.data_argument
+@click.option(
+    "--max-accuracy-drop",
+    type=float,
+    metavar="SHARE",
+    help="Largest loss of top-1, for the least cost; 0.005 if no goal is given.",
+)
+@click.option(
+    "--reference-top1",
+    type=float,
+    metavar="SHARE",
+    help="Count the drop from this top-1, for example that of a dense network; the default is the "
+    "second stage alone.",
+)
+@click.option(
+    "--target-macs",
+    type=float,
+    metavar="G",
+    help="Largest mean cost of a picture, in 10^9 multiply-accumulates.",
+)
+@click.option(
+    "--target-latency-ms",
+    type=float,
+    metavar="MS",
+    help="Largest mean latency of a picture on this machine.",
+)
+@click.option(
+    "--percentile",
+    type=float,
+    metavar="P",
+    help="Limit this percentile of the latency, for example 95, instead of the mean.",
+)
+@click.option(
+    "--target-exit-fraction",
+    type=float,
+    metavar="SHARE",
+    help="Least share of pictures that exit early.",
+)
+@click.option(
+    "--temperature-scaling",
+    is_flag=True,
+    help="First scale the confidence of the first stage to match its accuracy.",
+)
+@options.precision_option
+@options.class_names_option
+@click.option(
+    "--plot",
+    type=options.PATH,
+    metavar="FILE",
+    help="Draw accuracy against cost, as .png or .svg.",
+)
+@click.option("--dry-run", is_flag=True, help="Leave the bundle unchanged.")
 @options.backend_option
 @options.json_option
 def command(bundle: Path, data: Path, **chosen: Any) -> None:
-    """Choose the exit threshold of BUNDLE for one goal on DATA, and keep it in BUNDLE.
+    """Choose the exit threshold of BUNDLE for one goal on DATA, and store it in BUNDLE.
+
+    Each precision has a threshold of its own.
 
     \b
     Example:
       sacvit-deploy calibrate bundle val.zip --max-accuracy-drop 0.01 --plot curve.png
     """
-    request = _request(chosen)
-    plot = chosen["plot"]
+    names, plot = chosen["class_names"], chosen["plot"]
+    request = CalibrationRequest(
+        ThresholdSearch(_goal(chosen), temperature_scaling=chosen["temperature_scaling"]),
+        precision=chosen["precision"],
+        backend=chosen["backend"],
+        class_names=read_class_names(names) if names else None,
+        write=not chosen["dry_run"],
+    )
     if plot:
         check_drawing_file(plot)
-    with options.progress_bar() as draw:
+    with options.progress() as report:
         found = calibrate_bundle(
             bundle,
             data,
             request,
-            lambda share, what: draw("Measuring", share, what),
-            lambda pipeline: tell_passed_over(pipeline, request.backend),
+            report,
+            lambda pipeline: options.tell_backend(pipeline, request.backend),
         )
     if plot:
         exit_curve(found).save(plot)
@@ -141,17 +109,20 @@ def command(bundle: Path, data: Path, **chosen: Any) -> None:
         click.echo(f"Warning: {warning}", err=True)
     if chosen["as_json"]:
         options.echo_json(found.to_dict())
-        return
-    for line in describe_calibration(found):
-        click.echo(line)
+    else:
+        options.echo_lines(describe_calibration(found))
 
 
-def _request(chosen: Mapping[str, Any]) -> CalibrationRequest:
-    names = chosen["class_names"]
-    return CalibrationRequest(
-        ThresholdSearch(goal_of(chosen), temperature_scaling=chosen["temperature_scaling"]),
-        precision=chosen["precision"],
-        backend=chosen["backend"],
-        class_names=read_class_names(names) if names else None,
-        write=not chosen["dry_run"],
-    )
+def _goal(chosen: Mapping[str, Any]) -> ExitGoal:
+    """Return the one goal that was asked for.
+
+    Raises:
+        ConfigError: There are two, or a number is out of range.
+    """
+    asked = {kind: chosen[kind] for kind in GOAL_KINDS if chosen[kind] is not None}
+    if len(asked) > 1:
+        raise ConfigError(f"There are {len(asked)} goals: {', '.join(asked)}.", "Give one of them.")
+    extra = {"reference_top1": chosen["reference_top1"], "percentile": chosen["percentile"]}
+    for kind, value in asked.items():
+        return ExitGoal(kind, value, **extra)
+    return ExitGoal(**extra)

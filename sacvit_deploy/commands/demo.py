@@ -1,4 +1,4 @@
-"""sacvit-deploy demo."""
+"""The `demo` command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from sacvit_deploy.bundle import demo_bundle
 from sacvit_deploy.commands import options
-from sacvit_deploy.commands.run import echo_results
+from sacvit_deploy.commands.describe import describe_results
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.samples import sample_pictures
@@ -24,34 +24,33 @@ _NOTE = (
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     default=Path("demo-output"),
     show_default=True,
-    help="Folder for the picture of what the network looked at.",
+    help="Folder for the picture of the refined tokens.",
 )
 @options.eta_option
 @options.json_option
 def command(output: Path, eta: float | None, as_json: bool) -> None:
-    """Classify the pictures that come with the package, with the network that does.
+    """Classify the pictures of the package with the network of the package.
 
     \b
     Example:
       sacvit-deploy demo
     """
-    pipeline = load(demo_bundle(), eta=eta)
-    pictures = list(sample_pictures())
     file = output / "tokens.png"
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error}.", "Choose another -o.") from error
-    drawn = token_map(pipeline, pictures, note=_NOTE)
+    with load(demo_bundle(), eta=eta) as pipeline:
+        drawn = token_map(pipeline, list(sample_pictures()), note=_NOTE)
     drawn.save(file)
     results = [seen.result for seen in drawn.looks]
     if as_json:
         found = [result.to_dict() for result in results]
         options.echo_json({"results": found, "sheet": str(file)})
         return
-    echo_results(results)
+    options.echo_lines(describe_results(results))
     click.echo(_NOTE)
-    click.echo(f"What the network looked at: {file}")
+    click.echo(f"Refined tokens: {file}")

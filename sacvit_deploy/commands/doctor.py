@@ -1,4 +1,4 @@
-"""sacvit-deploy doctor: what this machine has, and the command for everything it lacks."""
+"""The `doctor` command: what this machine has, and how to get what it lacks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _DISTRIBUTIONS = {
 @click.command("doctor")
 @options.json_option
 def command(as_json: bool) -> None:
-    """Say what this machine can do, and how to get what is missing.
+    """List what this machine has, and how to get what is missing.
 
     \b
     Example:

@@ -1,44 +1,75 @@
-"""sacvit-deploy export."""
+"""The `export` command."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.describe import describe_export
+from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.families.config import preset as preset_config
 from sacvit_deploy.libraries import require
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from sacvit_deploy.exporters.precision.request import PrecisionRequest
+
 
 @click.command("export")
-@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")
-@options.preset_option
-@options.set_option
+@click.argument("checkpoint", type=options.PATH, required=False)
+@click.option(
+    "-o", "--output", type=options.PATH, required=True, metavar="BUNDLE", help="Folder to write."
+)
+@click.option(
+    "--preset",
+    type=click.Choice(sorted(PRESETS)),
+    metavar="NAME",
+    help="Network: [sac_|cf_]deit_{tiny|small|base}_patch16_224, ..small_patch16_288, or "
+    "..demo_patch8_64. sac_ is SAC-ViT, cf_ is CF-ViT, neither is the dense DeiT.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Change one field of the preset, for example num_classes=10 or image_size=224x320.",
+)
 @click.option("--random-weights", is_flag=True, help="Draw weights instead of reading them.")
-@click.option("--seed", default=0, show_default=True, help="Of the random weights.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
 @click.option("--opset", default=18, show_default=True, help="ONNX operator set, 18 to 25.")
 @options.choice_option(
-    "--selection", ("host", "graph"), "Who picks the target tokens: the host, or the second graph."
+    "--selection", ("host", "graph"), "Who selects the target tokens: the host or the second graph."
 )
 @options.choice_option(
-    "--input", ("float", "uint8"), "Normalised floats, or raw pixels with the normalisation inside."
+    "--input", ("float", "uint8"), "Normalised floats, or raw pixels that the graph normalises."
 )
 @options.choice_option(
     "--weight-storage", ("fp32", "fp16"), "fp16 rounds the weights and halves the files."
 )
-@click.option("--labels", type=click.Path(path_type=Path), help="Text file, one class name a line.")
+@click.option("--labels", type=options.PATH, help="Text file, one class name a line.")
 @click.option("--eta", default=0.5, show_default=True, help="Exit threshold in [0, 1].")
-@click.option("--alpha", type=float, help="Share of tokens looked at again, in (0, 1).")
-@options.precisions_option
+@click.option("--alpha", type=float, help="Share of the coarse tokens to refine, in (0, 1).")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=["fp32"],
+    metavar="fp32|fp16|int8",
+    help="Graphs to write beside the FP32 ones; several with commas or by repeating the option.",
+)
 @options.calibration_data_option
 @options.calibration_options
-@options.force_option
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @options.json_option
 def command(checkpoint: Path | None, **chosen: Any) -> None:
-    """Turn CHECKPOINT into a bundle: ONNX graphs, their weights, and a description.
+    """Export CHECKPOINT to a bundle of ONNX graphs, their weights, and a description.
 
     \b
     Example:
@@ -50,22 +81,58 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 
     names = ("seed", "opset", "selection", "weight_storage", "labels", "eta", "force")
-    export_options = ExportOptions(
+    choices = ExportOptions(
         config=preset_config(chosen["preset"]) if chosen["preset"] else None,
-        overrides=options.parse_overrides(chosen["overrides"], alpha=chosen["alpha"]),
+        overrides=parse_overrides(chosen["overrides"], alpha=chosen["alpha"]),
         input_kind=chosen["input"],
-        precisions=options.precision_requests(chosen),
+        precisions=_precision_requests(chosen),
         **{name: chosen[name] for name in names},
     )
-    bundle = export_bundle(checkpoint, chosen["output"], export_options, options.progress)
-    worst = max(bundle.manifest.parity, key=lambda record: record["relative_error"])
+    with options.progress() as report:
+        bundle = export_bundle(
+            checkpoint, chosen["output"], choices, lambda line: report(0.0, line)
+        )
     if chosen["as_json"]:
         found = {"parity": bundle.manifest.parity, "precisions": bundle.manifest.precisions}
         options.echo_json({"bundle": str(bundle.path), **found})
-        return
-    click.echo(f"{bundle.path}: {', '.join(graph.file for graph in bundle.manifest.graphs)}")
-    click.echo(
-        f"Parity with torch: worst {worst['tensor']} of {worst['role']}, "
-        f"{worst['max_abs_error']:.2g} at batch {worst['batch']}."
-    )
-    options.echo_agreements(bundle)
+    else:
+        options.echo_lines(describe_export(bundle))
+
+
+def parse_overrides(assignments: Sequence[str], **named: object) -> dict[str, Any]:
+    """Parse `--set FIELD=VALUE`, and add options that set one field by name.
+
+    Args:
+        assignments: `FIELD=VALUE` each.
+        named: Value by field; None if the option was not given.
+
+    Raises:
+        ConfigError: An assignment has no `=`.
+    """
+    fields: dict[str, Any] = {k: v for k, v in named.items() if v is not None}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {assignment!r} has no value.", "Write --set FIELD=VALUE.")
+        fields[name] = _value(text)
+    return fields
+
+
+def _value(text: str) -> Any:
+    """Parse a number, a size such as 224x320, or else keep the text."""
+    sides = text.split("x")
+    if len(sides) == 2 and all(side.isdecimal() for side in sides):
+        return tuple(map(int, sides))
+    for read in (json.loads, float):  # JSON wants a digit before the point
+        with contextlib.suppress(ValueError):
+            value = read(text)
+            return tuple(value) if isinstance(value, list) else value
+    return text
+
+
+def _precision_requests(chosen: Mapping[str, Any]) -> tuple[PrecisionRequest, ...]:
+    """Make one request for each lower precision."""
+    names = [name.strip() for item in chosen["precisions"] for name in item.split(",")]
+    wanted: dict[Any, None] = dict.fromkeys(name for name in names if name != "fp32")
+    data = chosen["calibration_data"]
+    return tuple(options.precision_request(name, data, chosen) for name in wanted)

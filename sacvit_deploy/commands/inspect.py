@@ -1,4 +1,4 @@
-"""sacvit-deploy inspect."""
+"""The `inspect` command."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ if TYPE_CHECKING:
 @options.bundle_argument
 @options.json_option
 def command(bundle: Path, as_json: bool) -> None:
-    """Check the files of BUNDLE and say what is in it.
+    """Check the files of BUNDLE and list its contents.
 
     \b
     Example:
       sacvit-deploy inspect bundle
     """
     opened = Bundle.open(bundle)
-    if as_json:
-        options.echo_json(json.loads(opened.manifest.to_json()))
-        for name, damage in opened.damaged_engine_files().items():
-            click.echo(f"Warning: {name} {damage}", err=True)
+    if not as_json:
+        options.echo_lines(describe_bundle(opened))
         return
-    for line in describe_bundle(opened):
-        click.echo(line)
+    options.echo_json(json.loads(opened.manifest.to_json()))
+    for name, damage in opened.damaged_engine_files().items():
+        click.echo(f"Warning: {name} {damage}", err=True)

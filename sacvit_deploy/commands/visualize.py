@@ -1,34 +1,35 @@
-"""sacvit-deploy visualize."""
+"""The `visualize` command."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sacvit_deploy.commands import options
-from sacvit_deploy.commands.run import echo_results
+from sacvit_deploy.commands.describe import describe_results
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.visualize.canvas import check_drawing_file
 from sacvit_deploy.visualize.token_map import token_map
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @click.command("visualize")
 @options.bundle_argument
-@click.argument(
-    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
-)
+@options.images_argument
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     required=True,
     metavar="FILE",
-    help="Where to write the sheet: .png for pixels, .svg for vectors.",
+    help="File to draw: .png for pixels, .svg for vectors.",
 )
 @options.eta_option
 @click.option("--scores/--no-scores", default=True, help="Draw the score of every token.")
-@click.option("--columns", type=click.IntRange(min=1), help="Pictures in a row of the sheet.")
+@click.option("--columns", type=click.IntRange(min=1), help="Pictures in a row.")
 @options.json_option
 def command(  # noqa: PLR0913  one parameter an option
     bundle: Path,
@@ -39,19 +40,19 @@ def command(  # noqa: PLR0913  one parameter an option
     columns: int | None,
     as_json: bool,
 ) -> None:
-    """Show which tokens of each IMAGE the network of BUNDLE looked at again.
+    """Show which tokens of each IMAGE the network of BUNDLE refined.
 
     \b
     Example:
       sacvit-deploy visualize bundle cat.jpg dog.jpg -o tokens.png
     """
     check_drawing_file(output)
-    pipeline = load(bundle, eta=eta)
-    drawn = token_map(pipeline, images, scores=scores, columns=columns)
+    with load(bundle, eta=eta) as pipeline:
+        drawn = token_map(pipeline, images, scores=scores, columns=columns)
     drawn.save(output)
     if as_json:
         found = [{**s.result.to_dict(), "scores": s.score.tolist()} for s in drawn.looks]
         options.echo_json({"sheet": str(output), "results": found})
         return
-    echo_results([seen.result for seen in drawn.looks])
-    click.echo(f"What the network looked at: {output}")
+    options.echo_lines(describe_results([seen.result for seen in drawn.looks]))
+    click.echo(f"Refined tokens: {output}")

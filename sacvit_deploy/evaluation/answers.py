@@ -61,7 +61,7 @@ class StageAnswers:
         early_ms: Time of the first stage, or of the only one, for each picture by itself, without
             preprocessing, (n,).
         refine_ms: Time of the second stage with the selection of tokens, (n,); zeros for a network
-            of one stage. A picture that does not leave early takes `early_ms + refine_ms`.
+            of one stage. A picture that does not exit early takes `early_ms + refine_ms`.
     """
 
     decisions: Decisions

@@ -101,7 +101,7 @@ class Evaluation:
 
     @property
     def early_alone(self) -> OperatingPoint:
-        """Point where every picture leaves early; the only point of a network of one stage."""
+        """Point where every picture exits early; the only point of a network of one stage."""
         return self.curve[0]
 
     @property
@@ -197,7 +197,7 @@ def evaluate_answers(
     if config.two_stage:
         exits = (Exit(eta, first.temperature, "sweep") for eta in CURVE_ETAS)
         curve = tuple(map(sweep.operating_point, exits))
-        shares["early_exit_fraction"] = sweep.leaves(index)
+        shares["early_exit_fraction"] = sweep.exits_early(index)
         shares["top1_early_exit_only"] = sweep.early_correct
         shares["top1_refine_only"] = sweep.refined_correct
     logits = answers.decisions.early_logits

@@ -54,12 +54,12 @@ class Exit:
 class OperatingPoint(CalibrationPoint):
     """Both stages at one exit, in more detail than the bundle stores.
 
-    For a network of one stage `eta` is 1 and `early_exit_fraction` 0: no picture leaves early.
+    For a network of one stage `eta` is 1 and `early_exit_fraction` 0: no picture exits early.
 
     Attributes:
         temperature: See `Exit`.
         source: See `Exit`.
-        early_right_fraction: Share of all pictures that leaves early with a correct answer.
+        early_right_fraction: Share of all pictures that exits early with a correct answer.
         latency_ms_p50: Median latency of a picture at batch 1, in milliseconds.
     """
 
@@ -96,7 +96,7 @@ class OperatingPoint(CalibrationPoint):
 class ExitSweep:
     """Both stages on n pictures at every threshold that makes a difference.
 
-    A candidate is a number of pictures that leave early; m of them are possible. They are in
+    A candidate is a number of pictures that exit early; m of them are possible. They are in
     ascending order of threshold: at the first, eta 0, all leave; at the last, eta 1, none does.
 
     Attributes:
@@ -105,11 +105,11 @@ class ExitSweep:
         true_class: True class, (n,).
         early_class: Answer of the first stage, (n,).
         refined_class: Answer of the second stage, (n,).
-        early_ms: Latency of a picture that leaves early, (n,).
+        early_ms: Latency of a picture that exits early, (n,).
         late_ms: Latency of a picture that is refined, (n,).
-        num_refined: Pictures that do not leave early, of each candidate, (m,), ascending.
+        num_refined: Pictures that do not exit early, of each candidate, (m,), ascending.
         eta: A threshold of each candidate, (m,): half way between the two confidences it parts.
-        macs_g: Cost of a picture that leaves early, and of one that is refined, in 10^9
+        macs_g: Cost of a picture that exits early, and of one that is refined, in 10^9
             multiply-accumulates.
         comparison: How the network compares a confidence with a threshold.
     """
@@ -152,7 +152,7 @@ class ExitSweep:
 
     @cached_property
     def early_exit_fraction(self) -> Floats:
-        """Share of pictures that leave early, (m,), descending."""
+        """Share of pictures that exit early, (m,), descending."""
         return np.asarray((self.images - self.num_refined) / self.images)
 
     @cached_property
@@ -175,13 +175,13 @@ class ExitSweep:
         refined = int((~exits(self.confidence, eta, self.comparison)).sum())
         return int(np.searchsorted(self.num_refined, refined))
 
-    def leaves(self, index: int) -> NDArray[np.bool_]:
-        """Whether each picture leaves early at one candidate, (n,): the most confident do."""
+    def exits_early(self, index: int) -> NDArray[np.bool_]:
+        """Whether each picture exits early at one candidate, (n,): the most confident do."""
         return np.asarray(np.arange(self.images) >= self.num_refined[index])
 
     def predicted(self, index: int) -> Classes:
         """Answer for each picture at one candidate, (n,)."""
-        return np.where(self.leaves(index), self.early_class, self.refined_class)
+        return np.where(self.exits_early(index), self.early_class, self.refined_class)
 
     def correct(self, index: int) -> NDArray[np.bool_]:
         """Whether the answer for each picture is correct at one candidate, (n,)."""
@@ -189,7 +189,7 @@ class ExitSweep:
 
     def latency_ms(self, index: int) -> Floats:
         """Latency of each picture at one candidate, (n,)."""
-        return np.where(self.leaves(index), self.early_ms, self.late_ms)
+        return np.where(self.exits_early(index), self.early_ms, self.late_ms)
 
     def point(self, index: int) -> CalibrationPoint:
         """Sum up one candidate."""
@@ -207,7 +207,7 @@ class ExitSweep:
         index = self.index_of(chosen.eta)
         fields: dict[str, Any] = {**vars(self.point(index)), **vars(chosen)}
         return OperatingPoint(
-            early_right_fraction=float((self.leaves(index) & self.early_correct).mean()),
+            early_right_fraction=float((self.exits_early(index) & self.early_correct).mean()),
             latency_ms_p50=float(np.percentile(self.latency_ms(index), 50)),
             **fields,
         )

@@ -45,7 +45,7 @@ _NAMES: dict[GoalKind, str] = {
     "max_accuracy_drop": "a drop",
     "target_macs": "a mean cost in G",
     "target_latency_ms": "a latency in ms",
-    "target_exit_fraction": "a share leaving early",
+    "target_exit_fraction": "a share exiting early",
 }
 
 
@@ -57,7 +57,7 @@ class ExitGoal:
         kind: `max_accuracy_drop`: top-1 is at most `value` below the reference; then the fewest
             multiply-accumulates. `target_macs`: at most `value` 10^9 multiply-accumulates a picture
             on average; `target_latency_ms`: at most `value` ms; `target_exit_fraction`: at least
-            that share leaves early; then, in all three, the best top-1.
+            that share exits early; then, in all three, the best top-1.
         value: The limit.
         reference_top1: Accuracy a drop is counted from; None takes the second stage alone.
         percentile: Percentile of the latency to limit; None limits the mean.
@@ -163,7 +163,7 @@ class Calibration:
         temperature: Temperature of the exit's confidence; 1 unless one was fitted.
         reached: Quantity that the goal limits, at the threshold.
         reference_top1: Accuracy that a drop is counted from.
-        macs_g: Cost of a picture that leaves early, and of one that is refined, in 10^9
+        macs_g: Cost of a picture that exits early, and of one that is refined, in 10^9
             multiply-accumulates.
         intervals: 95 % intervals of `top1`, `early_exit_fraction`, `macs_mean_g`,
             `latency_ms_mean`, and of `reached` under the name `goal`; for the threshold as chosen.
@@ -315,7 +315,7 @@ def _measured(
 def _statistics(sweep: ExitSweep, index: int, goal: ExitGoal) -> dict[str, Statistic]:
     """Statistics to find intervals of, at one candidate."""
     correct = sweep.correct(index).astype(float)
-    leaves = sweep.leaves(index)
+    leaves = sweep.exits_early(index)
     early, late = sweep.macs_g
     latency = sweep.latency_ms(index)
     # Picture by picture: most of what resampling moves is common to the drop's two terms.
@@ -376,7 +376,7 @@ def _unmet(sweep: ExitSweep, goal: ExitGoal, nearest: int) -> GoalError:
     return GoalError(
         f"No exit threshold meets {goal}. The nearest is eta {point.eta:.4g} with "
         f"{_NAMES[goal.kind]} of {found:.4g}: top-1 {point.top1:.2%}, "
-        f"{point.early_exit_fraction:.1%} leave early, {point.macs_mean_g:.4g} G "
+        f"{point.early_exit_fraction:.1%} exit early, {point.macs_mean_g:.4g} G "
         "multiply-accumulates a picture. Nothing was written.",
         f"Ask for {_rounded_up(found)} or more, or use another network, precision or backend.",
     )

@@ -75,7 +75,7 @@ class ClassRow:
         label: Name of the class.
         images: Number of its pictures, at least 1.
         top1: Share of correct answers at the exit.
-        early_exit_fraction: Share that leaves early; None for a network of one stage.
+        early_exit_fraction: Share that exits early; None for a network of one stage.
         top1_early_exit_only: Share of correct answers of the first stage; None for one stage.
         top1_refine_only: Share of correct answers of the second stage; None for one stage.
     """

@@ -28,25 +28,6 @@ METRICS_FILE, CONFIG_FILE = "metrics.jsonl", "config.json"
 
 
 @dataclass(frozen=True)
-class Progress:
-    """The progress of a run after a step.
-
-    Attributes:
-        step: Optimiser steps done.
-        total_steps: Optimiser steps of the whole run.
-        loss: Loss of the last step.
-        images_per_s: Mean speed since this process started, over all processes.
-        seconds_left: Remaining time at that speed, without validations.
-    """
-
-    step: int
-    total_steps: int
-    loss: float
-    images_per_s: float
-    seconds_left: float
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """The result of a finished run.
 
@@ -64,7 +45,7 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, report: Callable[[Progress], None] = lambda progress: None
+    config: TrainConfig, report: Callable[[float, str], None] = lambda share, text: None
 ) -> TrainResult:
     """Train a network, or resume an interrupted run in the same output folder.
 
@@ -73,7 +54,8 @@ def train(
 
     Args:
         config: Configuration of the run.
-        report: Called by the first process after each step.
+        report: Called by the first process after each step with the share of the steps done, in
+            (0, 1], and with loss, speed and remaining time as a text.
 
     Raises:
         ConfigError: The device does not exist.
@@ -91,7 +73,7 @@ def train(
 
 
 class _Loop:
-    def __init__(self, config: TrainConfig, run: Run, report: Callable[[Progress], None]) -> None:
+    def __init__(self, config: TrainConfig, run: Run, report: Callable[[float, str], None]) -> None:
         self.config, self.run, self.report = config, run, report
         self.state, self.processes, self.plan = run.state, run.processes, run.plan
         self.total_steps = config.schedule.epochs * self.plan.steps_per_epoch
@@ -182,13 +164,18 @@ class _Loop:
         schedule, step = self.config.schedule, self.state.step
         done, seconds = step - self.first_step, time.monotonic() - self.started
         speed = done * schedule.batch_size / seconds
-        left = (self.total_steps - step) * schedule.batch_size / speed
         if self.log:
             if step % schedule.log_every == 0:
                 rate = learning_rate(step - 1, self.plan.steps_per_epoch, self.config)
                 values = {name: value.item() for name, value in losses._asdict().items()}
                 self.log.write(step, {**values, "learning_rate": rate, "images_per_s": speed})
-            self.report(Progress(step, self.total_steps, losses.total.item(), speed, left))
+            # Without the validations to come.
+            left_s = round((self.total_steps - step) * schedule.batch_size / speed)
+            self.report(
+                step / self.total_steps,
+                f"loss {losses.total.item():.3f}, {speed:.0f} images/s, "
+                f"{left_s // 60}:{left_s % 60:02} left",
+            )
         ends_epoch = step % self.plan.steps_per_epoch == 0
         if step % schedule.checkpoint_every == 0 and not ends_epoch:
             self._save()

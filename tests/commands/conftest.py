@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from sacvit_deploy.cli import main
 from sacvit_deploy.exporters import export
+from sacvit_deploy.samples import sample_pictures
 from tests.exporters.graphs import read_graph
 
 
@@ -71,3 +72,13 @@ def translated(sac_host, monkeypatch) -> None:
         "onnx_from_torch",
         lambda _model, spec, *, opset: read_graph(sac_host, spec.role),
     )
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """The pictures of the package as a table."""
+    file: Path = tmp_path / "data.csv"
+    for picture in sample_pictures():
+        shutil.copy(picture, tmp_path)
+    file.write_text("path,label\n" + "".join(f"{p.name},thing\n" for p in sample_pictures()))
+    return file

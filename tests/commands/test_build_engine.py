@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
 
 from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.cli import main
 from sacvit_deploy.commands import build_engine
 from sacvit_deploy.engines import build
 from sacvit_deploy.engines.machine import Machine
@@ -45,14 +47,12 @@ def test_text_says_what_is_in_them(invoke, bundle):
 
 
 def test_a_bar_is_drawn_on_a_terminal_only(bundle, capsys, monkeypatch):
-    import click
-
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    context = click.Context(build_engine.command)
-    with context:
-        arguments = [str(bundle.path), "--runtime", "tensorrt-rtx"]
-        build_engine.command.main(arguments, standalone_mode=False)
-    assert "\rearly_exit [#" in capsys.readouterr().err
+    arguments = ["build-engine", str(bundle.path), "--runtime", "tensorrt-rtx"]
+    main(arguments, standalone_mode=False)
+    said = capsys.readouterr().err
+    for role in ("early_exit", "refine"):
+        assert re.search(rf"\r\S*\[#+-*\] +\d+%  {role}: ", said)
 
 
 def test_ctrl_c_is_one_word(bundle, monkeypatch, invoke):

@@ -55,7 +55,7 @@ def test_without_a_goal_hardly_any_accuracy_is_lost(invoke, copied, data):
 def test_the_drop_is_in_points_and_the_dry_run_says_so(invoke, copied, data):
     ran = invoke("calibrate", copied, data, "--max-accuracy-drop", 1, "--dry-run")
     assert "drop " in ran.out
-    assert ran.out.splitlines()[-1] == "dry run: the bundle is as it was"
+    assert ran.out.splitlines()[-1] == "dry run: the bundle is unchanged"
 
 
 def test_classes_that_are_ids(invoke, refused, copied, tmp_path):

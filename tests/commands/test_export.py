@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.commands.export import parse_overrides
+from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.exporters import export
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from tests.tiny_models import DENSE, SAC, strong_model
@@ -164,3 +166,70 @@ def test_checkpoints_that_cannot_be_used(refused, tmp_path, sac_checkpoint, noth
 def test_a_checkpoint_without_a_network_needs_a_preset(refused, tmp_path, golden_checkpoint):
     said = refused("export", golden_checkpoint, "-o", tmp_path / "bundle")
     assert "--preset" in said
+
+
+@pytest.mark.parametrize("how", [["--precision", "fp16"], ["--precision", "fp32,fp16"]])
+def test_a_precision_is_written_beside_fp32(how, invoke, sac_checkpoint, translated, tmp_path):
+    path = tmp_path / "bundle"
+    ran = invoke("export", sac_checkpoint, "-o", path, *how)
+    assert ran.code == 0, ran
+    assert f"{path}: ee.onnx, sac.onnx, ee.fp16.onnx, sac.fp16.onnx\n" in ran.out
+    assert "fp16 against fp32 on 32 pictures: " in ran.out
+    assert ran.err == ""
+    assert Bundle.open(path).manifest.precisions.keys() == {"fp16"}
+
+
+def test_few_pictures_are_called_few(invoke, table, tmp_path):
+    arguments = ("--random-weights", "--preset", "demo_patch8_64", "--precision", "int8")
+    ran = invoke("export", *arguments, "-o", tmp_path / "bundle", "--calibration-data", table)
+    assert ran.code == 0, ran
+    assert "4 pictures are few to calibrate INT8 on" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--precision", "int8"], "--calibration-data"),
+        (["--precision", "bf16"], "fp16 or int8"),
+        (["--precision", "fp16", "--keep-float", "nowhere"], "no graph of early_exit, refine"),
+        (["--precision", "int8", "--calibration-data", "nowhere"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_done_leaves_nothing(
+    arguments, says, invoke, sac_checkpoint, translated, tmp_path
+):
+    ran = invoke("export", sac_checkpoint, "-o", tmp_path / "bundle", *arguments)
+    assert ran.code == 1
+    assert says in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("depth=3", 3),
+        ("alpha=.4", 0.4),
+        ("alpha=0.4", 0.4),
+        ("layer_norm_eps=1e-5", 1e-5),
+        ("image_size=224x320", (224, 320)),
+        ("image_size=[224, 320]", (224, 320)),
+        ("attention=joint", "joint"),
+        ("exit_comparison=>=", ">="),
+        ("exit_comparison==", "="),
+        ("name=axb", "axb"),
+    ],
+)
+def test_values_are_read_as_what_they_look_like(text, value):
+    name = text.partition("=")[0]
+    assert parse_overrides([text]) == {name: value}
+
+
+def test_the_last_assignment_counts_and_options_that_were_not_given_do_not():
+    found = parse_overrides(["depth=3", "depth=4"], alpha=None, eta=0.5)
+    assert found == {"depth": 4, "eta": 0.5}
+
+
+@pytest.mark.parametrize("text", ["depth", "", "=3"])
+def test_an_assignment_without_a_value_is_refused(text):
+    with pytest.raises(ConfigError, match="has no value"):
+        parse_overrides([text])

@@ -46,11 +46,11 @@ def test_a_damaged_engine_is_named_with_what_mends_it(invoke, tmp_path):
         (staging / "engines").mkdir()
         (staging / ENTRY.file).write_bytes(b"plan")
         publish(bundle, staging, dataclasses.replace(bundle.manifest, engines=(ENTRY,)))
-    assert "(every file is as it was written)" in invoke("inspect", bundle.path).out
+    assert "(all files intact)" in invoke("inspect", bundle.path).out
     bundle.engine_path(ENTRY).unlink()
     ran = invoke("inspect", bundle.path)
     assert ran.code == 0
-    assert "(but for 1, every file is as it was written)" in ran.out
+    assert "(1 damaged, all other files intact)" in ran.out
     assert "not usable: it is missing\n" in ran.out
     assert f"Build it again: sacvit-deploy build-engine {bundle.path} --fp16" in ran.out
     ran = invoke("inspect", bundle.path, "--json")

@@ -1,37 +1,97 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 
-from sacvit_deploy.commands.options import parse_overrides
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.commands import options
+from sacvit_deploy.engines import compatibility
+from sacvit_deploy.engines.machine import Gpu, Machine
+from sacvit_deploy.engines.registry import OpenedSessions
+from sacvit_deploy.runtime.pipeline import Pipeline
+from sacvit_deploy.samples import sample_pictures
+from tests.engines.engine_bundles import Workplace
+from tests.fakes import SAC, fake_manifest, fake_sessions
+
+PICTURE = sample_pictures()[0]
+SKIPPED = {
+    "tensorrt": "The bundle has none.",
+    "tensorrt-rtx": "The engine ee does not fit this machine:\n  GPU: none\n  CUDA: too old",
+    "onnxruntime CUDA": "This onnxruntime was built without it.",
+}
+NOTHING, H200 = (), (Gpu("H200", "9.0", 1 << 37),)
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch) -> Bundle:
+    """With engines for a GPU that is not here."""
+    bundle = Workplace.make(tmp_path, monkeypatch, SAC).bundle(selection="host")
+    monkeypatch.setattr(compatibility, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    return bundle
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_who_leaves_the_choice_is_told_what_was_taken_and_why(invoke, bundle, more):
+    ran = invoke("run", bundle.path, PICTURE, *more)
+    assert ran.code == 0, ran
+    taken, *passed_over = ran.err.splitlines()
+    assert taken.startswith("computing with onnxruntime in fp32 (")
+    assert passed_over[0].startswith("  not tensorrt: The engine ")
+    assert "built for compute capability 8.6, here is no GPU" in passed_over[0]
+    assert "computing" not in ran.out
+    assert not more or json.loads(ran.out)
+
+
+def test_who_chooses_is_told_nothing(invoke, bundle):
+    ran = invoke("run", bundle.path, PICTURE, "--backend", "onnxruntime")
+    assert (ran.code, ran.err) == (0, "")
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("gpus", "engines", "told"),
     [
-        ("depth=3", 3),
-        ("alpha=.4", 0.4),
-        ("alpha=0.4", 0.4),
-        ("layer_norm_eps=1e-5", 1e-5),
-        ("image_size=224x320", (224, 320)),
-        ("image_size=[224, 320]", (224, 320)),
-        ("attention=joint", "joint"),
-        ("exit_comparison=>=", ">="),
-        ("exit_comparison==", "="),
-        ("name=axb", "axb"),
+        (NOTHING, False, []),
+        (H200, False, ["onnxruntime CUDA"]),
+        (NOTHING, True, ["tensorrt-rtx"]),
+        (H200, True, ["tensorrt-rtx", "onnxruntime CUDA"]),
     ],
 )
-def test_values_are_read_as_what_they_look_like(text, value):
-    name = text.partition("=")[0]
-    assert parse_overrides([text]) == {name: value}
+def test_only_what_one_could_expect_is_named(tmp_path, monkeypatch, gpus, engines, told):
+    monkeypatch.setattr(options, "this_machine", lambda: Machine("linux", "13.0", gpus))
+    manifest = fake_manifest()
+    if engines:
+        place = Workplace.make(tmp_path, monkeypatch, SAC)
+        built = place.bundle("tensorrt-rtx").manifest.engines
+        manifest = dataclasses.replace(manifest, engines=built)
+    opened = OpenedSessions("onnxruntime", fake_sessions(SAC), SKIPPED)
+    lines = list(options.passed_over_lines(Pipeline(manifest, opened)))
+    if told:
+        assert lines.pop(0) == f"computing with onnxruntime in fp32 ({opened.provider})"
+    assert [line.partition(":")[0].removeprefix("  not ") for line in lines] == told
+    assert not engines or lines[0].endswith("does not fit this machine: GPU: none; CUDA: too old")
 
 
-def test_the_last_assignment_counts_and_options_that_were_not_given_do_not():
-    found = parse_overrides(["depth=3", "depth=4"], alpha=None, eta=0.5)
-    assert found == {"depth": 4, "eta": 0.5}
+def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with options.progress() as report:
+        assert capsys.readouterr().err == ""
+        report(0.0, "first")
+        report(0.5, "second")
+        report(0.5, "third " + 100 * "x")
+        report(1.0, "last")
+    first, second, third, last = capsys.readouterr().err.split("\r")[2:]
+    assert "[------------------------]   0%" in first
+    assert "[############------------]  50%" in second
+    assert "third xxx" in third
+    assert "[########################] 100%" in last
+    for line, text in ((first, "first"), (second, "second"), (last, "last")):
+        assert text in line
+    assert max(map(len, (first, second, third))) < 90
 
 
-@pytest.mark.parametrize("text", ["depth", "", "=3"])
-def test_an_assignment_without_a_value_is_refused(text):
-    with pytest.raises(ConfigError, match="has no value"):
-        parse_overrides([text])
+def test_progress_is_silent_in_a_pipe(capsys):
+    with options.progress() as report:
+        report(0.5, "half")
+    assert capsys.readouterr() == ("", "")

@@ -34,7 +34,7 @@ def test_the_document_is_that_of_the_contract(invoke, sac_host):
     ("name", "eta", "says"),
     [
         ("sac_host", 0, "left at the early exit"),
-        ("sac_host", 1, "refined 12 tokens (early exit was "),
+        ("sac_host", 1, "refined 12 tokens (early exit confidence "),
         ("sac_graph", 1, "refined 12 tokens"),
         ("dense_bundle", 1, "one stage"),
     ],

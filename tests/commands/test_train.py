@@ -4,10 +4,7 @@ import json
 import sys
 
 import pytest
-from click.testing import CliRunner
 
-from sacvit_deploy.commands.train import command
-from sacvit_deploy.errors import ConfigError
 from tests.training.conftest import write_pictures
 
 _TOML = """
@@ -45,24 +42,22 @@ def config_file(tmp_path):
     return path
 
 
-def test_json_names_the_checkpoint(config_file, tmp_path):
-    result = CliRunner().invoke(command, [str(config_file), "--json"], catch_exceptions=False)
-    document = json.loads(result.stdout)
+def test_json_names_the_checkpoint(invoke, config_file, tmp_path):
+    ran = invoke("train", config_file, "--json")
+    document = json.loads(ran.out)
     assert document["checkpoint"] == str(tmp_path / "run" / "last.safetensors")
     assert document["steps"] == 2
     assert set(document["metrics"]) == {"top1", "top1_early_exit"}
-    assert result.stderr == ""
+    assert ran.err == ""
 
 
-def test_the_output_of_the_command_line_wins(config_file, tmp_path):
-    arguments = [str(config_file), "--output", str(tmp_path / "other")]
-    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    assert "weights after 2 steps" in result.stdout
+def test_the_output_of_the_command_line_wins(invoke, config_file, tmp_path):
+    ran = invoke("train", config_file, "--output", tmp_path / "other")
+    assert ran.code == 0
+    assert "weights after 2 steps" in ran.out
     assert (tmp_path / "other" / "best.safetensors").exists()
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_config(tmp_path):
-    result = CliRunner().invoke(command, [str(tmp_path / "none.toml")])
-    assert isinstance(result.exception, ConfigError)
+def test_a_missing_config(refused, tmp_path):
+    assert "none.toml" in refused("train", tmp_path / "none.toml")

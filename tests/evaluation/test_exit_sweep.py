@@ -13,7 +13,7 @@ from tests.fakes import CF, SAC
 
 
 def by_hand(answers, config, eta, temperature=1.0):
-    """Top-1 and share leaving early, by the exit rule of the runtime."""
+    """Top-1 and share exiting early, by the exit rule of the runtime."""
     decisions = answers.decisions
     sure = confidence(decisions.early_logits, temperature)
     leaves = exits(sure, eta, config.stages.exit_comparison)
@@ -32,7 +32,7 @@ def test_every_candidate_is_what_the_exit_rule_makes_of_it(config, temperature):
         assert sweep.top1[index] == pytest.approx(top1)
         assert sweep.early_exit_fraction[index] == pytest.approx(share)
         assert sweep.correct(index).mean() == pytest.approx(top1)
-        assert sweep.leaves(index).mean() == pytest.approx(share)
+        assert sweep.exits_early(index).mean() == pytest.approx(share)
 
 
 def test_both_ends_are_the_stages_alone():

@@ -87,7 +87,7 @@ def test_the_choice_is_the_best_of_all_that_meet_the_goal():
         (ExitGoal("target_macs", 1e-6), "target_macs=1e-06.*eta 0 with a mean cost in G"),
         (
             ExitGoal(value=0.005, reference_top1=0.99),
-            r"reference_top1=0\.99.*eta 0 with a drop of 0\.09: top-1 90\.00%, 100\.0% leave early",
+            r"reference_top1=0\.99.*eta 0 with a drop of 0\.09: top-1 90\.00%, 100\.0% exit early",
         ),
     ],
     ids=str,
