@@ -253,10 +253,10 @@ class VectorCanvas:
     def line(self, points: Sequence[Point], pen: Pen) -> None:
         """See `Canvas.line`."""
         end = ' stroke-linecap="square"' if _is_upright(points) else ' stroke-linejoin="round"'
-        dashes = f' stroke-dasharray="{_DASH} {_DASH_GAP}"'
+        dashed = f' stroke-dasharray="{_DASH} {_DASH_GAP}"'
         self._parts.append(
             f'<polyline points="{_path(points)}" fill="none" stroke="{self._paint(pen.colour)}" '
-            f'stroke-width="{pen.width:g}"{dashes if pen.dashed else end}/>'
+            f'stroke-width="{pen.width:g}"{dashed if pen.dashed else end}/>'
         )
 
     def picture(self, box: Box, image: Image.Image) -> None:
@@ -406,6 +406,15 @@ def wrapped(text: str, size: int, width: float) -> list[str]:
     return [fitted(line, size, width) for line in lines]
 
 
+def dashes(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """The pieces of each side that are drawn if a line is dashed."""
+    for (x, y), (x_end, y_end) in itertools.pairwise(points):
+        length = math.hypot(x_end - x, y_end - y)
+        for start in range(0, math.ceil(length), _DASH + _DASH_GAP):
+            shares = (start / length, min(1.0, (start + _DASH) / length))
+            yield [(x + share * (x_end - x), y + share * (y_end - y)) for share in shares]
+
+
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
@@ -418,15 +427,6 @@ def _rgb(colour: Colour) -> tuple[int, ...]:
 def _is_upright(points: Sequence[Point]) -> bool:
     """Whether each point is straight beside or below the one before."""
     return all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(points))
-
-
-def dashes(points: Sequence[Point]) -> Iterator[list[Point]]:
-    """The pieces of each side that are drawn if a line is dashed."""
-    for (x, y), (x_end, y_end) in itertools.pairwise(points):
-        length = math.hypot(x_end - x, y_end - y)
-        for start in range(0, math.ceil(length), _DASH + _DASH_GAP):
-            shares = (start / length, min(1.0, (start + _DASH) / length))
-            yield [(x + share * (x_end - x), y + share * (y_end - y)) for share in shares]
 
 
 def _path(points: Sequence[Point]) -> str:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sacvit_deploy.visualize.canvas import Drawing, Ink, Pen, Type
 from sacvit_deploy.visualize.plot import Axis, Mark, Plot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
     from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
     from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
     from sacvit_deploy.evaluation.exit_threshold import Calibration
     from sacvit_deploy.visualize.canvas import Canvas, Point
+
+Cost = Literal["macs_mean_g", "latency_ms_mean"]
+"""A mean cost of a picture, as evaluations name it."""
+
+_COSTS: dict[Cost, str] = {
+    "macs_mean_g": "mean cost of a picture (G multiply-accumulates)",
+    "latency_ms_mean": "mean latency of a picture (ms, batch 1)",
+}
 
 MOST_CLASSES_DRAWN = 200
 """A confusion matrix of more classes is a grey square."""
@@ -23,49 +31,27 @@ _MOST_CLASSES_NAMED = 60
 _MOST_ROWS_NAMED = 6
 _CELL = 14
 _NAME_LETTERS = 24
-_COST = "mean cost of a picture (G multiply-accumulates)"
 _CURVE, _IDEAL = Pen("ink", 2.5), Pen("quiet", 1.5, dashed=True)
 _BANDS = (Ink("early"), Ink("early", 0.38), Ink("late", 0.38), Ink("late"))
 
 
-def accuracy_against_macs(evaluation: Evaluation, compared: Sequence[Compared]) -> Plot:
-    """Top-1 against mean cost: the curve, the rows, and the cost of the dense network."""
-    two_stage = "refine" in evaluation.macs_g
-    return _trade_off(
-        evaluation,
-        lambda point: point.macs_mean_g,
-        _COST,
-        [(each.name, (each.macs_mean_g, each.top1)) for each in compared],
-        evaluation.macs_g["dense"] if two_stage else None,
-    )
+def accuracy_against(cost: Cost, evaluation: Evaluation, compared: Sequence[Compared]) -> Plot:
+    """Top-1 against a mean cost: the curve, both ends, the rows, and other evaluations.
 
+    A dashed line marks the multiply-accumulates of the dense network that a two-stage one is
+    compared with.
+    """
 
-def accuracy_against_latency(evaluation: Evaluation, compared: Sequence[Compared]) -> Plot:
-    """Top-1 against mean latency at batch 1."""
-    return _trade_off(
-        evaluation,
-        lambda point: point.latency_ms_mean,
-        "mean latency of a picture (ms, batch 1)",
-        [(each.name, (each.latency_ms_mean, each.top1)) for each in compared],
-    )
-
-
-def _trade_off(
-    evaluation: Evaluation,
-    cost: Callable[[OperatingPoint], float],
-    title: str,
-    others: Sequence[tuple[str, Point]],
-    dense: float | None = None,
-) -> Plot:
-    def place(point: OperatingPoint) -> Point:
-        return cost(point), point.top1
+    def place(point: OperatingPoint | Compared) -> Point:
+        return getattr(point, cost), point.top1
 
     curve = [place(point) for point in evaluation.curve]
-    seen = curve + [place(row) for row in evaluation.rows] + [at for _, at in others]
-    costs = [0.0, *(x for x, _ in seen)] + ([] if dense is None else [dense])
-    y_axis = Axis.around("top-1 accuracy", [y for _, y in seen], percent=True)
-    plot = Plot(Axis.around(title, costs), y_axis, f"Top-1 accuracy against {title}")
-    if dense is not None:
+    dense = evaluation.macs_g["dense"] if cost == "macs_mean_g" and len(curve) > 1 else 0.0
+    xs, ys = zip(*curve, *map(place, evaluation.rows), *map(place, compared), strict=True)
+    title = _COSTS[cost]
+    y_axis = Axis.around("top-1 accuracy", ys, percent=True)
+    plot = Plot(Axis.around(title, [0.0, dense, *xs]), y_axis, f"Top-1 accuracy against {title}")
+    if dense:
         plot.vertical(dense, f"dense, {dense:.3g} G")
     if len(curve) > 1:
         plot.line(curve, _CURVE)
@@ -74,8 +60,8 @@ def _trade_off(
     named = len(evaluation.rows) <= _MOST_ROWS_NAMED
     for row in evaluation.rows:
         plot.dot(place(row), "ink", _mark(row_name(row), place(row), named=named))
-    for name, at in others:
-        plot.dot(at, "other", _mark(name, at, above=True))
+    for each in compared:
+        plot.dot(place(each), "other", _mark(each.name, place(each), above=True))
     return plot
 
 
@@ -178,7 +164,7 @@ def exit_curve(found: BundleCalibration) -> Plot:
     limit, cost, top1 = _limit(calibration)
     xs, ys = zip(*curve, strict=True)
     plot = Plot(
-        Axis.around(_COST, [*xs, *costs, cost or xs[0]]),
+        Axis.around(_COSTS["macs_mean_g"], [*xs, *costs, cost or xs[0]]),
         Axis.around("top-1 (%)", [*ys, *shares, top1 or ys[0]], percent=True),
         title,
         (

@@ -169,13 +169,13 @@ def _figures(evaluation: Evaluation, compared: Sequence[Compared]) -> list[str]:
             "Accuracy against cost",
             "Share of correct answers for the mean cost of a picture.",
             (*curve, *(_DENSE if two_stage else ()), *others),
-            charts.accuracy_against_macs(evaluation, compared),
+            charts.accuracy_against("macs_mean_g", evaluation, compared),
         ),
         _figure(
             "Accuracy against latency",
             f"Measured picture by picture on {evaluation.setting.device}.",
             (*curve, *others),
-            charts.accuracy_against_latency(evaluation, compared),
+            charts.accuracy_against("latency_ms_mean", evaluation, compared),
         ),
     ]
     if two_stage:

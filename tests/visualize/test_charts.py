@@ -13,8 +13,7 @@ from sacvit_deploy.evaluation.exit_threshold import ExitGoal, ThresholdSearch, f
 from sacvit_deploy.visualize.canvas import ROLES
 from sacvit_deploy.visualize.charts import (
     ConfusionMatrix,
-    accuracy_against_latency,
-    accuracy_against_macs,
+    accuracy_against,
     exit_curve,
     reliability_diagram,
     shares_by_stage,
@@ -25,8 +24,8 @@ from tests.fakes import DENSE, SAC
 from tests.visualize.surface import Area, Dot, Fill, Line, Surface
 
 CHARTS = {
-    "macs": lambda found: accuracy_against_macs(found, ()),
-    "latency": lambda found: accuracy_against_latency(found, ()),
+    "macs": lambda found: accuracy_against("macs_mean_g", found, ()),
+    "latency": lambda found: accuracy_against("latency_ms_mean", found, ()),
     "shares": shares_by_stage,
     "reliability": reliability_diagram,
     "confusions": ConfusionMatrix,
@@ -56,8 +55,8 @@ def test_both_ends_every_row_and_other_evaluations_are_marked():
     found = fake_evaluation(etas=(0.4, 0.6))
     here = Compared("dense fp32", 0.5, 0.001, 1.0, found.data_sha256)
     for chart, cost in (
-        (accuracy_against_macs(found, [here]), "at 0.001"),
-        (accuracy_against_latency(found, [here]), "at 1"),
+        (accuracy_against("macs_mean_g", found, [here]), "at 0.001"),
+        (accuracy_against("latency_ms_mean", found, [here]), "at 1"),
     ):
         surface = Surface(chart)
         marks = {dot.tip.split(":")[0]: dot for dot in surface.of(Dot) if dot.tip}
@@ -75,13 +74,13 @@ def test_both_ends_every_row_and_other_evaluations_are_marked():
 
 def test_many_rows_have_tips_and_no_names():
     found = fake_evaluation(etas=tuple(np.linspace(0.1, 0.9, 9)))
-    surface = Surface(accuracy_against_macs(found, ()))
+    surface = Surface(accuracy_against("macs_mean_g", found, ()))
     assert sum(dot.tip.startswith("eta ") for dot in surface.of(Dot)) == 9
     assert "eta " not in surface.words()
 
 
 def test_one_stage_is_a_point():
-    surface = Surface(accuracy_against_macs(fake_evaluation(DENSE), ()))
+    surface = Surface(accuracy_against("macs_mean_g", fake_evaluation(DENSE), ()))
     assert [dot.tip.split(":")[0] for dot in surface.of(Dot) if dot.tip] == ["one stage"]
 
 
