@@ -230,10 +230,7 @@ def build_engines(
 
 
 def check_request(request: EngineRequest) -> EngineRequest:
-    """Check everything that needs no graph.
-
-    Returns:
-        The request with the GPUs to build for.
+    """Check everything that needs no graph, and add the GPUs to build for.
 
     Raises:
         EngineError: The library, this machine or an option does not allow it.
@@ -351,13 +348,13 @@ def _rounded(shares: dict[str, float]) -> dict[str, float]:
 
 
 def _write(staging: Path, entry: EngineEntry, plan: Plan) -> None:
-    """Write an engine and its log, which begins with the request: people attach it to reports."""
+    """Write an engine and its log; the log begins with the request, for use in reports."""
     file = staging / entry.file
     file.write_bytes(plan.content)
     head = f"{plan.library}, CUDA {entry.cuda_version or 'not known'}, "
     head += f"{entry.os}, compute capability {', '.join(entry.compute_capabilities)}\n"
     head += f"{entry.role} in {entry.precision}, batch {entry.batch}, {entry.flags or 'no flags'}\n"
-    # The folder's place on this machine is nobody else's business.
+    # The bundle may be passed on; the folder's path on this machine stays private.
     text = plan.log.text.replace(f"{staging.parent}{os.sep}", "")
     file.with_suffix(".log").write_text(head + text, encoding="utf-8")
 

@@ -28,7 +28,7 @@ class CheckedPlan:
 
     Attributes:
         entry: Its description in the bundle.
-        library: The one that built it.
+        library: The library that built it.
         content: The bytes that were hashed.
     """
 
@@ -62,11 +62,8 @@ def mismatches(
 ) -> list[str]:
     """Every way in which an engine does not fit, one line each; empty if it fits.
 
-    Args:
-        entry: The engine.
-        machine: Where it is to run.
-        version: The installed version of its library.
-        cuda: CUDA major version of that library; None if its wheel does not tell.
+    `version` is the installed version of its library, and `cuda` the CUDA major version of that;
+    None if its wheel does not tell.
     """
     lines = (
         _version_mismatch(entry, version),

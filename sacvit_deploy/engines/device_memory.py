@@ -68,6 +68,7 @@ class CudaDevice:
 
     Attributes:
         ordinal: Its number.
+        users: The open sessions on it.
         close: Destroys the stream; a second call does nothing.
     """
 
@@ -80,6 +81,7 @@ class CudaDevice:
         """
         self._rt = _cuda_runtime()
         self._lock = threading.Lock()
+        self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self.ordinal = int(self._call(self._rt.cudaGetDevice))
         self._stream = self._call(
             self._rt.cudaStreamCreateWithFlags, self._rt.cudaStreamNonBlocking

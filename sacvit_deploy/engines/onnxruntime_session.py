@@ -32,7 +32,7 @@ TENSORRT = "TensorrtExecutionProvider"
 TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
 
 # Fast without building an engine first; TensorRT inside ONNX Runtime would take minutes at start.
-# TensorRT-RTX takes seconds, and is there only when somebody installed its plug-in.
+# TensorRT-RTX takes seconds, and is there only if its plug-in was installed.
 _PREFERRED = (TENSORRT_RTX, CUDA, CPU)
 _RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 # Their memory is reached as "cuda". The TensorRT-RTX plug-in allocates for itself.

@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 # Share of the work that is done, in [0, 1], and the name of the phase.
 OnProgress = Callable[[float, str], None]
 
-_HARDWARE = {
-    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
-    "ampere-plus": "AMPERE_PLUS",
-}
+_HARDWARE = {"same-compute-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
 _SHOWN_ERRORS = 5
 _MIB = 1 << 20
 

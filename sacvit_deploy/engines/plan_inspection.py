@@ -80,11 +80,7 @@ class PrecisionDemand:
     kept_share: float | None = None
 
     def check(self, share: PrecisionShare, graph: str) -> None:
-        """Refuse a network of another precision.
-
-        Args:
-            share: Its types.
-            graph: Its name, for the message.
+        """Refuse the network of a graph, given by its types, if it is of another precision.
 
         Raises:
             EngineError: FP32 holds another type, FP16 less than 95 % half by weight bytes, or INT8

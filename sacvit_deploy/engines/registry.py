@@ -1,4 +1,4 @@
-"""The sessions of a bundle: every graph opened in one backend, the fastest one that works."""
+"""Open every graph of a bundle in one backend, the fastest that works."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class OpenedSessions:
             session.close()
 
 
-# Two steps, since a failure means different things: a backend that cannot be prepared is no
-# surprise, but one that fits should start.
+# Two steps, since their failures differ: many backends cannot be prepared for a bundle, but a
+# prepared backend should start.
 Start = Callable[[], OpenedSessions]
 Prepare = Callable[["Bundle", "Precision | None", SessionOptions], Start]
 

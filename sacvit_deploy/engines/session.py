@@ -107,7 +107,7 @@ class SessionOptions:
 
     Attributes:
         providers: ONNX Runtime's execution providers in order of preference, by full or short name
-            (`CUDA`, `CPU`); None uses the fastest one that needs no preparation.
+            (`CUDA`, `CPU`); None uses the fastest that needs no preparation.
         threads: CPU threads of one operator, 1 or more; None leaves it to the backend.
         cuda_graphs: Record each batch size of an engine once and replay it, which saves the launch
             of a hundred kernels; a batch is then padded to the next of `batch_buckets`.

@@ -22,12 +22,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.engines.session import SessionOptions
 
 _PROFILE = 0  # the builder makes one
-_DTYPES = {
-    "float32": "FLOAT",
-    "float16": "HALF",
-    "int64": "INT64",
-    "uint8": "UINT8",
-}
+_DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "uint8": "UINT8"}
 
 
 class CacheWarning(UserWarning):

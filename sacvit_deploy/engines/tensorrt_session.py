@@ -50,12 +50,6 @@ class _Slot:
     buffers: dict[str, DeviceBuffer]
     contexts: dict[tuple[int, ...], _Shaped] = field(default_factory=dict)
 
-    def release(self) -> None:
-        """Free the memory; a handle to some of it cannot be used any more."""
-        self.contexts.clear()
-        for buffer in self.buffers.values():
-            buffer.free()
-
 
 class _Lease:
     """Keeps a slot from being used again while it lives."""
@@ -83,60 +77,39 @@ class CudaTensor:
     lease: _Lease
 
 
-class SharedDevice:
-    """Stream and scratch memory of one bundle's engines; released with their last session.
-
-    Attributes:
-        cuda: The device, on which calls take turns.
-        scratch: Memory for the context that runs.
-        sessions: The open sessions.
-    """
-
-    def __init__(self, cuda: CudaDevice, scratch_bytes: int) -> None:
-        self.cuda = cuda
-        self.scratch = cuda.allocate(scratch_bytes)
-        self.sessions: weakref.WeakSet[TensorRTSession] = weakref.WeakSet()
-
-    def leave(self, session: TensorRTSession) -> None:
-        """Forget a session that was closed."""
-        self.sessions.discard(session)
-        if not self.sessions:
-            self.scratch.free()
-            self.cuda.close()
-
-
 class TensorRTSession:
     """One engine with its memory.
 
     Buffers are allocated once, for the engine's largest batch. A call uses one set of them. The set
     is not used again while a handle to one of its tensors lives; the next call gets another. So
     there are at most as many sets as threads between their two stages.
-
-    Attributes:
-        inputs: The inputs of the graph.
-        outputs: Its outputs.
     """
 
     def __init__(
-        self, engine: TensorRTEngine, shared: SharedDevice, *, record: bool = True
+        self,
+        engine: TensorRTEngine,
+        device: CudaDevice,
+        scratch: DeviceBuffer,
+        *,
+        record: bool = True,
     ) -> None:
         """Prepare an engine for calls.
 
         Args:
             engine: The engine.
-            shared: Its device, with enough scratch memory.
+            device: Shared by the engines of one bundle; calls take turns.
+            scratch: Memory for the context that runs, shared too, as the largest engine needs.
             record: Keep one context for each batch size, and a CUDA graph of it.
 
         Raises:
             EngineError: The device has too little memory.
         """
         self._engine = engine
-        self._shared = shared
-        self._device = shared.cuda
+        self._device = device
+        self._scratch = scratch
         self._recording = record
-        self.inputs = engine.graph.inputs
-        self.outputs = engine.graph.outputs
-        self._specs = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
+        self._inputs, self._outputs = engine.graph.inputs, engine.graph.outputs
+        self._specs = {spec.name: spec for spec in (*self._inputs, *self._outputs)}
         largest = {axis: buckets.largest for axis, buckets in engine.buckets.items()}
         self._bytes = {
             name: math.prod(_shape(spec, largest)) * np.dtype(spec.dtype).itemsize
@@ -146,7 +119,7 @@ class TensorRTSession:
         self._slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
         self._free = [self._new_slot()]
         self._is_open = True
-        shared.sessions.add(self)
+        device.users.add(self)
 
     @property
     def provider(self) -> str:
@@ -166,10 +139,10 @@ class TensorRTSession:
         self, feeds: Mapping[str, Tensor], keep: Collection[str]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Tensor]]:
         """Compute every output; see `DeviceSession.run_on_device`."""
-        check_feeds(feeds, self.inputs)
-        sizes = _axis_sizes(feeds, self.inputs)
+        check_feeds(feeds, self._inputs)
+        sizes = _axis_sizes(feeds, self._inputs)
         padded = {axis: self._engine.buckets[axis].padded(size) for axis, size in sizes.items()}
-        fetched = [spec for spec in self.outputs if spec.name not in keep]
+        fetched = [spec for spec in self._outputs if spec.name not in keep]
         with self._device.turn():
             if not self._is_open:
                 raise closed_error(f"The session of {self._engine.entry.file}")
@@ -192,17 +165,25 @@ class TensorRTSession:
         return arrays, kept
 
     def close(self) -> None:
-        """Release engine, contexts, recorded graphs and memory; see `Session.close`."""
+        """Release engine, contexts, recorded graphs and memory; see `Session.close`.
+
+        The last session of a bundle releases what they share.
+        """
         with self._device.last_turn():
             if not self._is_open:
                 return
             self._is_open = False
             for slot in self._slots:
-                slot.release()
+                slot.contexts.clear()
+                for buffer in slot.buffers.values():
+                    buffer.free()
             self._free.clear()
             self._staging.clear()
             self._engine.close()
-            self._shared.leave(self)
+            self._device.users.discard(self)
+            if not self._device.users:
+                self._scratch.free()
+                self._device.close()
 
     def _new_slot(self) -> _Slot:
         buffers = {name: self._device.allocate(size) for name, size in self._bytes.items()}
@@ -212,7 +193,7 @@ class TensorRTSession:
 
     def _fill(self, slot: _Slot, feeds: Mapping[str, Tensor], padded: Mapping[str, int]) -> None:
         """Copy the inputs to the slot; rows that pad are copies of the first row."""
-        for spec in self.inputs:
+        for spec in self._inputs:
             feed, address = feeds[spec.name], slot.buffers[spec.name].address
             shape = _shape(spec, padded)
             if isinstance(feed, CudaTensor):
@@ -273,8 +254,7 @@ class TensorRTSession:
 
     def _bound_context(self, slot: _Slot) -> Any:
         context = self._engine.create_context()
-        scratch = self._shared.scratch
-        context.set_device_memory(scratch.address, scratch.size)
+        context.set_device_memory(self._scratch.address, self._scratch.size)
         for name, buffer in slot.buffers.items():
             if not context.set_tensor_address(name, buffer.address):
                 raise self._engine.failure(
@@ -283,7 +263,7 @@ class TensorRTSession:
         return context
 
     def _set_shapes(self, context: Any, padded: Mapping[str, int]) -> None:
-        for spec in self.inputs:
+        for spec in self._inputs:
             shape = _shape(spec, padded)
             if not context.set_input_shape(spec.name, shape):
                 raise self._engine.failure(
@@ -319,9 +299,9 @@ def open_engines(
     """
     device = CudaDevice()
     engines = [TensorRTEngine(bundle, plan, options) for plan in plans]
-    shared = SharedDevice(device, max(engine.scratch_bytes for engine in engines))
+    scratch = device.allocate(max(engine.scratch_bytes for engine in engines))
     return {
-        engine.entry.role: TensorRTSession(engine, shared, record=options.cuda_graphs)
+        engine.entry.role: TensorRTSession(engine, device, scratch, record=options.cuda_graphs)
         for engine in engines
     }
 

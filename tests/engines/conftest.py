@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """Runs in ONNX Runtime, though its graphs compute next to nothing."""
+    """A bundle with tiny graphs that ONNX Runtime can run."""
     with new_bundle(tmp_path / "bundle") as staging:
         for graph in fake_manifest().graphs:
             write_graph(staging / graph.file, graph)

@@ -69,7 +69,7 @@ class Workplace:
         plan: dict[str, Any] | None = None,
         roles: tuple[str, ...] = ("early_exit", "refine"),
     ) -> Bundle:
-        """A bundle with an engine for some graphs; `entry` and `plan` replace what they say."""
+        """A bundle with an engine for some graphs; `entry` and `plan` override fields of each."""
         manifest = fake_manifest(SAC, selection)
         graphs = [graph for graph in manifest.graphs if graph.role in roles]
         engines = [_entry(graph, backend, batch, entry or {}) for graph in graphs]

@@ -1,8 +1,8 @@
 """`cuda.bindings.runtime` for one imaginary GPU.
 
-Device memory lies at addresses no host array has, work waits on its stream until somebody
-synchronises, and recorded work can be launched again. Only names of the real module exist; a test
-compares them where it is installed.
+Device memory lies at addresses that no host array has. Work waits on its stream for a
+synchronisation, and recorded work can be launched again. Only names of the real module exist; a
+test compares them where it is installed.
 """
 
 # ruff: noqa: N801, N802, N815  the names are CUDA's
@@ -47,7 +47,7 @@ class cudaStreamCaptureMode(enum.IntEnum):
 
 @dataclass
 class Gpu:
-    """What the GPU holds and has done.
+    """State and history of the GPU.
 
     Attributes:
         capacity: Bytes it has.
@@ -86,7 +86,7 @@ class Gpu:
         return not (self.blocks or self.pinned or self.graphs or self.streams)
 
     def view(self, address: int, size: int) -> np.ndarray:
-        """Bytes of device memory; who asks for others has made a mistake."""
+        """Bytes of device memory, all within one block."""
         starts = sorted(self.blocks)
         start = starts[bisect_right(starts, address) - 1]
         block = self.blocks[start]

@@ -98,11 +98,11 @@ def fake_tensorrt(
 
 
 class _Library:
-    """What the test sees of it.
+    """The state of the fake, for the test.
 
     Attributes:
         contexts: How many contexts were made.
-        alive: Runtimes, engines and contexts that somebody still holds.
+        alive: Runtimes, engines and contexts that are still held.
         refuse: Names of methods that return False or None from now on.
         unrecordable: Contexts synchronise while they run, which no graph can hold.
     """

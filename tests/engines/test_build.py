@@ -37,7 +37,7 @@ ADA = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """The same on every machine; gives the way to be another one."""
+    """No GPU, on every machine; returns a function that replaces the machine."""
 
     def become(machine: Machine) -> None:
         monkeypatch.setattr(build, "this_machine", lambda: machine)
@@ -147,7 +147,7 @@ def test_an_engine_is_replaced_and_the_others_stay(typed):
 
 
 def test_two_builds_at_a_time_both_stay(typed):
-    """Each began with a description that did not know the other."""
+    """Each began with a description without the other."""
     build_engines(typed, request("fp16"), quiet)
     build_engines(typed, request("int8"), quiet)
     assert len(Bundle.open(typed.path).engines()) == 4
@@ -242,7 +242,7 @@ build_engines(Bundle.open(sys.argv[1]), EngineRequest("fp32", "tensorrt-rtx"), t
 
 
 def test_sigterm_leaves_the_bundle_as_it_was(typed):
-    """In a process of its own, which would end where it is not caught."""
+    """Runs in its own process, which the signal would end if it were not caught."""
     before = snapshot(typed.path)
     command = [sys.executable, "-c", _TERMINATED, str(typed.path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -314,7 +314,7 @@ def test_a_failure_while_moving_in_leaves_a_valid_bundle(typed, monkeypatch):
 
 
 def test_what_the_builder_says_is_in_the_error(typed, monkeypatch):
-    """A range that is no range of this graph: the builder is the one that notices."""
+    """Only the builder notices that the range does not fit this graph."""
 
     def wrong(builder, network, config, batch):
         profile = builder.create_optimization_profile()
@@ -335,7 +335,7 @@ def test_a_file_that_is_no_graph_is_refused(typed, content):
         build_engines(typed, request(), quiet)
 
 
-def test_without_a_wish_rtx_builds_for_the_gpu_here_or_for_all_recent_ones(typed, machine):
+def test_by_default_rtx_builds_for_the_gpu_here_or_for_all_recent_ones(typed, machine):
     _, entries = build_engines(typed, request(), quiet)
     assert entries[0].compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
     machine(ADA)
@@ -378,7 +378,7 @@ def test_tensorrt_that_is_not_installed_is_named(typed, monkeypatch):
 
 
 class TestTensorRT:
-    """What differs from TensorRT-RTX, with that library in its place: the API is one."""
+    """Differences from TensorRT-RTX; that library stands in, since the API is the same."""
 
     @pytest.fixture(autouse=True)
     def installed(self, monkeypatch):

@@ -1,6 +1,6 @@
-"""Engines of the real thing: DeiT-S in both resolutions, both ways to select, every precision.
+"""Real engines: DeiT-S in both resolutions, both ways to select, every precision.
 
-The weights are random, which neither the builder nor the types can tell.
+The weights are random, which makes no difference to the builder or to the types.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BUILD_LIMIT_S = 60  # 3 s on an idle core; the machines that run this are share
     ids=lambda chosen: f"{chosen[0]}-{chosen[1]}",
 )
 def deit_small(request, tmp_path_factory) -> Bundle:
-    """FP32, FP16 and INT8 graphs; the collapse limits are another test's matter."""
+    """FP32, FP16 and INT8 graphs; other tests check their agreement."""
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
     from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
     from sacvit_deploy.families.config import preset

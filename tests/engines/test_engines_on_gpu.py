@@ -1,4 +1,4 @@
-"""What only a GPU can show: the engines of a bundle against its ONNX graphs."""
+"""On a GPU: the engines of a bundle against its ONNX graphs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_engines_decide_as_the_graphs_do(built, cuda_graphs) -> None:
 
 
 def agree(found, wanted) -> None:
-    """FP32 engines have TF32 forbidden, so what differs is the order of sums."""
+    """FP32 engines run without TF32, so only the order of sums differs."""
     for one, other in zip(found, wanted, strict=True):
         error = np.abs(one.logits - other.logits).max() / np.abs(other.logits).max()
         assert error < 1e-3

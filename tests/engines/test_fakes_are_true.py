@@ -39,7 +39,7 @@ def public(thing: object) -> set[str]:
 
 
 def names(cls: type) -> set[str]:
-    """Of an enumeration its members only."""
+    """Public names of a class; of an enumeration, only its members."""
     return set(cls.__members__) if issubclass(cls, enum.Enum) else public(cls)
 
 

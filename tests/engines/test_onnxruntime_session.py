@@ -66,7 +66,7 @@ def test_the_cpu_is_obtained_when_asked_for(path, name) -> None:
     assert OnnxRuntimeSession(path, SessionOptions((name,))).provider == CPU
 
 
-def test_without_a_wish_the_fastest_provider_is_taken(path) -> None:
+def test_by_default_the_fastest_provider_is_taken(path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ProviderWarning)  # a CUDA build on a machine without GPU
         provider = OnnxRuntimeSession(path).provider

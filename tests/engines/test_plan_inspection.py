@@ -159,7 +159,7 @@ def test_anything_else_is_refused(asked, weights, linear):
 
 
 def test_what_was_kept_on_purpose_is_not_asked_for():
-    """Nodes that somebody named to stay in FP32; what the maker of the graph recorded is needed."""
+    """With nodes kept in FP32 on request, the recorded share is needed."""
     half = PrecisionShare(shares(half=0.68), shares(), {})
     PrecisionDemand("fp16", kept_share=0.7).check(half, "ee.onnx")
     with pytest.raises(EngineError, match="65% half are needed"):
@@ -196,7 +196,7 @@ DYNAMIC = "N/A due to dynamic shapes"
 
 
 def library(*types: str, opens: bool = True, metadata: str = "") -> Library:
-    """Its inspector shows two inputs and, between them and nothing, tensors of these types."""
+    """Its inspector shows two inputs, and inner tensors of these types."""
     tensors = [
         *({"Name": name, "Dimensions": [-1], "Format/Datatype": t} for name, t in INPUTS.items()),
         *({"Name": f"inner {t}", "Dimensions": [-1, 2], "Format/Datatype": t} for t in types),

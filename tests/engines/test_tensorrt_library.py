@@ -22,7 +22,7 @@ from sacvit_deploy.errors import EngineError, MissingDependencyError
 
 @pytest.fixture
 def install(monkeypatch):
-    """Put a module of that version in the place of a library; None takes it away."""
+    """Replace a library by a module of that version; None removes it."""
 
     def put(name: str, version: str | None) -> None:
         module = None

@@ -26,7 +26,7 @@ _WIDTH = 16
 def write_typed_bundle(
     folder: Path, *precisions: Precision, selection: Selection = "host"
 ) -> Bundle:
-    """A bundle whose graphs are there in FP32 and in each of those precisions."""
+    """A bundle with graphs in FP32 and in each of those precisions."""
     manifest = fake_manifest(selection=selection)
     graphs = []
     for precision in ("fp32", *precisions):
@@ -75,7 +75,7 @@ def write_typed_graph(path: Path, entry: GraphEntry, precision: Precision) -> No
 
 
 def _linear(nodes, constants, name, source, shape, precision) -> str:
-    """A MatMul with a constant in that precision; gives the name of its float32 result."""
+    """Add a MatMul with a constant in that precision; returns the name of its float32 result."""
     generator = np.random.default_rng(shape[0])
     weight = generator.normal(size=shape).astype(np.float32)
     if precision == "fp16":
