@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from sacvit_deploy.cli import VERBS, main
 from sacvit_deploy.families.config import PRESETS
@@ -75,6 +76,14 @@ def test_commands_parse(arguments) -> None:
 def test_the_readme_shows_every_verb() -> None:
     shown = {words[1] for words in _shell_lines("README.md") if words[0] == "sacvit-deploy"}
     assert shown | {"demo"} == set(VERBS)  # `make demo` is the way to that one
+
+
+def test_the_readme_shows_what_the_demo_prints(tmp_path) -> None:
+    ran = CliRunner().invoke(main, ["demo", "-o", str(tmp_path)])
+    assert ran.exit_code == 0, ran.output
+    (shown,) = _blocks("README.md", "text")
+    lines = [Path(line).name for line in ran.stdout.splitlines()]
+    assert lines[: len(sample_pictures())] == shown.splitlines()
 
 
 def test_make_targets_exist() -> None:
