@@ -200,10 +200,11 @@ class Bundles:
 
     def _export(self, name: str, model: Any) -> Bundle:
         from sacvit_deploy.exporters.export import ExportOptions, export_bundle
+        from sacvit_deploy.manifest import WeightsOrigin
 
         say(f"exporting the {name} network")
         options = ExportOptions(
-            origin={"origin": "random", "seed": 0}, selection="graph", parity_batches=(2,)
+            origin=WeightsOrigin("random", seed=0), selection="graph", parity_batches=(2,)
         )
         return export_bundle(model, self._settings.folder / name, options)
 

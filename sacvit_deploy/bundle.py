@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from sacvit_deploy.errors import BundleError, BundleIntegrityError
 from sacvit_deploy.files import (
+    FileRecord,
     folder_lock,
     own_folder,
     swap_in,
@@ -26,7 +27,7 @@ from sacvit_deploy.files import (
     terminated_like_ctrl_c,
     write_whole,
 )
-from sacvit_deploy.manifest import MANIFEST, FileRecord, Manifest
+from sacvit_deploy.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -82,7 +83,7 @@ class Bundle:
     @property
     def is_random(self) -> bool:
         """Whether the weights were never trained."""
-        return self.manifest.weights.get("origin") == "random"
+        return self.manifest.weights.is_random
 
     def graph(self, role: Role, precision: Precision = "fp32") -> GraphEntry:
         """The graph of that role and precision.

@@ -1,8 +1,8 @@
 """Plain data, as JSON and TOML have it, to frozen dataclasses and back.
 
 What a value has to be is read from the type hints: nested dataclasses, `tuple`, `dict[str, X]`,
-`Literal`, `Path`, `X | None`, and unions of plain types. An int serves as a float; a bool is not a
-number, and no number is infinite. Hints of any other kind accept everything.
+`Literal`, `Path`, `X | None`, and unions, of which the first that fits counts. An int serves as a
+float; a bool is not a number, and no number is infinite. Other hints accept everything.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+OPTIONAL = {"optional": True}
+"""Metadata of a dataclass field that `encode` leaves out where it is None."""
+
 
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
@@ -62,7 +65,12 @@ def decode(kind: type[_T], values: object, path: str = "", *, refuse_unknown: bo
 def encode(value: Any) -> Any:
     """Plain data that `decode` reads back: dataclasses as dicts, paths as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {
+            field.name: encode(inner)
+            for field, inner in named.items()
+            if inner is not None or field.metadata != OPTIONAL
+        }
     if isinstance(value, dict):
         return {key: encode(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -116,7 +124,7 @@ class _Decoder:
         if isinstance(found, kind):
             return found
         if not isinstance(found, Mapping):
-            _refuse(path or "the top level", found, "a mapping of names to values")
+            _refuse(path or "the top level", found, _WANTED[dict])
         fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
         if self.refuse_unknown:
             _check_known(found, fields, path)
@@ -141,7 +149,7 @@ class _Decoder:
 
     def mapping(self, hint: Any, found: object, path: str) -> dict[str, Any]:
         if not isinstance(found, Mapping):
-            _refuse(path, found, "a mapping of names to values")
+            _refuse(path, found, _WANTED[dict])
         key_kind, kind = get_args(hint)
         return {
             self.value(key_kind, key, f"a name in {path}"): self.value(
@@ -162,13 +170,16 @@ class _Decoder:
             return None
         if len(kinds) == 1:
             return self.value(kinds[0], found, path)
-        if type(found) not in kinds:
-            _refuse(path, found, " or ".join(_PLAIN[kind] for kind in kinds))
-        return found
+        for kind in kinds:
+            with contextlib.suppress(ConfigError):
+                return self.value(kind, found, path)
+        return _refuse(
+            path, found, " or ".join(_WANTED[get_origin(kind) or kind] for kind in kinds)
+        )
 
     def path(self, _: Any, found: object, path: str) -> Path:
         if not isinstance(found, str | Path):
-            _refuse(path, found, "a path")
+            _refuse(path, found, _WANTED[Path])
         return Path(found)
 
     def number(self, _: Any, found: object, path: str) -> float:
@@ -176,15 +187,22 @@ class _Decoder:
             with contextlib.suppress(OverflowError):  # an int beyond the range of floats
                 if math.isfinite(found):
                     return float(found)
-        return _refuse(path, found, _PLAIN[float])
+        return _refuse(path, found, _WANTED[float])
 
     def plain(self, hint: Any, found: object, path: str) -> Any:
         if not isinstance(found, hint) or (hint is int and isinstance(found, bool)):
-            _refuse(path, found, _PLAIN[hint])
+            _refuse(path, found, _WANTED[hint])
         return found
 
 
-_PLAIN = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
+_WANTED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a string",
+    bool: "true or false",
+    dict: "a mapping of names to values",
+    Path: "a path",
+}
 _READERS: dict[Any, Callable[[_Decoder, Any, object, str], Any]] = {
     tuple: _Decoder.sequence,
     dict: _Decoder.mapping,

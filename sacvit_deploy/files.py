@@ -10,6 +10,7 @@ themselves: they leave no file behind and end with their process, however it end
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -17,6 +18,7 @@ import shutil
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sacvit_deploy.errors import ConfigError
@@ -25,12 +27,39 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-
 if sys.platform != "win32":
     import fcntl
 
 _NAME = re.compile(r"\.[0-9a-f]{8}\.tmp")
 _STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Digest and size of a file when it was written.
+
+    Attributes:
+        sha256: Hexadecimal digest of its content.
+        bytes: Its size.
+    """
+
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Read a file.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+        return cls(digest.hexdigest(), size)
 
 
 @contextlib.contextmanager

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.decode import decode, encode
+from sacvit_deploy.decode import OPTIONAL, decode, encode
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.files import FileRecord
 from sacvit_deploy.spec import (
     Backend,
     EngineBackend,
@@ -23,20 +22,17 @@ from sacvit_deploy.spec import (
     Role,
     Selection,
     TensorSpec,
+    WeightStorage,
     check_eta,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 FORMAT = "sacvit-deploy bundle"
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 
 HISTOGRAM_BINS = 20
+PROBABILITIES = "probabilities"
 
-_CHUNK_BYTES = 1 << 20
 _EXPORT_AGAIN = "Export the bundle again."
 _BUILD_AGAIN = "Build the engines again: sacvit-deploy build-engine BUNDLE."
 _CALIBRATE_AGAIN = "Calibrate again: sacvit-deploy calibrate BUNDLE DATA."
@@ -168,6 +164,23 @@ class GraphEntry:
 
 
 @dataclass(frozen=True)
+class EngineFlags:
+    """Options of the builder that were not left at their default.
+
+    Attributes:
+        workspace_mib: Upper limit of scratch memory.
+        optimization_level: 0 (fast build) to 5 (fast engine).
+        version_compatible: Whether later releases load the engine.
+        hardware_compatibility: Other GPUs that the engine runs on, such as `ampere-plus`.
+    """
+
+    workspace_mib: int | None = field(default=None, metadata=OPTIONAL)
+    optimization_level: int | None = field(default=None, metadata=OPTIONAL)
+    version_compatible: bool | None = field(default=None, metadata=OPTIONAL)
+    hardware_compatibility: str | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
 class EngineEntry:
     """One engine of a bundle: a plan file, and everything a machine must have in common with it.
 
@@ -183,7 +196,7 @@ class EngineEntry:
         batch: Smallest, best and largest batch of its optimization profile.
         precision_share: Share of the weight bytes that are `half`, `int8` and `float`; adds up
             to 1.
-        flags: Whatever else the builder was told, such as `workspace_mib`.
+        flags: Other options of the builder.
         build_s: Seconds the build took.
         bytes: Size of the file.
         linear_share: Like `precision_share`, of the weights of linear layers and convolutions.
@@ -200,7 +213,7 @@ class EngineEntry:
     os: str
     batch: tuple[int, int, int]
     precision_share: dict[str, float]
-    flags: dict[str, Any]
+    flags: EngineFlags
     build_s: float
     bytes: int
     linear_share: dict[str, float] = field(default_factory=dict)
@@ -212,26 +225,102 @@ class EngineEntry:
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """What a file was when it was written.
+class WeightsOrigin:
+    """Where the weights come from.
 
     Attributes:
-        sha256: Hexadecimal digest of its content.
-        bytes: Its size.
+        origin: `random` or `checkpoint`.
+        seed: Seed of random weights.
+        file: Name of the checkpoint.
+        sha256: Digest of the checkpoint.
+        storage: `fp16` where they were rounded to half; not recorded in the oldest bundles.
     """
 
-    sha256: str
-    bytes: int
+    origin: str
+    seed: int | None = field(default=None, metadata=OPTIONAL)
+    file: str | None = field(default=None, metadata=OPTIONAL)
+    sha256: str | None = field(default=None, metadata=OPTIONAL)
+    storage: WeightStorage | None = field(default=None, metadata=OPTIONAL)
 
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """Read the file and record it."""
-        digest, size = hashlib.sha256(), 0
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-        return cls(digest.hexdigest(), size)
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in encode(self).items())
+
+    @property
+    def is_random(self) -> bool:
+        """Whether they were never trained."""
+        return self.origin == "random"
+
+
+@dataclass(frozen=True)
+class TensorParity:
+    """Error of one output of one graph at one batch size.
+
+    Attributes:
+        role: Role of the graph.
+        tensor: Name of the output; `probabilities` is the softmax of the logits.
+        batch: Images in the batch.
+        max_abs_error: Largest absolute difference; infinite if a value is not finite.
+        relative_error: The same over the largest absolute value of the reference.
+    """
+
+    role: str
+    tensor: str
+    batch: int
+    max_abs_error: float
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of a candidate with its reference, decision by decision.
+
+    Attributes:
+        images: Pictures compared.
+        exit_flip_rate: Share of pictures that exit early in one and not in the other, in [0, 1].
+        target_overlap: Mean share of the reference's targets that the candidate has too, in [0, 1].
+        label_agreement: Share of pictures with the same final class, each at its own exit, in
+            [0, 1].
+        max_probability_error: Largest difference of a probability in either stage, in [0, 1].
+    """
+
+    images: int
+    exit_flip_rate: float
+    target_overlap: float
+    label_agreement: float
+    max_probability_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRecord:
+    """How the graphs of a lower precision were made.
+
+    Attributes:
+        method: Calibration method of INT8.
+        smoothing: Strength of INT8's smoothing by place; one for all in older bundles.
+        data: Name of the pictures used.
+        data_sha256: Digest of their bytes; empty for those of the package.
+        pictures: Number of pictures used.
+        seed: Seed of their choice.
+        kept_in_fp32: Nodes left in FP32, by role.
+        agreement: Agreement with FP32 on these pictures at `eta`.
+        eta: Exit threshold of that comparison.
+        weight_shares: Share of the weight bytes in `half`, `int8` and `float`, by role.
+        linear_weight_shares: The same for linear layers and convolutions only.
+        tools: Versions of the libraries used.
+    """
+
+    method: str | None = field(default=None, metadata=OPTIONAL)
+    smoothing: dict[str, float] | float | None = field(default=None, metadata=OPTIONAL)
+    data: str
+    data_sha256: str
+    pictures: int
+    seed: int
+    kept_in_fp32: dict[Role, tuple[str, ...]]
+    agreement: Agreement
+    eta: float
+    weight_shares: dict[Role, dict[str, float]]
+    linear_weight_shares: dict[Role, dict[str, float]]
+    tools: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -246,14 +335,12 @@ class Manifest:
         eta: Default exit threshold, in [0, 1].
         labels: One name per class, in class order.
         graphs: One entry per role and precision.
-        weights: Where the weights come from: `{"origin": "random", "seed": 0}`, or
-            `{"origin": "checkpoint", "file": ..., "sha256": ...}`.
+        weights: Where the weights come from.
         parity: Measured differences between the torch model and the graphs.
         tools: Versions of the libraries that wrote the bundle.
         files: Every other file of the folder by relative name; filled in by `write_manifest`.
         engines: One entry per role, precision and runtime that was built.
-        precisions: How each lower precision was made, by its name: method, calibration data, nodes
-            kept in FP32, agreement with FP32 as measured.
+        precisions: How each lower precision was made.
         exit_calibrations: At most one per precision and runtime.
 
     Raises:
@@ -268,12 +355,12 @@ class Manifest:
     eta: float
     labels: tuple[str, ...]
     graphs: tuple[GraphEntry, ...]
-    weights: dict[str, Any]
-    parity: list[dict[str, Any]] = field(default_factory=list)
+    weights: WeightsOrigin
+    parity: tuple[TensorParity, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
-    precisions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    precisions: dict[Precision, PrecisionRecord] = field(default_factory=dict)
     exit_calibrations: tuple[ExitCalibration, ...] = ()
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from sacvit_deploy.engines.registry import OpenedSessions
 from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.families.two_stage import TwoStageConfig
-from sacvit_deploy.manifest import EngineEntry, GraphEntry, Manifest
+from sacvit_deploy.manifest import EngineEntry, EngineFlags, GraphEntry, Manifest, WeightsOrigin
 from sacvit_deploy.spec import (
     COARSE_EMBEDDINGS,
     COARSE_FEATURES,
@@ -52,7 +52,7 @@ ENGINE = EngineEntry(
     os="linux-aarch64",
     batch=(1, 8, 32),
     precision_share={"half": 1.0, "int8": 0.0, "float": 0.0},
-    flags={},
+    flags=EngineFlags(),
     build_s=1.0,
     bytes=4,
 )
@@ -188,7 +188,7 @@ def fake_manifest(
             GraphEntry(spec.role, "fp32", spec.file, spec.inputs, spec.outputs)
             for spec in graph_specs(config, selection=selection)
         ),
-        weights={"origin": "random", "seed": 0},
+        weights=WeightsOrigin("random", seed=0),
     )
 
 

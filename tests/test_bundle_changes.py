@@ -20,7 +20,7 @@ from sacvit_deploy.bundle import (
     write_manifest,
 )
 from sacvit_deploy.errors import BundleError, BundleIntegrityError
-from sacvit_deploy.manifest import MANIFEST, EngineEntry
+from sacvit_deploy.manifest import MANIFEST, EngineEntry, EngineFlags
 from tests.exit_records import RECORDS, in_two_precisions
 from tests.fakes import ENGINE, fake_manifest
 
@@ -28,7 +28,7 @@ ENTRY = dataclasses.replace(
     ENGINE,
     compute_capabilities=("8.7", "8.9"),
     precision_share={"half": 0.99, "int8": 0.0, "float": 0.01},
-    flags={"workspace_mib": 64},
+    flags=EngineFlags(workspace_mib=64),
     build_s=1.5,
     linear_share={"half": 1.0},
     layer_share={"half": 0.9, "float": 0.1},

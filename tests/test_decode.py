@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from sacvit_deploy.decode import check_field, check_types, decode, encode
+from sacvit_deploy.decode import OPTIONAL, check_field, check_types, decode, encode
 from sacvit_deploy.errors import ConfigError
 
 
@@ -31,6 +31,8 @@ class Whole:
     first: Part | None = None
     is_new: bool = False
     anything: dict[str, Any] = field(default_factory=dict)
+    note: str | None = field(default=None, metadata=OPTIONAL)
+    strength: dict[str, float] | float = 0.5
 
 
 CHOICES = "one of 'small', 'large', 2"
@@ -69,7 +71,20 @@ def test_what_is_encoded_is_decoded_again():
     assert plain == json.loads(json.dumps(plain))
     assert plain["folder"] == "there"
     assert decode(Whole, plain) == WHOLE
-    assert list(plain) == [field.name for field in dataclasses.fields(Whole)]
+    assert list(plain) == [f.name for f in dataclasses.fields(Whole) if f.name != "note"]
+
+
+def test_what_is_optional_is_left_out_where_it_is_none():
+    assert "note" not in encode(WHOLE)
+    assert encode(WHOLE)["other"] is None
+    noted = dataclasses.replace(WHOLE, note="new")
+    assert encode(noted)["note"] == "new"
+    assert decode(Whole, encode(noted)) == noted
+
+
+@pytest.mark.parametrize("strength", [0.25, 1, {}, {"a": 1.0}])
+def test_the_first_fitting_kind_of_a_union_counts(strength):
+    assert decode(Whole, PLAIN | {"strength": strength}).strength == strength
 
 
 def test_parts_that_are_built_stay_as_they_are():
@@ -111,6 +126,8 @@ def test_what_has_a_default_may_be_left_out():
         ({"shape": [None]}, "shape[0] is None.", "a whole number or a string"),
         ({"shape": [True]}, "shape[0] is True.", "a whole number or a string"),
         ({"first": 3}, "first is 3.", "a mapping of names to values"),
+        ({"note": 1}, "note is 1.", "a string"),
+        ({"strength": "a"}, "strength is 'a'.", "a mapping of names to values or a finite number"),
         ({"is_new": 1}, "is_new is 1.", "true or false"),
     ],
 )  # fmt: skip

@@ -9,19 +9,47 @@ from typing import Any
 import pytest
 
 from sacvit_deploy.bundle import demo_bundle
+from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
-from sacvit_deploy.manifest import FORMAT_VERSION, MANIFEST, FileRecord, Manifest
+from sacvit_deploy.files import FileRecord
+from sacvit_deploy.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Agreement,
+    EngineFlags,
+    Manifest,
+    PrecisionRecord,
+    TensorParity,
+    WeightsOrigin,
+)
 from tests.exit_records import RECORDS, exit_record, in_two_precisions
 from tests.fakes import CF, DENSE, ENGINE, SAC, fake_manifest
 
 POINTS = [dataclasses.asdict(point) for point in exit_record().curve]
+PRECISION = PrecisionRecord(
+    data="pictures",
+    data_sha256="ab" * 32,
+    pictures=9,
+    seed=0,
+    kept_in_fp32={"early_exit": ("head",), "refine": ()},
+    agreement=Agreement(9, 0.0, 1.0, 1.0, 0.125),
+    eta=0.5,
+    weight_shares={"early_exit": {"half": 1.0}},
+    linear_weight_shares={"early_exit": {"half": 1.0}},
+    tools={"onnx": "1.2"},
+)
 FULL = dataclasses.replace(
     in_two_precisions(),
-    parity=[{"role": "refine", "max_abs_error": 1e-6}],
+    parity=(TensorParity("refine", "logits", 1, 1e-6, 1e-5),),
+    precisions={"fp16": PRECISION},
     tools={"onnx": "1.2"},
     files={"a/b.bin": FileRecord("00", 3)},
     labels=("Käfer", *fake_manifest().labels[1:]),
-    engines=(dataclasses.replace(ENGINE, flags={"workspace_mib": 64}, linear_share={"half": 1.0}),),
+    engines=(
+        dataclasses.replace(
+            ENGINE, flags=EngineFlags(workspace_mib=64), linear_share={"half": 1.0}
+        ),
+    ),
     exit_calibrations=RECORDS,
 )
 
@@ -77,6 +105,38 @@ def test_what_older_releases_did_not_write_of_a_part_has_its_default():
     del changed["engines"][0]["layer_share"]
     del changed["config"]["two_stage"]["score_start"]
     assert read(changed) == FULL
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (WeightsOrigin("random", seed=3), "origin random, seed 3"),
+        (
+            WeightsOrigin("checkpoint", file="a.pth", sha256="00", storage="fp16"),
+            "origin checkpoint, file a.pth, sha256 00, storage fp16",
+        ),
+    ],
+)
+def test_of_the_weights_only_what_is_known_is_written(weights, said):
+    assert str(weights) == said
+    written = values(dataclasses.replace(FULL, weights=weights))["weights"]
+    assert ", ".join(f"{name} {value}" for name, value in written.items()) == said
+    assert weights.is_random is ("random" in said)
+
+
+def test_of_a_precision_only_int8_has_a_method():
+    int8 = dataclasses.replace(PRECISION, method="minmax", smoothing={"blocks.0.norm1": 0.5})
+    assert list(encode(int8)) == ["method", "smoothing", *encode(PRECISION)]
+    for record in (PRECISION, int8, dataclasses.replace(int8, smoothing=0.5)):
+        manifest = dataclasses.replace(FULL, precisions={"fp16": record})
+        assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_only_flags_that_were_set_are_written():
+    assert values()["engines"][0]["flags"] == {"workspace_mib": 64}
+    changed = values()
+    changed["engines"][0]["flags"] = {"version_compatible": True}
+    assert read(changed).engines[0].flags == EngineFlags(version_compatible=True)
 
 
 def test_unknown_keys_are_ignored():

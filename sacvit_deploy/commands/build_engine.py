@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -11,6 +10,7 @@ import click
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_engines
+from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.build import (
     BatchRange,
     BuildOptions,
@@ -92,7 +92,7 @@ def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
             opened, request, lambda role, share, text: report(share, f"{role}: {text}")
         )
     if chosen["as_json"]:
-        options.echo_json({"engines": [asdict(engine) for engine in engines]})
+        options.echo_json({"engines": encode(engines)})
     else:
         options.echo_lines(describe_engines(engines))
 

@@ -67,7 +67,7 @@ def _network(manifest: Manifest) -> Iterator[str]:
             f"exit at confidence {config.two_stage.exit_comparison} {manifest.eta:g}; "
             f"{config.two_stage.attention} attention; selection by {manifest.selection}"
         )
-    yield f"weights  {', '.join(f'{key} {value}' for key, value in manifest.weights.items())}"
+    yield f"weights  {manifest.weights}"
 
 
 def _graph(graph: GraphEntry) -> Iterator[str]:
@@ -95,10 +95,10 @@ def _calibration(record: ExitCalibration) -> Iterator[str]:
 def _worst_parity(manifest: Manifest) -> str:
     if not manifest.parity:
         return "not measured"
-    worst = max(manifest.parity, key=lambda record: float(record["relative_error"]))
+    worst = max(manifest.parity, key=lambda record: record.relative_error)
     return (
-        f"worst {worst['tensor']} of {worst['role']}: {worst['max_abs_error']:.2g} "
-        f"({worst['relative_error']:.2g} of its largest value) at batch {worst['batch']}"
+        f"worst {worst.tensor} of {worst.role}: {worst.max_abs_error:.2g} "
+        f"({worst.relative_error:.2g} of its largest value) at batch {worst.batch}"
     )
 
 
@@ -107,16 +107,16 @@ def describe_export(bundle: Bundle) -> Iterator[str]:
     yield f"{bundle.path}: {', '.join(graph.file for graph in bundle.manifest.graphs)}"
     yield f"Parity with torch: {_worst_parity(bundle.manifest)}."
     for precision, record in bundle.manifest.precisions.items():
-        agreement = record["agreement"]
+        agreement = record.agreement
         yield (
-            f"{precision} against fp32 on {agreement['images']} pictures: "
-            f"{agreement['label_agreement']:.1%} of labels and "
-            f"{agreement['target_overlap']:.1%} of target tokens the same, "
-            f"{agreement['exit_flip_rate']:.1%} of exits flip."
+            f"{precision} against fp32 on {agreement.images} pictures: "
+            f"{agreement.label_agreement:.1%} of labels and "
+            f"{agreement.target_overlap:.1%} of target tokens the same, "
+            f"{agreement.exit_flip_rate:.1%} of exits flip."
         )
-        if precision == "int8" and agreement["images"] < _FEW_TO_CALIBRATE:
+        if precision == "int8" and agreement.images < _FEW_TO_CALIBRATE:
             yield (
-                f"{agreement['images']} pictures are few to calibrate INT8 on, and prove little: "
+                f"{agreement.images} pictures are few to calibrate INT8 on, and prove little: "
                 "name some hundred with --calibration-data."
             )
 

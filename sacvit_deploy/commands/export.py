@@ -10,6 +10,7 @@ import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_export
+from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.families.config import preset as preset_config
@@ -93,8 +94,9 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
             checkpoint, chosen["output"], choices, lambda line: report(0.0, line)
         )
     if chosen["as_json"]:
-        found = {"parity": bundle.manifest.parity, "precisions": bundle.manifest.precisions}
-        options.echo_json({"bundle": str(bundle.path), **found})
+        manifest = bundle.manifest
+        found = {"parity": manifest.parity, "precisions": manifest.precisions}
+        options.echo_json({"bundle": str(bundle.path), **encode(found)})
     else:
         options.echo_lines(describe_export(bundle))
 

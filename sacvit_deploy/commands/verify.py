@@ -17,10 +17,10 @@ from sacvit_deploy.spec import Backend, Precision, check_eta
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sacvit_deploy.comparison.decisions import Agreement, MissedLimit
+    from sacvit_deploy.comparison.decisions import MissedLimit
     from sacvit_deploy.comparison.layers import LayerError
-    from sacvit_deploy.comparison.tensors import TensorParity
     from sacvit_deploy.comparison.verify import Verification
+    from sacvit_deploy.manifest import Agreement, TensorParity
 
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")

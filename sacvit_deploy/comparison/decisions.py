@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sacvit_deploy.manifest import PROBABILITIES, Agreement
 from sacvit_deploy.runtime.algorithm import confidence, exits, softmax
 from sacvit_deploy.runtime.scheduler import EVERY_PICTURE
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.comparison.tensors import TensorParity
     from sacvit_deploy.families.config import ModelConfig
+    from sacvit_deploy.manifest import TensorParity
     from sacvit_deploy.runtime.scheduler import Outcome, Scheduler
     from sacvit_deploy.spec import Precision
 
@@ -63,30 +64,6 @@ def scheduler_decisions(scheduler: Scheduler, batches: Iterable[NDArray[Any]]) -
     """
     found = (scheduler.run(images, EVERY_PICTURE) for images in batches)
     return Decisions.of([outcome for outcomes in found for outcome in outcomes])
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement of a candidate with its reference, decision by decision.
-
-    Attributes:
-        images: Pictures compared.
-        exit_flip_rate: Share of pictures that exit early in one and not in the other, in [0, 1].
-        target_overlap: Mean share of the reference's targets that the candidate has too, in [0, 1].
-        label_agreement: Share of pictures with the same final class, each at its own exit, in
-            [0, 1].
-        max_probability_error: Largest difference of a probability in either stage, in [0, 1].
-    """
-
-    images: int
-    exit_flip_rate: float
-    target_overlap: float
-    label_agreement: float
-    max_probability_error: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def compare_decisions(
@@ -212,7 +189,7 @@ class Limits:
     ) -> tuple[MissedLimit, ...]:
         """List the limits that do not hold: tensors first, then in the order of the fields."""
         missed = [self._bound(record) for record in records if self.excess(record) > 1]
-        found = agreement.to_dict() if agreement else {}
+        found = asdict(agreement) if agreement else {}
         for limit, allowed in asdict(self).items():
             value = found.get(limit, found.get(limit.partition("_")[2], allowed))
             over = value - allowed if limit.startswith("max_") else allowed - value
@@ -226,8 +203,15 @@ class Limits:
         return bound.found / max(bound.allowed, 1e-30)
 
     def _bound(self, record: TensorParity) -> MissedLimit:
-        where = f"{record.tensor} of {record.role}"
-        return MissedLimit(record.limit, record.error, getattr(self, record.limit), where)
+        """Pair an error with its limit.
+
+        Probabilities are absolute. Every other tensor is measured against its own largest value,
+        since scores are of the order of 1e-3 and features of the order of 10.
+        """
+        limit, error = "max_tensor_error", record.relative_error
+        if record.tensor == PROBABILITIES:
+            limit, error = "max_probability_error", record.max_abs_error
+        return MissedLimit(limit, error, getattr(self, limit), f"{record.tensor} of {record.role}")
 
 
 # FP16 rounds every tensor by up to 5e-4 of its value, and INT8 by up to 4e-3 of its range; a dozen

@@ -11,6 +11,7 @@ import numpy as np
 
 from sacvit_deploy.comparison.decisions import EXPORT_LIMITS
 from sacvit_deploy.errors import ParityError
+from sacvit_deploy.manifest import PROBABILITIES, TensorParity
 from sacvit_deploy.runtime.algorithm import softmax
 from sacvit_deploy.spec import IMAGE, LOGITS
 
@@ -23,46 +24,6 @@ if TYPE_CHECKING:
     from sacvit_deploy.spec import Role
 
     Arrays = dict[str, NDArray[Any]]
-
-
-PROBABILITIES = "probabilities"
-
-
-@dataclass(frozen=True)
-class TensorParity:
-    """Error of one output of one graph at one batch size.
-
-    Attributes:
-        role: Role of the graph.
-        tensor: Name of the output; `probabilities` is the softmax of the logits.
-        batch: Images in the batch.
-        max_abs_error: Largest absolute difference; infinite if a value is not finite.
-        relative_error: The same over the largest absolute value of the reference.
-    """
-
-    role: str
-    tensor: str
-    batch: int
-    max_abs_error: float
-    relative_error: float
-
-    @property
-    def limit(self) -> str:
-        """Name of its limit in `Limits`."""
-        return "max_probability_error" if self.tensor == PROBABILITIES else "max_tensor_error"
-
-    @property
-    def error(self) -> float:
-        """Error that its limit bounds.
-
-        Probabilities are absolute. Every other tensor is measured against its own largest value,
-        since scores are of the order of 1e-3 and features of the order of 10.
-        """
-        return self.max_abs_error if self.tensor == PROBABILITIES else self.relative_error
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return finite_fields(self)
 
 
 def finite_fields(record: Any) -> dict[str, Any]:

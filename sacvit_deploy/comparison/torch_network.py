@@ -108,7 +108,7 @@ def bundle_model(bundle: Bundle, checkpoint: Path | None) -> Backbone:
     model = model_of_origin(manifest.config, manifest.weights)
     if model is None:
         raise CheckpointError(
-            f"The bundle was made from {manifest.weights.get('file')}, which it does not contain.",
+            f"The bundle was made from {manifest.weights.file}, which it does not contain.",
             f"Name it: sacvit-deploy verify {bundle.path} --against CHECKPOINT",
         )
     return model

@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.comparison.decisions import LIMITS, Agreement, Limits, compare_decisions
+from sacvit_deploy.comparison.decisions import LIMITS, Limits, compare_decisions
 from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.libraries import require
+from sacvit_deploy.manifest import Agreement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from sacvit_deploy.comparison.decisions import MissedLimit
     from sacvit_deploy.comparison.layers import LayerError
     from sacvit_deploy.comparison.network import Network
-    from sacvit_deploy.comparison.tensors import TensorParity
+    from sacvit_deploy.manifest import TensorParity
     from sacvit_deploy.runtime.pictures import PictureSource
-
 
 _BATCHES = (1, 2, 7)
 _LAYER_BATCH = 4
@@ -99,8 +99,8 @@ class Verification:
         document = {
             "reference": self.reference,
             "candidate": self.candidate,
-            "graphs": [record.to_dict() for record in self.graphs],
-            **(self.agreement.to_dict() if self.agreement else unknown),
+            "graphs": [finite_fields(record) for record in self.graphs],
+            **(asdict(self.agreement) if self.agreement else unknown),
             "limits": asdict(self.limits),
             "missed": [finite_fields(missed) for missed in self.missed],
             "passed": self.passed,

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sacvit_deploy.bundle import ENGINE_FOLDER, check_unchanged, locked, publish, staging_folder
+from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.plan import build_plan, check_timing_cache
 from sacvit_deploy.engines.plan_inspection import PrecisionDemand, check_plan
@@ -22,7 +23,7 @@ from sacvit_deploy.engines.tensorrt_library import (
     load_library,
 )
 from sacvit_deploy.errors import BundleError, EngineError
-from sacvit_deploy.manifest import EngineEntry
+from sacvit_deploy.manifest import EngineEntry, EngineFlags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,15 +141,15 @@ class BuildOptions:
         return [name for name, is_set in chosen.items() if is_set]
 
     @property
-    def flags(self) -> dict[str, Any]:
+    def flags(self) -> EngineFlags:
         """The options that an engine's entry records, without those left to the builder."""
-        values = {
-            "workspace_mib": self.workspace_mib,
-            "optimization_level": self.optimization_level,
-            "version_compatible": self.version_compatible or None,
-            "hardware_compatibility": self.hardware_compatibility,
-        }
-        return {name: value for name, value in values.items() if value not in (None, "none")}
+        hardware = self.hardware_compatibility
+        return EngineFlags(
+            self.workspace_mib,
+            self.optimization_level,
+            self.version_compatible or None,
+            None if hardware == "none" else hardware,
+        )
 
 
 def parse_compute_capabilities(text: str) -> tuple[str, ...]:
@@ -266,13 +267,13 @@ def graphs_in(bundle: Bundle, precision: Precision) -> tuple[GraphEntry, ...]:
 
 def _demand(bundle: Bundle, graph: GraphEntry) -> PrecisionDemand:
     """The precision of a graph, less the nodes that were kept in FP32 on request."""
-    record = bundle.manifest.precisions.get(graph.precision, {})
-    if not record.get("kept_in_fp32", {}).get(graph.role):
+    record = bundle.manifest.precisions.get(graph.precision)
+    if record is None or not record.kept_in_fp32.get(graph.role):
         return PrecisionDemand(graph.precision)
-    table, kind = "linear_weight_shares", "int8"
+    shares, kind = record.linear_weight_shares, "int8"
     if graph.precision == "fp16":
-        table, kind = "weight_shares", "half"
-    return PrecisionDemand(graph.precision, record.get(table, {}).get(graph.role, {}).get(kind))
+        shares, kind = record.weight_shares, "half"
+    return PrecisionDemand(graph.precision, shares.get(graph.role, {}).get(kind))
 
 
 def _targets(library: Library, options: BuildOptions, machine: Machine) -> tuple[str, ...]:
@@ -353,7 +354,8 @@ def _write(staging: Path, entry: EngineEntry, plan: Plan) -> None:
     file.write_bytes(plan.content)
     head = f"{plan.library}, CUDA {entry.cuda_version or 'not known'}, "
     head += f"{entry.os}, compute capability {', '.join(entry.compute_capabilities)}\n"
-    head += f"{entry.role} in {entry.precision}, batch {entry.batch}, {entry.flags or 'no flags'}\n"
+    flags = encode(entry.flags) or "no flags"
+    head += f"{entry.role} in {entry.precision}, batch {entry.batch}, {flags}\n"
     # The bundle may be passed on; the folder's path on this machine stays private.
     text = plan.log.text.replace(f"{staging.parent}{os.sep}", "")
     file.with_suffix(".log").write_text(head + text, encoding="utf-8")

@@ -76,7 +76,7 @@ def mismatches(
 
 def _version_mismatch(entry: EngineEntry, version: str) -> str | None:
     built, here = version_numbers(entry.runtime_version), version_numbers(version)
-    if entry.flags.get("version_compatible"):
+    if entry.flags.version_compatible:
         fits = built[:1] == here[:1] and built[:2] <= here[:2]
         rule = "a version compatible engine loads in the same or a later release of its major one"
     else:
@@ -95,7 +95,7 @@ def _gpu_mismatch(entry: EngineEntry, machine: Machine) -> str | None:
         return f"GPU: built for compute capability {built}, here is no GPU that CUDA can use"
     if gpu.compute_capability in entry.compute_capabilities:
         return None
-    ampere_plus = entry.flags.get("hardware_compatibility") == "ampere-plus"
+    ampere_plus = entry.flags.hardware_compatibility == "ampere-plus"
     if ampere_plus and version_numbers(gpu.compute_capability) >= (8, 0):
         return None
     return f"compute capability: built for {built}, here is {gpu.compute_capability} ({gpu.name})"

@@ -101,7 +101,7 @@ class TensorRTEngine:
         self._runtime = self._trt.Runtime(plan.library.logger(self._log))
         # A version-compatible plan brings code of its own. Its hash says that it is the file which
         # was built.
-        if entry.flags.get("version_compatible"):
+        if entry.flags.version_compatible:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan.content)
         if self._engine is None:

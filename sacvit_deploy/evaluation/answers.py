@@ -208,7 +208,7 @@ def describe_setting(pipeline: Pipeline, bundle: Path, data: Path) -> Setting:
         bundle=bundle.resolve().name,
         network=f"{config.family}, {height}x{width} px, patch {config.patch_size}, width "
         f"{config.embed_dim}, depth {config.depth}, {config.num_classes} classes",
-        weights=", ".join(f"{k} {v}" for k, v in pipeline.manifest.weights.items()),
+        weights=str(pipeline.manifest.weights),
         data=data.resolve().name,
         precision=pipeline.precision,
         runtime=pipeline.backend,

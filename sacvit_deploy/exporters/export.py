@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from sacvit_deploy.exporters.precision import add_precision
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.families.config import graph_specs, preset_preprocessing
 from sacvit_deploy.libraries import own_versions, versions
-from sacvit_deploy.manifest import GraphEntry, Manifest
-from sacvit_deploy.model.build import as_stored, random_model, random_origin
+from sacvit_deploy.manifest import GraphEntry, Manifest, WeightsOrigin
+from sacvit_deploy.model.build import as_stored, random_model
 from sacvit_deploy.model.checkpoint_fit import check_finite
 from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.runtime.preprocess import Preprocessor
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from sacvit_deploy.comparison.tensors import TensorParity
     from sacvit_deploy.exporters.passes import Pass
     from sacvit_deploy.exporters.precision import PrecisionRequest
     from sacvit_deploy.families.config import ModelConfig
+    from sacvit_deploy.manifest import TensorParity
     from sacvit_deploy.model.vit import Backbone
     from sacvit_deploy.spec import GraphSpec, InputKind, Selection, WeightStorage
 
 _RECORDED_TOOLS = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "numpy")
-_IN_MEMORY = {"origin": "model", "file": "a model in memory"}
+_IN_MEMORY = WeightsOrigin("model", file="a model in memory")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ExportOptions:
     config: ModelConfig | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
-    origin: Mapping[str, Any] = field(default_factory=_IN_MEMORY.copy)
+    origin: WeightsOrigin = _IN_MEMORY
     labels: Path | None = None
     opset: int = 18
     selection: Selection = "host"
@@ -131,7 +131,7 @@ def export_bundle(
             labels=labels,
             graphs=tuple(GraphEntry(s.role, "fp32", s.file, s.inputs, s.outputs) for s in specs),
             weights=weights,
-            parity=[record.to_dict() for record in parity],
+            parity=tuple(parity),
             tools=own_versions() | versions(*_RECORDED_TOOLS),
         )
         write_manifest(folder, manifest)
@@ -143,10 +143,9 @@ def export_bundle(
 
 def _resolve(
     source: Path | Backbone | None, options: ExportOptions
-) -> tuple[Backbone, dict[str, Any]]:
+) -> tuple[Backbone, WeightsOrigin]:
     """The model with its weights as they will be stored, and the record of these weights."""
     model: Backbone
-    origin: Mapping[str, Any]
     if isinstance(source, Path):
         checkpoint = Checkpoint.read(source)
         unknown = f"{source} does not say which network it holds, and no preset was given."
@@ -155,11 +154,11 @@ def _resolve(
     elif source is None:
         unknown = "Random weights were asked for, but not of which network."
         model = random_model(_config(options, None, unknown), options.seed)
-        origin = random_origin(options.seed)
+        origin = WeightsOrigin("random", seed=options.seed)
     else:
         check_finite(source.state_dict(), "The model")
         model, origin = source, options.origin
-    weights = {**origin, "storage": options.weight_storage}
+    weights = replace(origin, storage=options.weight_storage)
     return as_stored(model, weights), weights
 
 

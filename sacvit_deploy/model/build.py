@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from sacvit_deploy.families import family_named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sacvit_deploy.families.config import ModelConfig
+    from sacvit_deploy.manifest import WeightsOrigin
     from sacvit_deploy.model.vit import Backbone
 
 _VECTOR_STD = 0.05
@@ -40,25 +39,20 @@ def random_model(config: ModelConfig, seed: int) -> Backbone:
         return model.eval()
 
 
-def random_origin(seed: int) -> dict[str, Any]:
-    """The bundle's record of weights drawn from a seed."""
-    return {"origin": "random", "seed": seed}
-
-
-def model_of_origin(config: ModelConfig, weights: Mapping[str, Any]) -> Backbone | None:
+def model_of_origin(config: ModelConfig, weights: WeightsOrigin) -> Backbone | None:
     """Build the model of a bundle again; None if its record of the weights is not enough."""
-    if weights.get("origin") == "random":
-        return as_stored(random_model(config, int(weights["seed"])), weights)
-    return None
+    if weights.seed is None:
+        return None
+    return as_stored(random_model(config, weights.seed), weights)
 
 
-def as_stored(model: Backbone, weights: Mapping[str, Any]) -> Backbone:
+def as_stored(model: Backbone, weights: WeightsOrigin) -> Backbone:
     """The model with its weights rounded as a bundle's record says; it computes in float32.
 
     Returns:
         A copy where float16 weights are stored, else the model itself.
     """
-    if weights.get("storage") != "fp16":
+    if weights.storage != "fp16":
         return model
     rounded = copy.deepcopy(model)
     with torch.no_grad():

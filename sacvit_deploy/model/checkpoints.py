@@ -26,6 +26,7 @@ from torch import Tensor
 from sacvit_deploy.errors import CheckpointError, ConfigError
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.files import replacing
+from sacvit_deploy.manifest import WeightsOrigin
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoint_fit import check_finite, check_fit, to_own_layout
 
@@ -107,9 +108,9 @@ class Checkpoint:
         return cls(path, sha256, _unwrapped(tensors, path), config)
 
     @property
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> WeightsOrigin:
         """The bundle's record of where its weights came from."""
-        return {"origin": "checkpoint", "file": self.path.name, "sha256": self.sha256}
+        return WeightsOrigin("checkpoint", file=self.path.name, sha256=self.sha256)
 
     def weights(self, config: ModelConfig) -> dict[str, Tensor]:
         """Bring the tensors to the layout of a model.

@@ -10,6 +10,7 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands.export import parse_overrides
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.exporters import export
+from sacvit_deploy.manifest import WeightsOrigin
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from tests.tiny_models import DENSE, SAC, strong_model
 
@@ -33,7 +34,7 @@ def test_random_weights_of_a_preset_with_other_fields(invoke, tmp_path):
     assert json.loads(ran.out).keys() == {"bundle", "parity", "precisions"}
     assert ran.err == ""
     manifest = Bundle.open(path).manifest
-    assert manifest.weights == {"origin": "random", "seed": 4, "storage": "fp32"}
+    assert manifest.weights == WeightsOrigin("random", seed=4, storage="fp32")
     assert manifest.labels == ("cat", "dog", "emu")
     assert (manifest.eta, manifest.input_kind) == (0.25, "uint8")
     assert (manifest.config.depth, manifest.config.embed_dim) == (1, 24)

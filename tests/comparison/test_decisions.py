@@ -7,13 +7,13 @@ import pytest
 
 from sacvit_deploy.comparison.decisions import (
     LIMITS,
-    Agreement,
     Decisions,
     Limits,
     compare_decisions,
     scheduler_decisions,
 )
-from sacvit_deploy.comparison.tensors import PROBABILITIES, TensorParity
+from sacvit_deploy.decode import encode
+from sacvit_deploy.manifest import PROBABILITIES, Agreement, TensorParity
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from tests.fakes import CF, DENSE, SAC, fake_sessions, random_images
 
@@ -104,7 +104,7 @@ def test_limits(changed, holds):
     values = {"exit_flip_rate": 0.0, "target_overlap": 1.0, "label_agreement": 1.0}
     agreement = Agreement(**{"images": 9, "max_probability_error": 0.0, **values, **changed})
     assert Limits().hold(agreement) is holds
-    assert json.loads(json.dumps(agreement.to_dict()))["images"] == 9
+    assert json.loads(json.dumps(encode(agreement)))["images"] == 9
 
 
 @pytest.mark.parametrize("selection", ["host", "graph"])

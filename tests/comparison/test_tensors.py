@@ -8,15 +8,10 @@ import pytest
 import torch
 
 from sacvit_deploy.comparison.network import of_bundle
-from sacvit_deploy.comparison.tensors import (
-    PROBABILITIES,
-    TensorParity,
-    check_parity,
-    compare_tensors,
-    random_pixels,
-)
+from sacvit_deploy.comparison.tensors import check_parity, compare_tensors, random_pixels
 from sacvit_deploy.comparison.torch_network import torch_network
 from sacvit_deploy.errors import ParityError
+from sacvit_deploy.manifest import PROBABILITIES, TensorParity
 
 
 def measured(bundle, model, batches=(3,)) -> list[TensorParity]:
@@ -54,7 +49,7 @@ def test_every_output_is_measured_at_every_batch(sac_graph, sac_model):
 @pytest.mark.parametrize("name", ["sac_host", "sac_graph", "other_graph", "dense_bundle"])
 def test_the_record_is_in_the_bundle(name, request):
     bundle = request.getfixturevalue(name)
-    records = [TensorParity(**record) for record in bundle.manifest.parity]
+    records = bundle.manifest.parity
     check_parity(records)
     assert {record.batch for record in records} == {1, 2, 7}
     assert {record.role for record in records} == {g.role for g in bundle.manifest.graphs}

@@ -55,7 +55,7 @@ def test_a_session_records_what_enters_and_leaves_a_layer(network, sac_model):
 
 @pytest.mark.parametrize("storage", ["fp32", "fp16"])
 def test_weights_are_rounded_as_the_bundle_stores_them(sac_host, sac_checkpoint, storage):
-    weights = {**sac_host.manifest.weights, "storage": storage}
+    weights = dataclasses.replace(sac_host.manifest.weights, storage=storage)
     manifest = dataclasses.replace(sac_host.manifest, weights=weights)
     model = bundle_model(dataclasses.replace(sac_host, manifest=manifest), sac_checkpoint)
     weight = model.get_parameter("blocks.0.mlp.fc1.weight")

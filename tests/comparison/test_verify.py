@@ -12,13 +12,13 @@ from onnx import numpy_helper
 
 from sacvit_deploy.bundle import Bundle, update_manifest
 from sacvit_deploy.comparison import verify as verify_module
-from sacvit_deploy.comparison.decisions import LIMITS, Agreement, Limits
+from sacvit_deploy.comparison.decisions import LIMITS, Limits
 from sacvit_deploy.comparison.network import of_bundle, of_torch, reference_for
-from sacvit_deploy.comparison.tensors import TensorParity
 from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
 from sacvit_deploy.errors import ConfigError, ImageError, MissingDependencyError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
-from sacvit_deploy.manifest import FileRecord
+from sacvit_deploy.files import FileRecord
+from sacvit_deploy.manifest import Agreement, TensorParity, WeightsOrigin
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from tests.engines.engine_bundles import Workplace
 from tests.fakes import SAC as FAKE
@@ -99,7 +99,7 @@ def test_random_weights_are_made_again_from_their_seed(dense_bundle):
     assert found.passed
     assert found.agreement is not None
     assert found.agreement.label_agreement == 1
-    weights = {"origin": "random", "seed": 6}
+    weights = WeightsOrigin("random", seed=6)
     manifest = dataclasses.replace(dense_bundle.manifest, weights=weights)
     assert not verified(dataclasses.replace(dense_bundle, manifest=manifest), "torch").passed
 

@@ -12,7 +12,7 @@ from sacvit_deploy.engines import compatibility
 from sacvit_deploy.engines.machine import Gpu as MachineGpu
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import open_sessions
-from sacvit_deploy.manifest import EngineEntry
+from sacvit_deploy.manifest import EngineEntry, EngineFlags
 from tests.engines.fake_cuda import Gpu, fake_cuda
 from tests.engines.fake_tensorrt import fake_tensorrt, plan_for
 from tests.engines.tiny_onnx import write_graph
@@ -105,7 +105,7 @@ def _entry(
         "os": HERE.os,
         "batch": batch,
         "precision_share": {"half": 0.0, "int8": 0.0, "float": 1.0},
-        "flags": {},
+        "flags": EngineFlags(),
         "build_s": 1.0,
         "bytes": 1,
     }

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sacvit_deploy.bundle import Bundle, publish, update_manifest
+from sacvit_deploy.decode import encode
 from sacvit_deploy.engines import build, plan
 from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
 from sacvit_deploy.engines.machine import Gpu, Machine
@@ -24,8 +26,8 @@ from sacvit_deploy.errors import (
     EngineError,
     MissingDependencyError,
 )
-from sacvit_deploy.files import folder_lock
-from sacvit_deploy.manifest import FileRecord
+from sacvit_deploy.files import FileRecord, folder_lock
+from sacvit_deploy.manifest import Agreement, PrecisionRecord
 from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
@@ -401,7 +403,7 @@ class TestTensorRT:
         entry = entries[0]
         assert (entry.os, entry.cuda_version) == ("linux-aarch64", "12.6")
         assert entry.compute_capabilities == ("8.7",)
-        assert entry.flags == options
+        assert encode(entry.flags) == options
         assert entry.file == "engines/ee.fp32.tensorrt.engine"
 
     @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
@@ -472,8 +474,19 @@ def test_it_builds_where_torch_and_onnx_are_not_installed(typed):
 def test_nodes_kept_on_purpose_are_not_held_against_a_graph(typed):
     planted = typed.graph("early_exit", "fp16")
     write_typed_graph(typed.path / planted.file, planted, "int8")
-    shares = {"early_exit": {"half": 0.02}, "refine": {"half": 1.0}}
-    record = {"kept_in_fp32": {"early_exit": ["first"], "refine": []}, "weight_shares": shares}
+    shares: dict[Any, dict[str, float]] = {"early_exit": {"half": 0.02}, "refine": {"half": 1.0}}
+    record = PrecisionRecord(
+        data="pictures",
+        data_sha256="",
+        pictures=9,
+        seed=0,
+        kept_in_fp32={"early_exit": ("first",), "refine": ()},
+        agreement=Agreement(9, 0.0, 1.0, 1.0, 0.0),
+        eta=0.5,
+        weight_shares=shares,
+        linear_weight_shares=shares,
+        tools={},
+    )
     manifest = dataclasses.replace(typed.manifest, precisions={"fp16": record})
     bundle = dataclasses.replace(typed, manifest=manifest)
     assert build._demand(bundle, bundle.graph("early_exit", "fp16")).kept_share == 0.02

@@ -11,6 +11,7 @@ from sacvit_deploy.engines.compatibility import checked_plan, mismatches
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.tensorrt_library import Library
 from sacvit_deploy.errors import BundleIntegrityError, EngineError, MissingDependencyError
+from sacvit_deploy.manifest import EngineFlags
 from tests.fakes import ENGINE
 
 ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))
@@ -106,13 +107,13 @@ def test_a_newer_driver_runs_what_a_wheel_built():
     ("version", "fits"), [("10.3.0", True), ("10.13.2", True), ("10.2.0", False), ("11.0.0", False)]
 )
 def test_a_version_compatible_engine_loads_in_later_releases(version, fits):
-    engine = dataclasses.replace(ENGINE, flags={"version_compatible": True})
+    engine = dataclasses.replace(ENGINE, flags=EngineFlags(version_compatible=True))
     assert (mismatches(engine, ORIN, version) == []) is fits
 
 
 @pytest.mark.parametrize(("here", "fits"), [("8.0", True), ("12.0", True), ("7.5", False)])
 def test_a_hardware_compatible_engine_runs_from_ampere_on(here, fits):
-    engine = dataclasses.replace(ENGINE, flags={"hardware_compatibility": "ampere-plus"})
+    engine = dataclasses.replace(ENGINE, flags=EngineFlags(hardware_compatibility="ampere-plus"))
     machine = dataclasses.replace(ORIN, gpus=(Gpu("GPU", here, 1),))
     assert (mismatches(engine, machine, "10.3.0") == []) is fits
 

@@ -8,6 +8,7 @@ from sacvit_deploy.engines import compatibility, registry
 from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.engines.tensorrt_engine import BatchBuckets, CacheWarning
 from sacvit_deploy.errors import EngineError
+from sacvit_deploy.manifest import EngineFlags
 from sacvit_deploy.spec import IMAGE
 from tests.fakes import random_images
 
@@ -84,7 +85,7 @@ def test_code_in_a_plan_runs_only_where_it_was_built_so(workplace, monkeypatch, 
         return made[-1]
 
     monkeypatch.setattr(module, "Runtime", make)
-    flags = {"version_compatible": True} if allowed else {}
+    flags = EngineFlags(version_compatible=True if allowed else None)
     workplace.open(workplace.bundle(entry={"flags": flags}))
     assert [r.engine_host_code_allowed for r in made] == [allowed] * 2
 

@@ -20,8 +20,8 @@ from sacvit_deploy.errors import (
 from sacvit_deploy.evaluation import exit_calibration
 from sacvit_deploy.evaluation.exit_calibration import CalibrationRequest, calibrate_bundle
 from sacvit_deploy.evaluation.exit_threshold import ExitGoal, ThresholdSearch
-from sacvit_deploy.files import folder_lock
-from sacvit_deploy.manifest import MANIFEST, FileRecord
+from sacvit_deploy.files import FileRecord, folder_lock
+from sacvit_deploy.manifest import MANIFEST, WeightsOrigin
 from sacvit_deploy.runtime.pipeline import load
 from tests.exit_records import exit_record
 from tests.labelled_pictures import write_pictures
@@ -141,13 +141,13 @@ def test_what_came_to_the_bundle_meanwhile_stays(bundle, data, monkeypatch):
     def add() -> None:
         opened = Bundle.open(bundle)
         update_manifest(
-            opened, dataclasses.replace(opened.manifest, weights={"origin": "elsewhere"})
+            opened, dataclasses.replace(opened.manifest, weights=WeightsOrigin("elsewhere"))
         )
 
     while_it_measures(monkeypatch, add)
     calibrate_bundle(bundle, data, request())
     manifest = Bundle.open(bundle).manifest
-    assert manifest.weights == {"origin": "elsewhere"}
+    assert manifest.weights == WeightsOrigin("elsewhere")
     assert len(manifest.exit_calibrations) == 1
 
 

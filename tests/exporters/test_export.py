@@ -12,10 +12,12 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.errors import BundleError, CheckpointError, ConfigError, ExportError, ParityError
 from sacvit_deploy.exporters import export
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
+from sacvit_deploy.manifest import WeightsOrigin
 from tests.exporters.graphs import read_graph
 from tests.tiny_models import DENSE, SAC
 
 LABELS = tuple(f"class {index}" for index in range(7))
+ORIGIN = WeightsOrigin("random", seed=0)
 
 
 @pytest.fixture
@@ -52,8 +54,8 @@ def test_what_a_bundle_says(sac_host, sac_checkpoint):
     assert set(content(sac_host.path)) == {"bundle.json", "ee.onnx", "sac.onnx", "weights.bin"}
     assert set(manifest.files) == {"ee.onnx", "sac.onnx", "weights.bin"}
     assert manifest.config == SAC
-    assert manifest.weights["file"] == sac_checkpoint.name
-    assert len(manifest.weights["sha256"]) == 64
+    assert manifest.weights.file == sac_checkpoint.name
+    assert len(manifest.weights.sha256) == 64
     assert manifest.labels == LABELS
     for name in ("torch", "onnx", "onnxruntime", "numpy"):
         assert manifest.tools[name] == importlib.metadata.version(name)
@@ -79,7 +81,7 @@ def test_the_same_export_gives_the_same_files(tmp_path, sac_model, translated):
 
 def test_a_model_in_memory_is_recorded_as_one(tmp_path, sac_model, translated):
     weights = export_bundle(sac_model, tmp_path / "bundle").manifest.weights
-    assert weights == {"origin": "model", "file": "a model in memory", "storage": "fp32"}
+    assert weights == WeightsOrigin("model", file="a model in memory", storage="fp32")
 
 
 def test_the_model_is_not_changed(tmp_path, sac_model, translated):

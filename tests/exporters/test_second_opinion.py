@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from sacvit_deploy.comparison.tensors import PROBABILITIES
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.families.config import preset
+from sacvit_deploy.manifest import PROBABILITIES
 from sacvit_deploy.runtime.algorithm import fine_index, select_tokens
 from sacvit_deploy.spec import IMAGE, SCORE, SURVIVOR_ROWS, TARGET_INDEX
 from tests.exporters.graphs import normalised, read_graph, session
@@ -76,11 +76,11 @@ def test_deit_small_at_224_px(tmp_path, selection, input_kind):
     )
     bundle = export_bundle(None, tmp_path / "bundle", options)
     records = bundle.manifest.parity
-    assert {record["batch"] for record in records} == {1, 2, 7, 32}
+    assert {record.batch for record in records} == {1, 2, 7, 32}
     for record in records:
-        if record["tensor"] == PROBABILITIES:
-            assert record["max_abs_error"] <= 1e-4
+        if record.tensor == PROBABILITIES:
+            assert record.max_abs_error <= 1e-4
         else:
-            assert record["relative_error"] <= 1e-3
+            assert record.relative_error <= 1e-3
     for role, (feeds, wanted) in fed_and_found(bundle, 3).items():
         assert_agree(in_openvino(bundle, role, feeds), wanted)

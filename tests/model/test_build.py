@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import torch
 
+from sacvit_deploy.manifest import WeightsOrigin
 from sacvit_deploy.model.build import (
     as_stored,
     build_model,
     model_of_origin,
     random_model,
-    random_origin,
 )
 from sacvit_deploy.model.two_stage import TwoStageViT
 from sacvit_deploy.model.vit import VisionTransformer
@@ -36,8 +36,8 @@ def test_biases_and_norms_are_random_too():
 def test_weights_stored_in_half_are_rounded_in_a_copy():
     model = random_model(DENSE, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert as_stored(model, {"storage": "fp32"}) is model
-    rounded = as_stored(model, {"storage": "fp16"}).state_dict()
+    assert as_stored(model, WeightsOrigin("model", storage="fp32")) is model
+    rounded = as_stored(model, WeightsOrigin("model", storage="fp16")).state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
         assert torch.equal(rounded[name], value.half().float())
@@ -45,9 +45,9 @@ def test_weights_stored_in_half_are_rounded_in_a_copy():
 
 
 def test_random_weights_are_made_again_from_their_record():
-    record = {**random_origin(3), "storage": "fp16"}
+    record = WeightsOrigin("random", seed=3, storage="fp16")
     model = model_of_origin(SAC, record)
     assert model is not None
     wanted = as_stored(random_model(SAC, 3), record).state_dict()
     assert all(torch.equal(wanted[name], value) for name, value in model.state_dict().items())
-    assert model_of_origin(SAC, {"origin": "checkpoint", "file": "sac.safetensors"}) is None
+    assert model_of_origin(SAC, WeightsOrigin("checkpoint", file="sac.safetensors")) is None

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from sacvit_deploy.errors import CheckpointError
+from sacvit_deploy.manifest import WeightsOrigin
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoints import Checkpoint, save_checkpoint
 from tests.model.stored_weights import assert_same, read_weights, refusal, weights_of, write
@@ -90,7 +91,7 @@ def test_the_file_is_read_once(tmp_path, tiny):
     path.unlink()
     assert checkpoint.config == tiny
     assert checkpoint.model(tiny).config == tiny
-    assert checkpoint.origin == {"origin": "checkpoint", "file": path.name, "sha256": sha256}
+    assert checkpoint.origin == WeightsOrigin("checkpoint", file=path.name, sha256=sha256)
 
 
 # Containers, prefixes, types

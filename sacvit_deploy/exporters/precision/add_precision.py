@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnx import TensorProto, numpy_helper
 
@@ -15,7 +15,7 @@ from sacvit_deploy.exporters.passes import check_contract
 from sacvit_deploy.exporters.precision.conversion import check_decisions, prepare
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.libraries import versions
-from sacvit_deploy.manifest import GraphEntry
+from sacvit_deploy.manifest import GraphEntry, PrecisionRecord
 from sacvit_deploy.spec import GraphSpec
 
 if TYPE_CHECKING:
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     import onnx
 
     from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.comparison.decisions import Agreement
     from sacvit_deploy.exporters.precision.conversion import Conversion, Kept
     from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
-    from sacvit_deploy.manifest import EngineEntry, Manifest
+    from sacvit_deploy.manifest import Agreement, EngineEntry, Manifest
     from sacvit_deploy.spec import Role
 
 
@@ -139,25 +138,27 @@ def _record(
     kept: Kept,
     agreement: Agreement,
     graphs: dict[Role, onnx.ModelProto],
-) -> dict[str, Any]:
-    request = conversion.request
-    record = {
-        **conversion.pictures.to_dict(),
-        "seed": request.seed,
-        "kept_in_fp32": {role: sorted(nodes) for role, nodes in kept.items()},
-        "agreement": agreement.to_dict(),
-        "eta": conversion.bundle.manifest.eta,
-        "weight_shares": {role: weight_shares(graph) for role, graph in graphs.items()},
-        "linear_weight_shares": {role: linear_weight_shares(g) for role, g in graphs.items()},
-        "tools": versions(*_RECORDED_TOOLS),
-    }
-    if request.precision == "fp16":
-        return record
-    return {"method": request.method, "smoothing": conversion.smoothing, **record}
+) -> PrecisionRecord:
+    request, pictures = conversion.request, conversion.pictures
+    is_int8 = request.precision == "int8"
+    return PrecisionRecord(
+        method=request.method if is_int8 else None,
+        smoothing=conversion.smoothing if is_int8 else None,
+        data=pictures.name,
+        data_sha256=pictures.sha256,
+        pictures=len(pictures.sources),
+        seed=request.seed,
+        kept_in_fp32={role: tuple(sorted(nodes)) for role, nodes in kept.items()},
+        agreement=agreement,
+        eta=conversion.bundle.manifest.eta,
+        weight_shares={role: weight_shares(graph) for role, graph in graphs.items()},
+        linear_weight_shares={role: linear_weight_shares(g) for role, g in graphs.items()},
+        tools=versions(*_RECORDED_TOOLS),
+    )
 
 
 def _manifest(
-    manifest: Manifest, entries: tuple[GraphEntry, ...], record: dict[str, Any]
+    manifest: Manifest, entries: tuple[GraphEntry, ...], record: PrecisionRecord
 ) -> Manifest:
     precision = entries[0].precision
     stale = {name for e in manifest.engines if e.precision == precision for name in _built(e)}

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.comparison.decisions import Agreement
     from sacvit_deploy.exporters.precision.conversion import Conversion
     from sacvit_deploy.exporters.precision.request import PrecisionRequest
+    from sacvit_deploy.manifest import Agreement
 
 _T = TypeVar("_T")
 

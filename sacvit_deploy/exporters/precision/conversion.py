@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 
 from sacvit_deploy.comparison.decisions import (
-    Agreement,
     Decisions,
     Limits,
     compare_decisions,
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.engines.session import Session
     from sacvit_deploy.exporters.precision.int8 import RoundedWeight
     from sacvit_deploy.exporters.precision.request import PictureSet, PrecisionRequest
+    from sacvit_deploy.manifest import Agreement
     from sacvit_deploy.spec import Role
 
     Feeds = Mapping[str, NDArray[Any]]

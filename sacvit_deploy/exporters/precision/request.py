@@ -116,10 +116,6 @@ class PictureSet:
             part = self.sources[start : start + BATCH]
             yield np.stack([preprocessor(picture) for picture in part])
 
-    def to_dict(self) -> dict[str, Any]:
-        """For `bundle.json`."""
-        return {"data": self.name, "data_sha256": self.sha256, "pictures": len(self.sources)}
-
 
 def chosen_pictures(request: PrecisionRequest) -> PictureSet:
     """The pictures of a request; the same request gives the same ones.

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sacvit_deploy.bundle import update_manifest
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
+from sacvit_deploy.manifest import WeightsOrigin
 
 if TYPE_CHECKING:
     from sacvit_deploy.bundle import Bundle
@@ -44,7 +45,7 @@ def as_random(bundle: Bundle, path: Path) -> Bundle:
     Those of a network this small, with weights this strong, do not.
     """
     copy = copy_of(bundle, path)
-    weights = {"origin": "random", "seed": 0}
+    weights = WeightsOrigin("random", seed=0)
     return update_manifest(copy, dataclasses.replace(copy.manifest, weights=weights))
 
 

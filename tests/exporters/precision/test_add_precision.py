@@ -14,13 +14,15 @@ from sacvit_deploy.comparison.decisions import (
     compare_decisions,
     scheduler_decisions,
 )
+from sacvit_deploy.decode import decode, encode
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError, DataError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision import request as chosen
 from sacvit_deploy.exporters.precision.conversion import with_bar
 from sacvit_deploy.exporters.precision.request import read_keep
-from sacvit_deploy.manifest import FileRecord
+from sacvit_deploy.files import FileRecord
+from sacvit_deploy.manifest import PrecisionRecord
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.runtime.scheduler import Scheduler
 from sacvit_deploy.spec import Precision
@@ -58,17 +60,18 @@ def test_weights_shrink(precise):
 
 def test_the_record_says_how_it_was_made(precise):
     half, int8 = (precise.manifest.precisions[name] for name in ("fp16", "int8"))
-    assert json.loads(json.dumps(int8)) == int8
-    assert half["data"] == "the pictures of the package, and noise"
-    assert int8["method"] == "minmax"
-    assert int8["pictures"] == int8["agreement"]["images"] == PICTURES
-    assert len(int8["data_sha256"]) == 64
-    assert int8["seed"] == 0
-    assert set(int8["kept_in_fp32"]) == {graph.role for graph in precise.manifest.graphs}
-    assert int8["tools"]["onnxruntime"]
-    for role, shares in half["weight_shares"].items():
+    assert decode(PrecisionRecord, json.loads(json.dumps(encode(int8)))) == int8
+    assert half.data == "the pictures of the package, and noise"
+    assert (half.method, half.smoothing) == (None, None)
+    assert int8.method == "minmax"
+    assert int8.pictures == int8.agreement.images == PICTURES
+    assert len(int8.data_sha256) == 64
+    assert int8.seed == 0
+    assert set(int8.kept_in_fp32) == {graph.role for graph in precise.manifest.graphs}
+    assert int8.tools["onnxruntime"]
+    for role, shares in half.weight_shares.items():
         assert shares["half"] >= 0.95
-        assert int8["linear_weight_shares"][role]["int8"] >= 0.8
+        assert int8.linear_weight_shares[role]["int8"] >= 0.8
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -112,8 +115,8 @@ def test_the_same_request_gives_the_same_files(method, sac_graph, pictures, tmp_
     # Only the mechanics are of interest here, not whether ten pictures are enough.
     made = [add_precision(as_random(sac_graph, tmp_path / f"{i}"), request) for i in range(2)]
     assert made[0].manifest == made[1].manifest
-    assert made[0].manifest.precisions["int8"]["method"] == method
-    assert made[0].manifest.precisions["int8"]["pictures"] == 10
+    assert made[0].manifest.precisions["int8"].method == method
+    assert made[0].manifest.precisions["int8"].pictures == 10
 
 
 def test_another_seed_takes_other_pictures(pictures):
@@ -133,7 +136,7 @@ def test_a_precision_is_replaced(precise, tmp_path):
     role = copy.manifest.graphs[0].role
     again = add_precision(copy, PrecisionRequest("fp16", keep=(f"{role}:blocks.0.mlp.fc1",)))
     assert len(again.manifest.graphs) == len(copy.manifest.graphs)
-    assert again.manifest.precisions["fp16"]["kept_in_fp32"][role]
+    assert again.manifest.precisions["fp16"].kept_in_fp32[role]
     assert again.manifest.precisions["int8"] == copy.manifest.precisions["int8"]
     assert Bundle.open(copy.path).manifest == again.manifest
     file = copy.graph(role, "fp16").file

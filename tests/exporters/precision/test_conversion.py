@@ -13,6 +13,7 @@ from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision.bisect import bisect_precision, smallest
 from sacvit_deploy.exporters.precision.request import read_keep
+from sacvit_deploy.manifest import WeightsOrigin
 from tests.exporters.precision.conftest import copy_of
 from tests.tiny_models import SAC, strong_two_stage
 
@@ -64,9 +65,9 @@ def test_the_bisection_finds_what_was_planted(large_activation, tmp_path):
     assert read_keep([str(file)]) == found.keep
     request = PrecisionRequest("fp16", keep=read_keep([str(file)]))
     copy = add_precision(copy_of(large_activation, tmp_path / "kept"), request)
-    kept = copy.manifest.precisions["fp16"]["kept_in_fp32"]
+    kept = copy.manifest.precisions["fp16"].kept_in_fp32
     assert sum(map(len, kept.values())) == len(found.keep)
-    assert copy.manifest.precisions["fp16"]["agreement"]["images"] == found.agreement.images
+    assert copy.manifest.precisions["fp16"].agreement.images == found.agreement.images
 
 
 def test_an_export_that_collapses_leaves_nothing(tmp_path):
@@ -85,13 +86,13 @@ def test_a_range_with_outliers_is_refused_in_int8(pictures, tmp_path, monkeypatc
     weights["blocks.0.mlp.fc2.weight"][:, 0] = 0
     bundle = exported(model, tmp_path / "bundle")
     bundle = update_manifest(
-        bundle, dataclasses.replace(bundle.manifest, weights={"origin": "random", "seed": 0})
+        bundle, dataclasses.replace(bundle.manifest, weights=WeightsOrigin("random", seed=0))
     )
     with pytest.raises(PrecisionError, match=r"blocks\.0\.mlp\.fc2") as refused:
         add_precision(bundle, PrecisionRequest("int8", pictures))
     assert "--calibration-method" in refused.value.fix
     kept = PrecisionRequest("int8", pictures, keep=("blocks.0.mlp.fc2",))
-    assert add_precision(bundle, kept).manifest.precisions["int8"]["kept_in_fp32"]["refine"]
+    assert add_precision(bundle, kept).manifest.precisions["int8"].kept_in_fp32["refine"]
 
 
 def test_what_is_fine_needs_nothing(sac_host):
