@@ -44,8 +44,8 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
 
     check_output(output)
     request = options.precision_request(chosen["precision"], data, chosen)
-    with options.progress() as report:
-        found = bisect_precision(Bundle.open(bundle), request, lambda line: report(0.0, line))
+    with options.Progress() as progress:
+        found = bisect_precision(Bundle.open(bundle), request, progress.line)
     # Shown first: it took long, and the file may not be writable any more.
     if as_json:
         pairs = zip(found.keep, found.where, strict=True)

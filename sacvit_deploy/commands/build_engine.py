@@ -87,9 +87,9 @@ def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
     request = EngineRequest(precision, chosen["runtime"] or default_backend(), BuildOptions(**how))
     opened, request = Bundle.open(bundle), check_request(request)  # before the graphs are made
     opened = _with_precision(opened, precision, calibration_data)
-    with options.progress() as report:
+    with options.Progress() as progress:
         _, engines = build_engines(
-            opened, request, lambda role, share, text: report(share, f"{role}: {text}")
+            opened, request, lambda role, share, text: progress.bar(share, f"{role}: {text}")
         )
     if chosen["as_json"]:
         options.echo_json({"engines": encode(engines)})
@@ -107,6 +107,6 @@ def _with_precision(bundle: Bundle, precision: Precision, data: Path | None) -> 
         from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 
         request = PrecisionRequest(precision, data=data)  # type: ignore[arg-type]  # fp32 is there
-        with options.progress() as report:
-            return add_precision(bundle, request, lambda line: report(0.0, line))
+        with options.Progress() as progress:
+            return add_precision(bundle, request, progress.line)
     return bundle

@@ -95,12 +95,12 @@ def command(bundle: Path, data: Path, **chosen: Any) -> None:
     )
     if plot:
         check_drawing_file(plot)
-    with options.progress() as report:
+    with options.Progress() as progress:
         found = calibrate_bundle(
             bundle,
             data,
             request,
-            report,
+            progress.bar,
             lambda pipeline: options.tell_backend(pipeline, request.backend),
         )
     if plot:

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 _KIB, _MIB = 1 << 10, 1 << 20
 # INT8 misses the range of many a channel below this; 256 pictures are the default.
 _FEW_TO_CALIBRATE = 64
-_NOTES = {
-    "bundle": "default of the bundle",
-    "calibrated": "calibrated for this precision",
-    "fp32": "the threshold of fp32",
-}
 
 
 def describe_bundle(bundle: Bundle) -> Iterator[str]:
@@ -177,7 +172,7 @@ def _row(row: OperatingPoint, dense_macs_g: float) -> str:
     latency = f"{row.latency_ms_p50:.1f} / {row.latency_ms_p95:.1f}"
     line = (
         f"{eta:>6}  {row.top1:6.1%}  {early:>6}  {row.macs_mean_g:7.3f}  "
-        f"{row.macs_mean_g / dense_macs_g:8.0%}  {latency:<12}  {_NOTES.get(row.source or '', '')}"
+        f"{row.macs_mean_g / dense_macs_g:8.0%}  {latency:<12}  {row.note}"
     )
     return line.rstrip()
 

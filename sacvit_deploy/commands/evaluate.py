@@ -56,9 +56,9 @@ def command(page: Path | None, compare: Iterable[Path], as_json: bool, **chosen:
     compared = [row for file in compare for row in read_compared(file)]
     if page:
         check_output(page)
-    with options.progress() as report:
+    with options.Progress() as progress:
         evaluation = run_evaluation(
-            request, report, lambda pipeline: options.tell_backend(pipeline, request.backend)
+            request, progress.bar, lambda pipeline: options.tell_backend(pipeline, request.backend)
         )
     if page:
         write_output(page, html_report(evaluation, compared))

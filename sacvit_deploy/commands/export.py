@@ -89,10 +89,8 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
         precisions=_precision_requests(chosen),
         **{name: chosen[name] for name in names},
     )
-    with options.progress() as report:
-        bundle = export_bundle(
-            checkpoint, chosen["output"], choices, lambda line: report(0.0, line)
-        )
+    with options.Progress() as progress:
+        bundle = export_bundle(checkpoint, chosen["output"], choices, progress.line)
     if chosen["as_json"]:
         manifest = bundle.manifest
         found = {"parity": manifest.parity, "precisions": manifest.precisions}

@@ -17,7 +17,6 @@ from sacvit_deploy.spec import Backend, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
     from sacvit_deploy.runtime.pipeline import Pipeline
@@ -126,34 +125,35 @@ def precision_request(
     )
 
 
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[float, str], None]]:
-    """Show a bar on stderr, from the first report to the end of the block; in a pipe, nothing.
+class Progress(contextlib.ExitStack):
+    """Progress of long work on stderr, as a bar or as lines; in a pipe, nothing.
 
-    Yields:
-        The function to report with: the share of the work done, in [0, 1], and a short text.
+    The bar lasts from its first report to the end of the `with` block.
     """
-    with contextlib.ExitStack() as shown:
-        bars: list[Any] = []
 
-        def report(share: float, text: str) -> None:
-            if not bars:
-                bars.append(shown.enter_context(_bar()))
-            bars[0].update(max(0, round(share * _BAR_STEPS) - bars[0].pos), text)
+    _bar: Any = None
 
-        yield report if sys.stderr.isatty() else lambda share, text: None
+    def bar(self, share: float, text: str) -> None:
+        """Report the share of the work done, in [0, 1], and a short text."""
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            shown: Any = click.progressbar(
+                length=_BAR_STEPS,
+                file=sys.stderr,
+                width=_BAR_WIDTH,
+                bar_template="[%(bar)s] %(info)s",
+                item_show_func=lambda text: (text or "")[:_BAR_TEXT_WIDTH],
+                show_eta=False,
+                update_min_steps=0,  # a new text is shown although the share is the same
+            )
+            self._bar = self.enter_context(shown)
+        self._bar.update(max(0, round(share * _BAR_STEPS) - self._bar.pos), text)
 
-
-def _bar() -> AbstractContextManager[Any]:
-    return click.progressbar(
-        length=_BAR_STEPS,
-        file=sys.stderr,
-        width=_BAR_WIDTH,
-        bar_template="[%(bar)s] %(info)s",
-        item_show_func=lambda text: (text or "")[:_BAR_TEXT_WIDTH],
-        show_eta=False,
-        update_min_steps=0,  # a new text is shown although the share is the same
-    )
+    def line(self, text: str) -> None:
+        """Report one step of work whose length is not known."""
+        if sys.stderr.isatty():
+            click.echo(text, err=True)
 
 
 def tell_backend(pipeline: Pipeline, asked: str) -> None:

@@ -33,8 +33,8 @@ def command(config: Path, output: Path | None, as_json: bool) -> None:
     run = read_train_config(config)
     if output is not None:
         run = dataclasses.replace(run, output=output)
-    with options.progress() as report:
-        result = train(run, report)
+    with options.Progress() as progress:
+        result = train(run, progress.bar)
     if int(os.environ.get("RANK", "0")) > 0:
         return
     if as_json:

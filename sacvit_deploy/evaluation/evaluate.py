@@ -167,11 +167,11 @@ def run_evaluation(
     """
     names = read_class_names(request.class_names) if request.class_names else None
     samples = read_samples(request.data)
-    pipeline = load(request.bundle, backend=request.backend, precision=request.precision)
-    on_open(pipeline)
-    answers = collect_answers(
-        pipeline, samples, names, report=report, on_corrupt=request.on_corrupt
-    )
+    with load(request.bundle, backend=request.backend, precision=request.precision) as pipeline:
+        on_open(pipeline)
+        answers = collect_answers(
+            pipeline, samples, names, report=report, on_corrupt=request.on_corrupt
+        )
     setting = describe_setting(pipeline, request.bundle, request.data)
     return evaluate_answers(pipeline, answers, setting, request.etas)
 

@@ -89,12 +89,12 @@ def calibrate_bundle(
         BundleError: The bundle cannot be read or written, or was changed meanwhile.
         EngineError: The backend cannot run it.
     """
-    pipeline = load(path, backend=request.backend, precision=request.precision)
-    _check_can_be_calibrated(path, pipeline.manifest, write=request.write)
-    samples = read_samples(data)
-    check_enough(len(samples.samples))
-    on_open(pipeline)
-    answers = collect_answers(pipeline, samples, request.class_names, report=report)
+    with load(path, backend=request.backend, precision=request.precision) as pipeline:
+        _check_can_be_calibrated(path, pipeline.manifest, write=request.write)
+        samples = read_samples(data)
+        check_enough(len(samples.samples))
+        on_open(pipeline)
+        answers = collect_answers(pipeline, samples, request.class_names, report=report)
     found = find_threshold(answers, pipeline.manifest.config, request.search)
     precision, backend = pipeline.precision, cast("Backend", pipeline.backend)
     if request.write:

@@ -26,6 +26,11 @@ LARGEST_CURVE = 101
 
 ExitSource = Literal["given", "bundle", "calibrated", "fp32", "sweep"]
 
+_NOTES = {
+    "bundle": "default of the bundle",
+    "calibrated": "calibrated for this precision",
+    "fp32": "threshold of FP32",
+}
 # What a network of one stage does not have, in JSON.
 _OF_TWO_STAGES = (
     *("eta", "eta_source", "temperature"),
@@ -67,6 +72,11 @@ class OperatingPoint(CalibrationPoint):
     source: ExitSource | None
     early_right_fraction: float
     latency_ms_p50: float
+
+    @property
+    def note(self) -> str:
+        """Origin of the threshold, in words; empty if it was given."""
+        return _NOTES.get(self.source or "", "")
 
     def to_dict(self) -> dict[str, float | str | None]:
         """Return the JSON document of `evaluate`; null for what one stage does not have."""

@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 _WORDS = ("", "class", "taken for")
 _MOST_CONFUSIONS = 20
 _MOST_SKIPPED = 20
-_SOURCES = {
-    "bundle": "default of the bundle",
-    "calibrated": "calibrated for this precision",
-    "fp32": "of FP32",
-}
-
 # Legends: class of the mark, role of its colour, and meaning.
 _CURVE = (
     ("stroke", "ink", "mixture of both stages, one point for each eta"),
@@ -120,10 +114,7 @@ def _key_figures(evaluation: Evaluation) -> str:
 def _row_table(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
     """The requested thresholds, both stages alone, and other evaluations."""
     dense = evaluation.macs_g["dense"]
-    rows = [
-        _row(row_name(row), row, dense, _SOURCES.get(row.source or "", ""))
-        for row in evaluation.rows
-    ]
+    rows = [_row(row_name(row), row, dense, row.note) for row in evaluation.rows]
     if len(evaluation.curve) > 1:
         rows.append(_row("early exit alone", evaluation.curve[0], dense, ""))
         rows.append(_row("second stage alone", evaluation.curve[-1], dense, ""))

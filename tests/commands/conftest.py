@@ -18,7 +18,7 @@ from tests.exporters.graphs import read_graph
 
 @dataclass(frozen=True)
 class Ran:
-    """What one call left: exit code, stdout, stderr."""
+    """Exit code, stdout and stderr of one call."""
 
     code: int
     out: str

@@ -105,7 +105,7 @@ def test_what_cannot_be_built_is_known_before_graphs_are_made(
 
 
 def test_without_onnx_a_missing_precision_is_an_error(refused, bundle, monkeypatch):
-    """As on a Jetson, where the graphs come from another machine."""
+    """A Jetson gets its graphs from another machine."""
     find = importlib.util.find_spec
     absent = {"onnx"}
     monkeypatch.setattr(

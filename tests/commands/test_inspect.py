@@ -40,7 +40,7 @@ def test_the_document_is_the_description(invoke, sac_host):
     assert json.loads(ran.out) == json.loads((sac_host.path / MANIFEST).read_text())
 
 
-def test_a_damaged_engine_is_named_with_what_mends_it(invoke, tmp_path):
+def test_a_damaged_engine_is_named_with_its_fix(invoke, tmp_path):
     bundle = write_typed_bundle(tmp_path / "bundle")
     with staging_folder(bundle) as staging:
         (staging / "engines").mkdir()

@@ -75,12 +75,12 @@ def test_only_what_one_could_expect_is_named(tmp_path, monkeypatch, gpus, engine
 
 def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with options.progress() as report:
+    with options.Progress() as progress:
         assert capsys.readouterr().err == ""
-        report(0.0, "first")
-        report(0.5, "second")
-        report(0.5, "third " + 100 * "x")
-        report(1.0, "last")
+        progress.bar(0.0, "first")
+        progress.bar(0.5, "second")
+        progress.bar(0.5, "third " + 100 * "x")
+        progress.bar(1.0, "last")
     first, second, third, last = capsys.readouterr().err.split("\r")[2:]
     assert "[------------------------]   0%" in first
     assert "[############------------]  50%" in second
@@ -91,7 +91,16 @@ def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     assert max(map(len, (first, second, third))) < 90
 
 
+def test_progress_is_a_line_for_each_step_of_unknown_length(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with options.Progress() as progress:
+        progress.line("first")
+        progress.line("second")
+    assert capsys.readouterr().err == "first\nsecond\n"
+
+
 def test_progress_is_silent_in_a_pipe(capsys):
-    with options.progress() as report:
-        report(0.5, "half")
+    with options.Progress() as progress:
+        progress.line("first")
+        progress.bar(0.5, "half")
     assert capsys.readouterr() == ("", "")

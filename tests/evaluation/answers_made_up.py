@@ -1,4 +1,4 @@
-"""Answers of a network nobody ran, whose right threshold is known."""
+"""Made-up answers, whose best threshold is known."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EARLY_MS, REFINE_MS = 2.0, 6.0
 
 
 def made_up_answers(
-    confidence: Sequence[float], early_right: Sequence[bool], late_right: Sequence[bool]
+    confidence: Sequence[float], early_correct: Sequence[bool], refined_correct: Sequence[bool]
 ) -> StageAnswers:
     """One picture for each confidence in (0.5, 1), of two classes; the true one is always 0."""
-    sure = np.asarray(confidence, dtype=np.float64)
-    count = len(sure)
-    margin = np.log(sure / (1 - sure))
-    early = np.where(early_right, margin, -margin)
-    late = np.where(late_right, 1.0, -1.0)
+    confidences = np.asarray(confidence, dtype=np.float64)
+    count = len(confidences)
+    margin = np.log(confidences / (1 - confidences))
+    early = np.where(early_correct, margin, -margin)
+    late = np.where(refined_correct, 1.0, -1.0)
     return StageAnswers(
         decisions=Decisions(
             np.stack([early, np.zeros(count)], axis=1),
@@ -40,8 +40,10 @@ def made_up_answers(
 
 
 def population(count: int, seed: int) -> StageAnswers:
-    """Pictures whose first stage is right as often as it says, and whose second nearly always."""
+    """Pictures with a well calibrated first stage, and a second that is correct in 90 %."""
     generator = np.random.default_rng(seed)
-    sure = generator.uniform(0.5, 1, count)
-    right = generator.random(count) < sure
-    return made_up_answers(sure.tolist(), right.tolist(), (generator.random(count) < 0.9).tolist())
+    confidences = generator.uniform(0.5, 1, count)
+    correct = generator.random(count) < confidences
+    return made_up_answers(
+        confidences.tolist(), correct.tolist(), (generator.random(count) < 0.9).tolist()
+    )

@@ -18,7 +18,7 @@ SETTING = Setting(
 
 
 def fake_answers(config=SAC, images=40, seed=0) -> StageAnswers:
-    """Random logits; the second stage is right more often."""
+    """Random logits; the second stage is correct more often."""
     generator = np.random.default_rng(seed)
     true = generator.integers(0, config.num_classes, images)
     early, refined = generator.normal(size=(2, images, config.num_classes)).astype(np.float32)

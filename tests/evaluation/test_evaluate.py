@@ -36,14 +36,14 @@ def test_each_threshold_is_the_mixture_it_says():
     found = fake_evaluation(etas=(0.0, 0.3, 0.6, 1.0))
     early = answers.decisions.early_logits.argmax(1)
     late = answers.decisions.refined_logits.argmax(1)
-    sure = confidence(answers.decisions.early_logits)
+    confidences = confidence(answers.decisions.early_logits)
     for row, eta in zip(found.rows, (0.0, 0.3, 0.6, 1.0), strict=True):
         assert row.eta == eta
-        leaves = (sure > eta) & (eta < 1)
-        right = np.where(leaves, early, late) == answers.class_index
-        assert row.top1 == right.mean()
+        leaves = (confidences > eta) & (eta < 1)
+        correct = np.where(leaves, early, late) == answers.class_index
+        assert row.top1 == correct.mean()
         assert row.early_exit_fraction == leaves.mean()
-        assert row.early_right_fraction == (leaves & right).mean()
+        assert row.early_right_fraction == (leaves & correct).mean()
         wanted = found.macs_g["early_exit"] + (1 - leaves.mean()) * found.macs_g["refine"]
         assert row.macs_mean_g == pytest.approx(wanted)
         ms = answers.early_ms + np.where(leaves, 0, answers.refine_ms)
@@ -71,10 +71,10 @@ def test_the_curve_goes_from_one_stage_to_the_other():
 def test_classes_and_confusions_add_up():
     found = fake_evaluation()
     assert sum(row.images for row in found.classes) == found.images == 40
-    right = sum(row.images * row.top1 for row in found.classes)
-    assert right / 40 == pytest.approx(found.rows[0].top1)
+    correct = sum(row.images * row.top1 for row in found.classes)
+    assert correct / 40 == pytest.approx(found.rows[0].top1)
     same = sum(entry.images for entry in found.confusions if entry.true == entry.predicted)
-    assert same == pytest.approx(right)
+    assert same == pytest.approx(correct)
     assert sum(entry.images for entry in found.confusions) == 40
 
 

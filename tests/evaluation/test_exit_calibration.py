@@ -62,10 +62,10 @@ def test_the_threshold_is_in_the_bundle_and_does_what_was_found(bundle, data):
     early = [result.stage == "early_exit" for result in results]
     assert sum(early) / COUNT == chosen.early_exit_fraction
     assert 0 < sum(early) < COUNT
-    right = [
+    correct = [
         result.label == path.parent.name for result, path in zip(results, pictures, strict=True)
     ]
-    assert sum(right) / COUNT == pytest.approx(chosen.top1)
+    assert sum(correct) / COUNT == pytest.approx(chosen.top1)
 
 
 def test_a_temperature_comes_with_the_threshold(bundle, data):

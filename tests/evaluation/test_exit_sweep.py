@@ -15,8 +15,8 @@ from tests.fakes import CF, SAC
 def by_hand(answers, config, eta, temperature=1.0):
     """Top-1 and share exiting early, by the exit rule of the runtime."""
     decisions = answers.decisions
-    sure = confidence(decisions.early_logits, temperature)
-    leaves = exits(sure, eta, config.stages.exit_comparison)
+    confidences = confidence(decisions.early_logits, temperature)
+    leaves = exits(confidences, eta, config.stages.exit_comparison)
     taken = np.where(leaves, decisions.early_logits.argmax(1), decisions.refined_logits.argmax(1))
     return (taken == answers.class_index).mean(), leaves.mean()
 
@@ -59,7 +59,7 @@ def test_pictures_of_one_confidence_are_not_parted():
 
 @pytest.mark.parametrize("config", [SAC, CF], ids=lambda config: config.family)
 def test_neighbouring_numbers_are_parted_too(config):
-    """No number lies between them, and one of both is on the right side."""
+    """No number lies between them; one of the two parts them."""
     answers = made_up_answers([0.6, 0.7, 0.8], [True] * 3, [False] * 3)
     # Logits that differ in their last place.
     logits = answers.decisions.early_logits.copy()

@@ -24,10 +24,13 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 def stairs():
-    """100 pictures; the 30 least sure are wrong early, and the second stage is always right."""
-    sure = np.linspace(0.51, 0.99, 100)
+    """100 pictures: the first stage is wrong on the 30 least confident, the second never."""
+    confidences = np.linspace(0.51, 0.99, 100)
     return sweep_exits(
-        made_up_answers(sure.tolist(), (sure > sure[29]).tolist(), [True] * 100), SAC
+        made_up_answers(
+            confidences.tolist(), (confidences > confidences[29]).tolist(), [True] * 100
+        ),
+        SAC,
     )
 
 
@@ -93,9 +96,11 @@ def test_the_choice_is_the_best_of_all_that_meet_the_goal():
     ids=str,
 )
 def test_a_goal_that_cannot_be_met_says_how_near_it_comes(goal, says):
-    sure = np.linspace(0.51, 0.99, 100)
-    right = np.arange(100) >= 10
-    sweep = sweep_exits(made_up_answers(sure.tolist(), right.tolist(), right.tolist()), SAC)
+    confidences = np.linspace(0.51, 0.99, 100)
+    correct = np.arange(100) >= 10
+    sweep = sweep_exits(
+        made_up_answers(confidences.tolist(), correct.tolist(), correct.tolist()), SAC
+    )
     with pytest.raises(GoalError, match=says) as caught:
         choose_exit(sweep, goal)
     # What it says to ask for works.
@@ -147,11 +152,13 @@ GOALS = (
 
 
 def test_the_threshold_that_is_right_by_construction():
-    """The 200 least sure of 1000 are wrong early; the second stage knows them all."""
-    sure = np.linspace(0.51, 0.99, 1000)
-    answers = made_up_answers(sure.tolist(), (np.arange(1000) >= 200).tolist(), [True] * 1000)
+    """1000 pictures: the first stage is wrong on the 200 least confident, the second never."""
+    confidences = np.linspace(0.51, 0.99, 1000)
+    answers = made_up_answers(
+        confidences.tolist(), (np.arange(1000) >= 200).tolist(), [True] * 1000
+    )
     found = find_threshold(answers, SAC, ThresholdSearch(ExitGoal(value=0)))
-    assert sure[199] < found.chosen.eta < sure[200]
+    assert confidences[199] < found.chosen.eta < confidences[200]
     assert found.chosen.top1 == 1
     assert found.chosen.early_exit_fraction == 0.8
     assert found.chosen.latency_ms_mean == pytest.approx(EARLY_MS + 0.2 * REFINE_MS)
@@ -185,13 +192,13 @@ def test_the_interval_of_a_fixed_threshold_covers_what_other_pictures_give():
 
 def test_a_temperature_is_fitted_and_the_threshold_is_for_it():
     answers = population(2000, seed=8)
-    # Surer than it should be, by a factor that is known.
+    # Overconfident by a known factor.
     decisions = dataclasses.replace(
         answers.decisions, early_logits=answers.decisions.early_logits * 2
     )
-    sure = dataclasses.replace(answers, decisions=decisions)
+    confidences = dataclasses.replace(answers, decisions=decisions)
     goal = ExitGoal(value=0.02)
-    found = find_threshold(sure, SAC, ThresholdSearch(goal, temperature_scaling=True))
+    found = find_threshold(confidences, SAC, ThresholdSearch(goal, temperature_scaling=True))
     plain = find_threshold(answers, SAC, ThresholdSearch(goal))
     assert found.temperature == pytest.approx(2, rel=0.15)
     assert found.likelihood is not None

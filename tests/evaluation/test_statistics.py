@@ -19,20 +19,22 @@ from sacvit_deploy.evaluation.statistics import (
 
 
 def test_it_covers_the_truth_as_often_as_it_says():
-    """400 data sets of 250 pictures that are right in 80 % of all cases."""
+    """400 data sets of 250 pictures, with an accuracy of 80 %."""
     generator = np.random.default_rng(0)
     covered = 0
     for seed in range(400):
-        right = generator.random(250) < 0.8
-        ends = bootstrap_intervals({"top1": mean_of(right)}, 250, seed=seed, resamples=400)["top1"]
+        correct = generator.random(250) < 0.8
+        ends = bootstrap_intervals({"top1": mean_of(correct)}, 250, seed=seed, resamples=400)[
+            "top1"
+        ]
         covered += ends[0] <= 0.8 <= ends[1]
     # 0.95 give or take three standard errors of 400 trials, and the grain of 250 pictures.
     assert covered / 400 == pytest.approx(0.95, abs=0.035)
 
 
 def test_it_is_as_wide_as_theory_says():
-    right = np.arange(1000) < 700
-    low, high = bootstrap_intervals({"top1": mean_of(right)}, 1000)["top1"]
+    correct = np.arange(1000) < 700
+    low, high = bootstrap_intervals({"top1": mean_of(correct)}, 1000)["top1"]
     expected = 2 * 1.96 * np.sqrt(0.7 * 0.3 / 1000)
     assert high - low == pytest.approx(expected, rel=0.08)
     assert (low + high) / 2 == pytest.approx(0.7, abs=0.005)
@@ -77,8 +79,8 @@ def test_classes_and_confusions_by_hand():
 
 
 def test_reliability_by_hand():
-    sure = np.array([0.05, 0.1, 0.95, 1.0])
-    found = reliability(sure, np.array([False, True, True, True]), bins=10)
+    confidences = np.array([0.05, 0.1, 0.95, 1.0])
+    found = reliability(confidences, np.array([False, True, True, True]), bins=10)
     first, *_, last = found.bins
     assert (first.images, first.accuracy, last.images, last.accuracy) == (2, 0.5, 2, 1.0)
     assert first.confidence == pytest.approx(0.075)
