@@ -118,7 +118,7 @@ class ExitSweep:
         early_ms: Latency of a picture that exits early, (n,).
         late_ms: Latency of a picture that is refined, (n,).
         num_refined: Pictures that do not exit early, of each candidate, (m,), ascending.
-        eta: A threshold of each candidate, (m,): half way between the two confidences it parts.
+        eta: A threshold of each candidate, (m,): half way between the two confidences it separates.
         macs_g: Cost of a picture that exits early, and of one that is refined, in 10^9
             multiply-accumulates.
         comparison: How the network compares a confidence with a threshold.
@@ -262,10 +262,10 @@ def sweep_exits(answers: StageAnswers, config: ModelConfig, temperature: float =
 
 
 def _between(levels: Floats, comparison: str) -> Floats:
-    """Thresholds that part neighbours, (k,) ascending to (k - 1,)."""
+    """Thresholds that separate neighbours, (k,) ascending to (k - 1,)."""
     low, high = levels[:-1], levels[1:]
     middle = low + (high - low) / 2
-    # Neighbouring floats have no number between them; then one of the two parts them.
+    # Neighbouring floats have no number between them; then one of the two separates them.
     return np.where((low < middle) & (middle < high), middle, low if comparison == ">" else high)
 
 

@@ -196,9 +196,9 @@ def test_a_temperature_is_fitted_and_the_threshold_is_for_it():
     decisions = dataclasses.replace(
         answers.decisions, early_logits=answers.decisions.early_logits * 2
     )
-    confidences = dataclasses.replace(answers, decisions=decisions)
+    overconfident = dataclasses.replace(answers, decisions=decisions)
     goal = ExitGoal(value=0.02)
-    found = find_threshold(confidences, SAC, ThresholdSearch(goal, temperature_scaling=True))
+    found = find_threshold(overconfident, SAC, ThresholdSearch(goal, temperature_scaling=True))
     plain = find_threshold(answers, SAC, ThresholdSearch(goal))
     assert found.temperature == pytest.approx(2, rel=0.15)
     assert found.likelihood is not None

@@ -24,10 +24,9 @@ def test_it_covers_the_truth_as_often_as_it_says():
     covered = 0
     for seed in range(400):
         correct = generator.random(250) < 0.8
-        ends = bootstrap_intervals({"top1": mean_of(correct)}, 250, seed=seed, resamples=400)[
-            "top1"
-        ]
-        covered += ends[0] <= 0.8 <= ends[1]
+        found = bootstrap_intervals({"top1": mean_of(correct)}, 250, seed=seed, resamples=400)
+        low, high = found["top1"]
+        covered += low <= 0.8 <= high
     # 0.95 give or take three standard errors of 400 trials, and the grain of 250 pictures.
     assert covered / 400 == pytest.approx(0.95, abs=0.035)
 
