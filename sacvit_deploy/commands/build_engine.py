@@ -88,9 +88,7 @@ def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
     opened, request = Bundle.open(bundle), check_request(request)  # before the graphs are made
     opened = _with_precision(opened, precision, calibration_data)
     with options.Progress() as progress:
-        _, engines = build_engines(
-            opened, request, lambda role, share, text: progress.bar(share, f"{role}: {text}")
-        )
+        _, engines = build_engines(opened, request, progress.bar)
     if chosen["as_json"]:
         options.echo_json({"engines": encode(engines)})
     else:

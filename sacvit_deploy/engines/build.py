@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, get_args
@@ -30,15 +28,12 @@ if TYPE_CHECKING:
 
     from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.engines.machine import Machine
-    from sacvit_deploy.engines.plan import Plan
+    from sacvit_deploy.engines.plan import OnProgress, Plan
     from sacvit_deploy.engines.tensorrt_library import Library
     from sacvit_deploy.manifest import GraphEntry, Manifest
     from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
-
-# Role, share of its build that is done in [0, 1], and the name of the phase.
-OnBuildProgress = Callable[["Role", float, str], None]
 
 # What TensorRT-RTX builds for by default without a GPU: the cards, and not DGX Spark (12.1).
 _PORTABLE_TARGETS = tuple(target for target in RTX_CAPABILITIES if target != "12.1")
@@ -186,12 +181,17 @@ class EngineRequest:
 
 
 def build_engines(
-    bundle: Bundle, request: EngineRequest, on_progress: OnBuildProgress
+    bundle: Bundle, request: EngineRequest, report: OnProgress
 ) -> tuple[Bundle, tuple[EngineEntry, ...]]:
     """Build one engine per graph, and replace older ones of that precision and backend.
 
     On any error the bundle stays as it was. One exception is a failure while the new files are
     moved in: engines that were to be replaced may then be missing (see `publish`).
+
+    Args:
+        bundle: Bundle with graphs of that precision.
+        request: The precision, the library and its options.
+        report: Called with the share of the work done, in [0, 1], and the role and phase.
 
     Returns:
         The bundle with the new entries, and those entries in the order of the graphs.
@@ -210,13 +210,13 @@ def build_engines(
     with staging_folder(bundle) as staging:
         (staging / ENGINE_FOLDER).mkdir()
         entries = []
-        for graph in graphs:
+        for number, graph in enumerate(graphs):
             plan = build_plan(
                 library,
                 bundle.engine_graph_path(graph),
                 _demand(bundle, graph),
                 options,
-                functools.partial(on_progress, graph.role),
+                _graph_report(report, graph.role, number, len(graphs)),
             )
             if set(options.compute_capabilities) & set(_here(machine)):
                 found = check_plan(library, plan.content, request.precision)
@@ -228,6 +228,11 @@ def build_engines(
         with locked(bundle.path) as current:
             check_unchanged(current, bundle.graph_files(), "built", "Build again.")
             return publish(current, staging, _with_engines(current, entries)), tuple(entries)
+
+
+def _graph_report(report: OnProgress, role: Role, number: int, count: int) -> OnProgress:
+    """Report the build of one of `count` graphs as a part of the whole."""
+    return lambda share, phase: report((number + share) / count, f"{role}: {phase}")
 
 
 def check_request(request: EngineRequest) -> EngineRequest:
