@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import shape_inference
 
+from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
+from sacvit_deploy.families import family_named
+from sacvit_deploy.families.config import graph_specs
+
+if TYPE_CHECKING:
+    from sacvit_deploy.families.config import ModelConfig
+    from sacvit_deploy.spec import Role
+
 # A new operator that multiplies has to be counted, or the test that uses this says nothing.
 _UNCOUNTED = {"Einsum", "ConvTranspose", "QLinearMatMul", "MatMulInteger", "Attention"}
+
+
+def exported(config: ModelConfig, role: Role, **options: Any) -> onnx.ModelProto:
+    """One graph of an untrained network as it leaves the exporter."""
+    (spec,) = (spec for spec in graph_specs(config) if spec.role == role)
+    return onnx_from_torch(family_named(config.family).load("model")(config, **options), spec)
 
 
 def counted_macs(model: onnx.ModelProto) -> int:

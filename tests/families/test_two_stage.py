@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from sacvit_deploy.families.config import graph_macs, graph_specs, mean_macs_g, preset
+from sacvit_deploy.families.config import ModelConfig, graph_macs, graph_specs, preset
+from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.families.vit import dense_macs
 from tests.exporters.graphs import read_graph
-from tests.families.mac_counter import counted_macs
+from tests.families.mac_counter import counted_macs, exported
 from tests.tiny_models import OTHER_CHOICES, SAC
 
 SMALL_224 = preset("sac_deit_small_patch16_224")
@@ -13,43 +14,59 @@ SMALL_288 = preset("sac_deit_small_patch16_288")
 
 
 @pytest.mark.parametrize(
-    ("config", "role", "paper_g"),
+    ("alpha", "rounding", "side", "targets"),
     [
-        (SMALL_224, "early_exit", 1.10),
-        (SMALL_224, "refine", 2.77),  # 2.74 and .03 of fusion
-        (SMALL_288, "early_exit", 1.83),
-        (SMALL_288, "refine", 4.69),
-        (preset("deit_small_patch16_224"), "single", 4.60),
+        (0.5, "floor", 7, 24),
+        (0.5, "floor", 9, 40),
+        (0.5, "ceil", 7, 25),
+        (0.5, "ceil", 9, 41),
+        (0.88, "floor", 5, 22),
+        (0.88, "ceil", 5, 22),
+        (0.28, "ceil", 5, 7),
+        (0.07, "ceil", 10, 7),
+        (0.29, "floor", 10, 29),
+        (0.57, "floor", 10, 57),
     ],
 )
-def test_the_figures_of_the_papers(config, role, paper_g):
-    assert graph_macs(config)[role] / 1e9 == pytest.approx(paper_g, abs=0.005)
+def test_targets_are_counted_in_the_reals(alpha, rounding, side, targets):
+    stages = TwoStageConfig(alpha=alpha, target_rounding=rounding)
+    config = ModelConfig("sac_vit", (2 * side, 2 * side), 1, 24, 4, 3, two_stage=stages)
+    assert config.num_targets == targets
 
 
-def test_the_mean_of_the_paper():
-    """SAC-ViT, table 3: 1.75 G are 23.5 % of pictures in the second stage, 3.87 G all of them."""
-    assert mean_macs_g(SMALL_224, 0.235) == pytest.approx(1.75, abs=0.005)
-    assert mean_macs_g(SMALL_224, 1) == pytest.approx(3.87, abs=0.005)
-    assert mean_macs_g(SMALL_224, 0) == graph_macs(SMALL_224)["early_exit"] / 1e9
+@pytest.mark.parametrize("source", ["embedding", "final"])
+@pytest.mark.parametrize("selection", ["host", "graph"])
+def test_graphs_hand_over_what_the_second_asks_for(selection, source):
+    config = SAC.replace(non_target_source=source)
+    first, second = graph_specs(config, selection=selection)
+    produced = {t.name: t for t in first.outputs}
+    assert ("coarse_embeddings" in produced) == (source == "embedding")
+    for tensor in second.inputs:
+        if tensor.name in produced:
+            assert tensor == produced[tensor.name]
+    shapes = {t.name: t.shape for t in (*second.inputs, *second.outputs)}
+    targets = config.num_targets
+    if selection == "host":
+        assert shapes["fine_index"] == ("batch", 4 * targets)
+        assert shapes["logits"] == ("batch", 7)
+    else:
+        assert shapes["survivor_rows"] == ("survivors",)
+        assert shapes["target_index"] == ("survivors", targets)
+
+
+def test_only_the_image_differs_where_pixels_are_taken():
+    floats, pixels = (graph_specs(SAC, input_kind=kind) for kind in ("float", "uint8"))
+    for one, other in zip(floats, pixels, strict=True):
+        assert (one.inputs[0].dtype, other.inputs[0].dtype) == ("float32", "uint8")
+        assert (one.inputs[1:], one.outputs) == (other.inputs[1:], other.outputs)
 
 
 def test_the_dense_network_of_the_same_body():
     dense = preset("deit_small_patch16_224")
     assert dense_macs(SMALL_224) == dense_macs(dense) == graph_macs(dense)["single"]
-    assert mean_macs_g(dense, 0.7) == mean_macs_g(dense, 0) == dense_macs(dense) / 1e9
 
 
-def test_what_the_mask_hides_is_not_needed():
-    needed, masked = (graph_macs(SMALL_224, kind) for kind in ("needed", "masked"))
-    assert needed["early_exit"] == masked["early_exit"]
-    assert masked["refine"] / needed["refine"] == pytest.approx(1.016, abs=0.0005)
-    joint = preset("cf_deit_small_patch16_224")
-    assert graph_macs(joint, "needed") == graph_macs(joint, "masked")
-
-
-@pytest.mark.parametrize(
-    "name", ["sac_host", "sac_graph", "other_graph", "golden_bundle", "dense_bundle"]
-)
+@pytest.mark.parametrize("name", ["sac_host", "sac_graph", "other_graph", "golden_bundle"])
 def test_exported_graphs_cost_what_the_model_says(name, request):
     bundle = request.getfixturevalue(name)
     for role, macs in graph_macs(bundle.manifest.config, "masked").items():
@@ -58,7 +75,7 @@ def test_exported_graphs_cost_what_the_model_says(name, request):
 
 @pytest.mark.parametrize("config", [SAC, OTHER_CHOICES], ids=["joint", "mean"])
 def test_split_attention_costs_what_is_needed(config):
-    refine = _exported(config, "split")
+    refine = exported(config, "refine", cluster_kernel="split")
     assert counted_macs(refine) == graph_macs(config)["refine"]
     # Small enough that the difference would show.
     assert graph_macs(config)["refine"] < 0.99 * graph_macs(config, "masked")["refine"]
@@ -67,24 +84,6 @@ def test_split_attention_costs_what_is_needed(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL_224, SMALL_288], ids=["224", "288"])
 def test_graphs_of_the_papers_sizes(config):
-    assert counted_macs(_exported(config, "split")) == pytest.approx(
-        graph_macs(config)["refine"], rel=0.01
-    )
-    early = counted_macs(_exported(config, "split", "early_exit"))
-    assert early == pytest.approx(graph_macs(config)["early_exit"], rel=0.01)
-
-
-@pytest.mark.slow
-def test_the_graph_of_the_dense_network():
-    config = preset("deit_small_patch16_224")
-    counted = counted_macs(_exported(config, "masked", "single"))
-    assert counted == pytest.approx(dense_macs(config), rel=0.01)
-
-
-def _exported(config, kernel, role="refine"):
-    """One graph as it leaves the exporter."""
-    from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
-    from sacvit_deploy.model.two_stage import TwoStageViT
-
-    (spec,) = (spec for spec in graph_specs(config) if spec.role == role)
-    return onnx_from_torch(TwoStageViT(config, cluster_kernel=kernel), spec)
+    for role, macs in graph_macs(config).items():
+        counted = counted_macs(exported(config, role, cluster_kernel="split"))
+        assert counted == pytest.approx(macs, rel=0.01)
