@@ -69,3 +69,17 @@ def test_a_replayed_batch_is_the_same_to_the_last_bit(built) -> None:
     images = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     first, second = (session.run({IMAGE: images})[LOGITS] for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_closing_gives_the_memory_back(built) -> None:
+    from cuda.bindings import runtime
+
+    backend, bundle = built
+    images = np.zeros((6, 3, *bundle.manifest.config.image_size), np.uint8)
+    free = []
+    for _ in range(4):
+        opened = open_sessions(bundle, backend=backend)
+        opened.sessions["early_exit"].run({IMAGE: images})
+        opened.close()
+        free.append(runtime.cudaMemGetInfo()[1])
+    assert free[-1] >= free[0] - (1 << 20), "the first time the library loads its kernels, once"
