@@ -67,11 +67,7 @@ class BatchRange:
 
     @classmethod
     def parse(cls, text: str) -> BatchRange:
-        """Read `MIN:OPT:MAX`, or one number for all three.
-
-        Raises:
-            EngineError: It is neither, or the numbers are out of order.
-        """
+        """Read `MIN:OPT:MAX`, or one number for all three; `EngineError` if it is neither."""
         parts = text.split(":")
         if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
             raise EngineError(f"The batch range is {text!r}.", _BATCH_FIX)
@@ -150,8 +146,7 @@ class BuildOptions:
 def parse_compute_capabilities(text: str) -> tuple[str, ...]:
     """Read `86,89,120` or `8.6,8.9,12.0` as `("8.6", "8.9", "12.0")`, each once.
 
-    Raises:
-        EngineError: One of them is not a compute capability.
+    `EngineError` if one is not a compute capability.
     """
     found = []
     for part in text.split(","):
@@ -252,11 +247,7 @@ def check_request(request: EngineRequest) -> EngineRequest:
 
 
 def graphs_in(bundle: Bundle, precision: Precision) -> tuple[GraphEntry, ...]:
-    """The graphs of one precision, one per role.
-
-    Raises:
-        BundleError: The bundle has none, or not all.
-    """
+    """The graphs of one precision, one per role; `BundleError` if one is missing."""
     roles = dict.fromkeys(graph.role for graph in bundle.manifest.graphs)
     found = {g.role: g for g in bundle.manifest.graphs if g.precision == precision}
     if found.keys() == roles.keys():

@@ -42,11 +42,7 @@ class DeviceBuffer:
 
     @property
     def address(self) -> int:
-        """Aligned to 256 bytes or more.
-
-        Raises:
-            EngineError: The memory was freed.
-        """
+        """Aligned to 256 bytes or more; `EngineError` if the memory was freed."""
         if not self.free.alive:
             raise closed_error("Device memory of a session")
         return self._address
@@ -114,11 +110,7 @@ class CudaDevice:
             yield
 
     def allocate(self, size: int) -> DeviceBuffer:
-        """Memory of `size` bytes, all zero.
-
-        Raises:
-            EngineError: There is not enough.
-        """
+        """Memory of `size` bytes, all zero; `EngineError` if there is not enough."""
         address = int(self._call(self._rt.cudaMalloc, max(size, 1), wanted=size))
         buffer = DeviceBuffer(address, size, self._rt.cudaFree)
         self._call(self._rt.cudaMemsetAsync, address, 0, size, self._stream)
@@ -147,11 +139,7 @@ class CudaDevice:
         self._copy(target, source, size, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
 
     def synchronize(self) -> None:
-        """Wait for all work on the stream.
-
-        Raises:
-            EngineError: Some of it failed.
-        """
+        """Wait for all work on the stream; `EngineError` if some of it failed."""
         self._call(self._rt.cudaStreamSynchronize, self._stream)
 
     def record(self, enqueue: Callable[[], None]) -> CudaGraph:

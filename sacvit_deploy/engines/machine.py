@@ -125,12 +125,9 @@ def free_memory_bytes() -> int | None:
 
 
 def gpu_free_bytes(index: int) -> int | None:
-    """Free memory of a GPU; None where the driver does not tell.
+    """Free memory of one of `Machine.gpus`; None where the driver does not tell.
 
     This starts CUDA on the GPU for a moment, which takes time and some hundred MiB.
-
-    Args:
-        index: Position in `Machine.gpus`.
     """
     driver = _driver()
     if driver is None:

@@ -207,11 +207,7 @@ def _tensor_spec(node: Any) -> TensorSpec:
 
 
 def onnxruntime() -> ModuleType:
-    """Import the library.
-
-    Raises:
-        MissingDependencyError: It cannot be imported.
-    """
+    """Import the library; `MissingDependencyError` if it is not installed."""
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:

@@ -181,11 +181,7 @@ def _refused(library: Library, graph: Path, log: LibraryLog) -> EngineError:
 
 
 def check_timing_cache(file: Path) -> None:
-    """Check before a build that its timings can be kept; makes the folder.
-
-    Raises:
-        EngineError: They cannot.
-    """
+    """Make the folder of a timing cache; `EngineError` if the cache could not be written."""
     with _timing_cache_error(file, "written", "no engine was built"):
         file.parent.mkdir(parents=True, exist_ok=True)
         check_writable(file)

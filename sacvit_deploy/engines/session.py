@@ -135,10 +135,9 @@ class SessionOptions:
 
 
 def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> None:
-    """Compare feeds with the inputs of a graph; a dynamic axis has one size per name, 1 or more.
+    """Raise `EngineError` if names, dtypes or shapes of feeds differ from a graph's inputs.
 
-    Raises:
-        EngineError: A name is missing or unknown, or a dtype or shape differs.
+    A dynamic axis has one size per name, 1 or more.
     """
     names = {spec.name for spec in inputs}
     if feeds.keys() != names:

@@ -58,11 +58,7 @@ class BatchBuckets:
         return cls(smallest, largest, tuple(sorted(inside | {smallest, largest})))
 
     def padded(self, size: int) -> int:
-        """The size to run `size` rows with.
-
-        Raises:
-            EngineError: The size is above the engine's limit.
-        """
+        """The size to run `size` rows with; `EngineError` above the engine's limit."""
         if size > self.largest:
             raise EngineError(
                 f"A batch of {size} was given; the engine takes {self.smallest} to {self.largest}.",
@@ -116,11 +112,7 @@ class TensorRTEngine:
             self._settings = self._rtx_settings(self._cache, options)
 
     def create_context(self) -> Any:
-        """An `IExecutionContext`; it needs scratch memory before it runs.
-
-        Raises:
-            EngineError: It could not be made.
-        """
+        """An `IExecutionContext`, which needs scratch memory before it runs."""
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(
             strategy if self._settings is None else self._settings

@@ -163,11 +163,7 @@ def _check_age(library: Library) -> None:
 
 
 def default_backend() -> EngineBackend:
-    """The first library that is installed: TensorRT, then TensorRT-RTX.
-
-    Raises:
-        MissingDependencyError: Neither is.
-    """
+    """TensorRT if it is installed, else TensorRT-RTX; `MissingDependencyError` without both."""
     for backend, module in _MODULES.items():
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.origin is not None:  # a mere folder of that name has none
