@@ -1,8 +1,8 @@
 """A bundle on disk: one folder with the graphs, their weights and `bundle.json`.
 
-The folder is where the offline half (export) and the online half (runtime) meet. It appears whole
-or not at all, and every file in it is covered by a hash. An engine that is damaged does not spoil
-the rest: it is checked when it is loaded, and can be built again.
+The offline half (export) writes it, and the online half (runtime) reads it. It appears whole or not
+at all, and a hash covers every file. A damaged engine does not spoil the rest: it is checked when
+it is loaded, and can be built again.
 """
 
 from __future__ import annotations
@@ -37,9 +37,22 @@ if TYPE_CHECKING:
     from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 
-# Engines, and beside each what was said while it was built.
+# Engines, each with the log of its build beside it.
 ENGINE_FOLDER = "engines"
 _CAN_BE_BUILT_AGAIN = (".engine", ".log")
+
+_GIVE_THE_FOLDER = f"Give the folder that holds {MANIFEST}."
+_CHECKPOINT = (
+    "a checkpoint",
+    "Make a bundle of it first: sacvit-deploy export CHECKPOINT -o BUNDLE --preset NAME.",
+)
+_ARCHIVE = ("an archive", "Unpack it and give the folder.")
+# Files that are taken for a bundle, and the fix.
+_MISTAKEN = {
+    ".onnx": ("one ONNX graph", _GIVE_THE_FOLDER),
+    **dict.fromkeys((".safetensors", ".pth", ".pt"), _CHECKPOINT),
+    **dict.fromkeys((".zip", ".gz"), _ARCHIVE),
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
-        """Read a bundle and check that it is whole, but for what stands in its engine folder.
+        """Read a bundle and check that it is whole; engines are checked when they are loaded.
 
         Args:
             path: The folder.
@@ -86,7 +99,7 @@ class Bundle:
         return self.manifest.weights.is_random
 
     def graph(self, role: Role, precision: Precision = "fp32") -> GraphEntry:
-        """The graph of that role and precision.
+        """Find the graph of a role and precision.
 
         Raises:
             BundleError: The bundle has none.
@@ -101,11 +114,11 @@ class Bundle:
         )
 
     def graph_path(self, entry: GraphEntry) -> Path:
-        """Where the file of a graph is."""
+        """Path of the file of a graph."""
         return self.path / entry.file
 
     def engine_graph_path(self, entry: GraphEntry) -> Path:
-        """Where the file is that engines of a graph are built from."""
+        """Path of the file that engines of a graph are built from."""
         return self.path / (entry.engine_file or entry.file)
 
     def engines(
@@ -114,58 +127,52 @@ class Bundle:
         precision: Precision | None = None,
         runtime: EngineBackend | None = None,
     ) -> tuple[EngineEntry, ...]:
-        """The engines that were built, only those of that role, precision and runtime if given."""
-        wanted = (role, precision, runtime)
+        """Engines in the bundle, of one role, precision or backend if given."""
         return tuple(
             engine
             for engine in self.manifest.engines
-            if all(
-                ask in (None, found)
-                for ask, found in zip(
-                    wanted, (engine.role, engine.precision, engine.runtime), strict=True
-                )
-            )
+            if role in (None, engine.role)
+            and precision in (None, engine.precision)
+            and runtime in (None, engine.runtime)
         )
 
     def engine_path(self, entry: EngineEntry) -> Path:
-        """Where the plan file of an engine is."""
+        """Path of the plan file of an engine."""
         return self.path / entry.file
 
     def graph_files(self) -> dict[str, FileRecord]:
-        """All files but the engines and their logs."""
+        """Records of all files but the engines and their logs, by name."""
         files = self.manifest.files.items()
         return {name: record for name, record in files if not _can_be_built_again(name)}
 
     def damaged_engine_files(self) -> dict[str, str]:
-        """Engines and their logs that are not as they were written, and how each differs."""
+        """Find engines and logs that are not as they were written; say how each differs."""
         found = {}
-        for name, record in self.manifest.files.items():
-            if _can_be_built_again(name):
-                try:
-                    damage = _damage(self.path / name, record)
-                except OSError as error:
-                    damage = f"cannot be read: {error}"
-                if damage:
-                    found[name] = damage
+        for name in filter(_can_be_built_again, self.manifest.files):
+            try:
+                damage = _damage(self.path / name, self.manifest.files[name])
+            except OSError as error:
+                damage = f"cannot be read: {error}"
+            if damage:
+                found[name] = damage
         return found
 
 
 @contextlib.contextmanager
 def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """A hidden folder to fill, which becomes the bundle when the block ends without an error.
+    """Fill a hidden folder, which becomes the bundle when the block ends.
 
-    On any exception, Ctrl-C and SIGTERM included, the hidden folder goes and an old bundle stays as
-    it was.
+    On any exception, Ctrl-C and SIGTERM included, it is removed and an old bundle stays as it was.
 
     Args:
-        path: Where the bundle is to appear.
+        path: Folder of the bundle.
         force: Replace what is there, if it is a bundle or an empty folder.
 
     Raises:
         BundleError: Something is in the way, the folder cannot be written, or the block ended
             without `write_manifest`.
     """
-    # A link to a folder is followed: what it names is replaced, not the link.
+    # The target of a link is replaced, not the link.
     target = Path(path).resolve()
     check_replaceable(target, force=force)
     staging = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
@@ -188,9 +195,9 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
 def _put_in_place(staging: Path, target: Path, *, force: bool) -> None:
     with _told_as_bundle_error(target), contextlib.ExitStack() as held:
         sync(staging)
-        if target.is_dir():  # nobody is to be writing to what is replaced
+        if target.is_dir():  # nobody else may write to it now
             held.enter_context(folder_lock(target))
-        # Again, for what came there while the block was at work.
+        # Again: something may have come there meanwhile.
         check_replaceable(target, force=force)
         swap_in(staging, target)
 
@@ -201,22 +208,24 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     Returns:
         The manifest with `files` filled in.
     """
-    files = {
-        file.relative_to(folder).as_posix(): FileRecord.of(file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file != folder / MANIFEST
-    }
+    files = _records(folder)
+    files.pop(MANIFEST, None)
     complete = dataclasses.replace(manifest, files=files)
     _check_covered(complete)
     (folder / MANIFEST).write_text(complete.to_json(), encoding="utf-8")
     return complete
 
 
+def _records(folder: Path) -> dict[str, FileRecord]:
+    """Records of all files of a folder, by relative name with forward slashes."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {file.relative_to(folder).as_posix(): FileRecord.of(file) for file in files}
+
+
 def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     """Replace `bundle.json` in one step; nothing is hashed again.
 
-    For a description that was made from the one on disk, hold the bundle `locked` from reading
-    to here.
+    To change the description on disk, hold the bundle `locked` from reading it to here.
 
     Raises:
         BundleError: The folder cannot be written.
@@ -229,7 +238,7 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[Bundle]:
-    """A bundle as it is now, which nobody else changes while the block lasts; a second one waits.
+    """Read a bundle and keep others from changing it while the block lasts; they wait.
 
     Raises:
         BundleError: It cannot be read.
@@ -243,10 +252,16 @@ def locked(path: Path) -> Iterator[Bundle]:
 def check_unchanged(
     current: Bundle, before: Mapping[str, FileRecord], what_was_done: str, fix: str
 ) -> None:
-    """Refuse to add what rests on files that were replaced meanwhile; new ones are no matter.
+    """Refuse to add what was made from files that were replaced meanwhile.
+
+    Args:
+        current: The bundle as it is now.
+        before: Records of the files it was made from.
+        what_was_done: What was done with them, such as `built`.
+        fix: What to do in that case.
 
     Raises:
-        BundleIntegrityError: A file of `before` is gone, or another.
+        BundleIntegrityError: A file of `before` is gone or changed.
     """
     files = current.manifest.files
     changed = sorted(name for name, record in before.items() if files.get(name) != record)
@@ -260,9 +275,9 @@ def check_unchanged(
 
 @contextlib.contextmanager
 def staging_folder(bundle: Bundle) -> Iterator[Path]:
-    """A hidden folder inside a bundle to write new files to; gone when the block ends.
+    """Make a hidden folder inside a bundle for new files, and remove it when the block ends.
 
-    SIGTERM ends the block as Ctrl-C does. What a killed process left goes here, too.
+    SIGTERM ends the block as Ctrl-C does. Folders that a killed process left go, too.
 
     Raises:
         BundleError: The folder cannot be written to, or the disk is full.
@@ -274,26 +289,22 @@ def staging_folder(bundle: Bundle) -> Iterator[Path]:
 def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
     """Move the files of a `staging_folder` into the bundle, and then write its description.
 
-    The bundle is valid at every moment, a power cut included: what is about to be replaced leaves
-    the description first, and what a calibration found with replaced files leaves for good. While
-    files are being moved, and after a failure then, what was to be replaced may be missing.
+    The bundle is valid at every moment, a power cut included: files that will be replaced leave the
+    description first. While files are moved, and after a failure then, they may be missing.
+    Calibrations that were measured with replaced files are dropped.
 
     Args:
-        bundle: As it is now; hold it `locked`.
-        staging: Holds the new files at the relative names they are to have.
-        manifest: The new description; its `files` is extended here. A file that it has no more is
-            removed from the folder.
+        bundle: The bundle as it is now; hold it `locked`.
+        staging: Folder with the new files under their relative names.
+        manifest: The new description; its `files` is extended here. Files that it no longer has are
+            removed.
 
     Raises:
         BundleError: The folder cannot be written to.
     """
     with _told_as_bundle_error(bundle.path):
         sync(staging)
-        new = {
-            file.relative_to(staging).as_posix(): FileRecord.of(file)
-            for file in sorted(staging.rglob("*"))
-            if file.is_file()
-        }
+        new = _records(staging)
     if new.keys() & bundle.manifest.files.keys():
         update_manifest(bundle, _without(bundle.manifest, new.keys()))
     with _told_as_bundle_error(bundle.path):
@@ -307,14 +318,14 @@ def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
     )
     published = update_manifest(bundle, complete)
     for name in bundle.manifest.files.keys() - complete.files.keys():
-        # Nothing names it any more: where it cannot be removed, it only takes up room.
+        # Where it cannot be removed, it only takes up room.
         with contextlib.suppress(OSError):
             (bundle.path / name).unlink()
     return published
 
 
 def _without(manifest: Manifest, names: AbstractSet[str]) -> Manifest:
-    """The description without some files, and without what needs them or was built from them."""
+    """The description without some files, and without what needs them or was made from them."""
     gone = {(graph.role, graph.precision) for graph in manifest.graphs if names & set(graph.files)}
     return dataclasses.replace(
         manifest,
@@ -332,9 +343,9 @@ def _without(manifest: Manifest, names: AbstractSet[str]) -> Manifest:
 def _calibrations_without(
     manifest: Manifest, names: AbstractSet[str]
 ) -> tuple[ExitCalibration, ...]:
-    """The calibrations that were not measured with any of some files.
+    """The calibrations that none of some files was measured for.
 
-    A graph counts for every runtime: engines are built from it.
+    A graph counts for every backend: engines are built from it.
     """
     graphs = {graph.precision for graph in manifest.graphs if names & set(graph.files)}
     engines = {(e.precision, e.runtime) for e in manifest.engines if e.file in names}
@@ -346,13 +357,14 @@ def _calibrations_without(
 
 
 def _checked_folder(folder: Path) -> Path:
-    """The folder, if it can be a bundle; else an error that says what it looks like."""
+    """Refuse a path that cannot be a bundle, and say what it looks like."""
     if not folder.exists():
         raise BundleError("There is no such folder.", "Check the path, or export a bundle to it.")
     if folder.name == MANIFEST:
         raise BundleError("This is a file of a bundle.", f"Give its folder: {folder.parent}.")
     if not folder.is_dir():
-        raise BundleError(f"This is {_looks_like(folder)}, not a folder.", _what_to_give(folder))
+        looks, fix = _MISTAKEN.get(folder.suffix.lower(), ("a file", _GIVE_THE_FOLDER))
+        raise BundleError(f"This is {looks}, not a folder.", fix)
     if not (folder / MANIFEST).is_file():
         names = sorted(entry.name for entry in folder.iterdir())
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
@@ -361,27 +373,6 @@ def _checked_folder(folder: Path) -> Path:
             "Give a folder written by: sacvit-deploy export.",
         )
     return folder
-
-
-def _looks_like(file: Path) -> str:
-    known = {
-        ".onnx": "one ONNX graph",
-        ".safetensors": "a checkpoint",
-        ".pth": "a checkpoint",
-        ".pt": "a checkpoint",
-        ".zip": "an archive",
-        ".gz": "an archive",
-    }
-    return known.get(file.suffix.lower(), "a file")
-
-
-def _what_to_give(file: Path) -> str:
-    looks = _looks_like(file)
-    if looks == "a checkpoint":
-        return "Make a bundle of it first: sacvit-deploy export CHECKPOINT -o BUNDLE --preset NAME."
-    if looks == "an archive":
-        return "Unpack it and give the folder."
-    return f"Give the folder that holds {MANIFEST}."
 
 
 def _check_files(folder: Path, manifest: Manifest, *, check_hashes: bool) -> None:
@@ -401,7 +392,7 @@ def _can_be_built_again(name: str) -> bool:
 
 
 def _damage(file: Path, record: FileRecord, *, check_hashes: bool = True) -> str | None:
-    """How a file differs from what was written, to follow its name in a sentence; None if not."""
+    """Say how a file differs from its record, to follow its name in a sentence; None if not."""
     if not file.is_file():
         return "is missing"
     size = file.stat().st_size
@@ -429,7 +420,7 @@ def _check_covered(manifest: Manifest) -> None:
 
 
 def check_replaceable(target: Path, *, force: bool) -> None:
-    """Refuse what `new_bundle` would refuse, before any work is done.
+    """Refuse a path that `new_bundle` would refuse, before any work is done.
 
     Raises:
         BundleError: Something is in the way.
@@ -461,7 +452,7 @@ def _told_as_bundle_error(target: Path) -> Iterator[None]:
 
 
 def build_command(bundle: Bundle, entry: EngineEntry) -> str:
-    """The command that builds an engine like this one for the machine it is run on."""
+    """Command that builds an engine like this one, for the machine it runs on."""
     batch = ":".join(map(str, entry.batch))
     return (
         f"sacvit-deploy build-engine {bundle.path} --{entry.precision} --runtime {entry.runtime} "
@@ -470,9 +461,8 @@ def build_command(bundle: Bundle, entry: EngineEntry) -> str:
 
 
 def demo_bundle() -> Path:
-    """The small trained SAC-ViT that ships with the package; MODEL_CARD.md in it says more.
+    """Path of the small trained SAC-ViT of the package: 50 classes, 64 pixels.
 
-    Returns:
-        Path of its bundle, 50 classes at 64 pixels.
+    MODEL_CARD.md in it says more.
     """
     return Path(str(resources.files("sacvit_deploy") / "assets" / "demo_bundle"))

@@ -1,8 +1,8 @@
 """Plain data, as JSON and TOML have it, to frozen dataclasses and back.
 
-What a value has to be is read from the type hints: nested dataclasses, `tuple`, `dict[str, X]`,
-`Literal`, `Path`, `X | None`, and unions, of which the first that fits counts. An int serves as a
-float; a bool is not a number, and no number is infinite. Other hints accept everything.
+Type hints say what a value has to be: a nested dataclass, `tuple`, `dict[str, X]`, `Literal`,
+`Path`, `X | None`, or a union, of which the first kind that fits counts. An int serves as a float,
+a bool is not a number, and no number is infinite. Other hints accept everything.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import reprlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -39,31 +39,25 @@ OPTIONAL = {"optional": True}
 """Metadata of a dataclass field that `encode` leaves out where it is None."""
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
 def decode(kind: type[_T], values: object, path: str = "", *, refuse_unknown: bool = False) -> _T:
     """Build a dataclass from plain values; parts that are built already stay as they are.
 
     Args:
         kind: The dataclass.
-        values: Field names to numbers, texts, lists and mappings. A field with a default may be
-            left out.
-        path: What `values` is called in errors; empty at the top.
+        values: Plain value by field name. A field with a default may be left out.
+        path: Name of `values` in errors; empty at the top.
         refuse_unknown: Refuse names that are no fields; otherwise they are ignored.
 
     Raises:
-        ConfigError: A value is missing or of another type; the problem names its place, such as
-            `graphs[1].inputs[0].shape`. What `kind` itself raises passes through.
+        ConfigError: A value is missing or of another type. The problem names its place, such as
+            `graphs[1].inputs[0].shape`. Errors of `kind` itself pass through.
     """
     decoded: _T = _Decoder(refuse_unknown).record(kind, values, path)
     return decoded
 
 
 def encode(value: Any) -> Any:
-    """Plain data that `decode` reads back: dataclasses as dicts, paths as text."""
+    """Turn dataclasses, paths and what holds them into plain data that `decode` reads back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {
@@ -97,7 +91,7 @@ def check_field(holds: bool, name: str, found: object, wanted: str) -> None:
 def check_types(config: object) -> None:
     """Refuse a dataclass whose fields are not of the types their hints say.
 
-    For its `__post_init__`: a caller without a type checker may pass anything.
+    Call it in `__post_init__`: a caller without a type checker may pass anything.
 
     Raises:
         ConfigError: A value is of another type, or not one of the choices.
@@ -106,8 +100,13 @@ def check_types(config: object) -> None:
     for name, hint in _hints(kind).items():
         value = getattr(config, name)
         decoded = _Decoder(refuse_unknown=True).value(hint, value, name)
-        # Where plain data would do, only the real thing does here: a tuple and not a list.
+        # A list would decode to a tuple, and is none.
         check_field(decoded == value, name, value, f"a {type(decoded).__name__}")
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,36 +124,37 @@ class _Decoder:
             return found
         if not isinstance(found, Mapping):
             _refuse(path or "the top level", found, _WANTED[dict])
-        fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-        if self.refuse_unknown:
-            _check_known(found, fields, path)
+        prefix = f"{path}." if path else ""
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        unknown = [f"{prefix}{name}" for name in found if name not in fields]
+        if unknown and self.refuse_unknown:
+            raise ConfigError(
+                f"Unknown field: {', '.join(unknown)}.", f"Known fields: {', '.join(fields)}."
+            )
         built = {}
         for name, field in fields.items():
-            at = f"{path}.{name}" if path else name
             if name in found:
-                built[name] = self.value(_hints(kind)[name], found[name], at)
+                built[name] = self.value(_hints(kind)[name], found[name], prefix + name)
             elif field.default is field.default_factory is dataclasses.MISSING:
-                raise ConfigError(f"{at} is missing.", "Add it.")
+                raise ConfigError(f"{prefix}{name} is missing.", "Add it.")
         return kind(**built)
 
     def sequence(self, hint: Any, found: object, path: str) -> tuple[Any, ...]:
         kinds = get_args(hint)
         is_open = kinds[-1] is Ellipsis
-        wanted = "a list" if is_open else f"a list of {len(kinds)}"
         if not isinstance(found, list | tuple) or not (is_open or len(found) == len(kinds)):
-            _refuse(path, found, wanted)
+            _refuse(path, found, "a list" if is_open else f"a list of {len(kinds)}")
         each = kinds[:1] * len(found) if is_open else kinds
         items = zip(each, found, strict=True)
         return tuple(self.value(kind, x, f"{path}[{i}]") for i, (kind, x) in enumerate(items))
 
-    def mapping(self, hint: Any, found: object, path: str) -> dict[str, Any]:
+    def mapping(self, hint: Any, found: object, path: str) -> dict[Any, Any]:
         if not isinstance(found, Mapping):
             _refuse(path, found, _WANTED[dict])
         key_kind, kind = get_args(hint)
+        keys = {key: self.value(key_kind, key, f"a name in {path}") for key in found}
         return {
-            self.value(key_kind, key, f"a name in {path}"): self.value(
-                kind, inner, f"{path}[{reprlib.repr(key)}]"
-            )
+            keys[key]: self.value(kind, inner, f"{path}[{reprlib.repr(key)}]")
             for key, inner in found.items()
         }
 
@@ -177,52 +177,31 @@ class _Decoder:
             path, found, " or ".join(_WANTED[get_origin(kind) or kind] for kind in kinds)
         )
 
-    def path(self, _: Any, found: object, path: str) -> Path:
-        if not isinstance(found, str | Path):
-            _refuse(path, found, _WANTED[Path])
-        return Path(found)
-
-    def number(self, _: Any, found: object, path: str) -> float:
-        if isinstance(found, int | float) and not isinstance(found, bool):
-            with contextlib.suppress(OverflowError):  # an int beyond the range of floats
-                if math.isfinite(found):
-                    return float(found)
-        return _refuse(path, found, _WANTED[float])
-
-    def plain(self, hint: Any, found: object, path: str) -> Any:
-        if not isinstance(found, hint) or (hint is int and isinstance(found, bool)):
+    def plain(self, hint: Any, found: Any, path: str) -> Any:
+        accepted = _ACCEPTED.get(hint, hint)
+        fits = isinstance(found, accepted) and (hint is bool or not isinstance(found, bool))
+        # NaN fails every comparison.
+        if not fits or (hint is float and not abs(found) <= sys.float_info.max):
             _refuse(path, found, _WANTED[hint])
-        return found
+        return hint(found)
 
 
+_ACCEPTED: dict[Any, Any] = {float: int | float, Path: str | Path}
 _WANTED: dict[Any, str] = {
     int: "a whole number",
     float: "a finite number",
     str: "a string",
     bool: "true or false",
-    dict: "a mapping of names to values",
     Path: "a path",
+    dict: "a mapping of names to values",
 }
-_READERS: dict[Any, Callable[[_Decoder, Any, object, str], Any]] = {
+_READERS: dict[Any, Callable[[_Decoder, Any, Any, str], Any]] = {
+    **dict.fromkeys((int, float, str, bool, Path), _Decoder.plain),
+    **dict.fromkeys((Union, UnionType), _Decoder.union),
     tuple: _Decoder.sequence,
     dict: _Decoder.mapping,
     Literal: _Decoder.choice,
-    Union: _Decoder.union,
-    UnionType: _Decoder.union,
-    Path: _Decoder.path,
-    float: _Decoder.number,
-    int: _Decoder.plain,
-    str: _Decoder.plain,
-    bool: _Decoder.plain,
 }
-
-
-def _check_known(found: Mapping[Any, Any], fields: Mapping[str, object], path: str) -> None:
-    unknown = [f"{path}.{name}" if path else str(name) for name in found if name not in fields]
-    if unknown:
-        raise ConfigError(
-            f"Unknown field: {', '.join(unknown)}.", f"Known fields: {', '.join(fields)}."
-        )
 
 
 def _refuse(path: str, found: object, wanted: str) -> NoReturn:

@@ -111,9 +111,9 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
 
 @contextlib.contextmanager
 def own_folder(parent: Path) -> Iterator[Path]:
-    """A new hidden folder inside another, gone when the block ends.
+    """Make a hidden folder inside another, and remove it when the block ends.
 
-    Folders whose owner was killed before it could remove them go first.
+    Folders of owners that were killed go first.
 
     Raises:
         OSError: The folder cannot be written to.
@@ -145,9 +145,9 @@ def _remove_abandoned(parent: Path) -> None:
 
 @contextlib.contextmanager
 def terminated_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM raises `KeyboardInterrupt` while the block lasts, so that nothing is left behind.
+    """Make SIGTERM raise `KeyboardInterrupt` while the block lasts, so that nothing is left behind.
 
-    Only in the main thread, which receives signals, and only without a handler of someone else's.
+    Other threads receive no signals, and another handler stays in place: there nothing changes.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -199,13 +199,13 @@ def _sync_file(file: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `file` when the block ends without an error.
+    """Replace a file in one step when the block ends.
 
-    Until then the old file stays; after an error, Ctrl-C or SIGTERM no part of the new one is left.
-    A link is followed. A device or a pipe, such as /dev/stdout, is written to directly.
+    Until then the old file stays. An error, Ctrl-C or SIGTERM leaves no part of the new one. A link
+    is followed. A device or a pipe, such as /dev/stdout, is written to directly.
 
     Yields:
-        A file beside it that does not exist yet, or the device itself.
+        The path to write to: a new file beside the old one, or the device itself.
 
     Raises:
         OSError: It cannot be written.
@@ -225,7 +225,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def _is_stream(file: Path) -> bool:
-    """Whether a path names a device, a pipe, or a stream of this process, wherever that leads."""
+    """Whether a path names a device, a pipe, or a stream of this process, which may be a file."""
     return file.exists() and (not file.is_file() or str(file.absolute().parent) in _STREAMS)
 
 
@@ -250,17 +250,16 @@ def check_writable(file: Path) -> None:
         OSError: It could not.
     """
     if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder")
+        raise IsADirectoryError("it is a folder")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {file.parent}")
     if _is_stream(file):
         if not os.access(file, os.W_OK):
-            raise PermissionError(f"{file} is read-only")
+            raise PermissionError("it is read-only")
         return
     temporary = _beside(file.resolve())
     temporary.touch(exist_ok=False)
     temporary.unlink()
-
-
-_OTHER_FILE = "Choose another file, in a folder that exists and can be written to."
 
 
 def check_output(file: Path) -> None:
@@ -269,12 +268,6 @@ def check_output(file: Path) -> None:
     Raises:
         ConfigError: It could not.
     """
-    if file.is_dir():
-        raise ConfigError(f"{file} is a folder, not a file to write to.", _OTHER_FILE)
-    if not file.parent.is_dir():
-        raise ConfigError(
-            f"{file} cannot be written: there is no folder {file.parent}.", _OTHER_FILE
-        )
     with _told_as_config_error(file):
         check_writable(file)
 
@@ -294,4 +287,7 @@ def _told_as_config_error(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error}.", _OTHER_FILE) from error
+        raise ConfigError(
+            f"{file} cannot be written: {error}.",
+            "Choose another file, in a folder that exists and can be written to.",
+        ) from error

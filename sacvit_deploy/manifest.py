@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -24,6 +23,7 @@ from sacvit_deploy.spec import (
     TensorSpec,
     WeightStorage,
     check_eta,
+    check_temperature,
 )
 
 FORMAT = "sacvit-deploy bundle"
@@ -38,27 +38,14 @@ _BUILD_AGAIN = "Build the engines again: sacvit-deploy build-engine BUNDLE."
 _CALIBRATE_AGAIN = "Calibrate again: sacvit-deploy calibrate BUNDLE DATA."
 
 
-def check_temperature(temperature: float) -> float:
-    """The temperature of the exit's confidence as a float.
-
-    Raises:
-        ConfigError: It is not a finite number above 0.
-    """
-    if isinstance(temperature, bool) or not 0 < temperature < math.inf:
-        raise ConfigError(
-            f"The exit temperature is {temperature!r}.", "Make it a finite number above 0."
-        )
-    return float(temperature)
-
-
 @dataclass(frozen=True)
 class CalibrationPoint:
-    """What the mixture of both stages is worth at one exit threshold.
+    """Accuracy and cost of both stages together at one exit threshold.
 
     Attributes:
-        eta: The threshold, in [0, 1].
-        top1: Share of right answers, in [0, 1].
-        early_exit_fraction: Share of pictures that leave after the first stage.
+        eta: Exit threshold, in [0, 1].
+        top1: Share of correct answers, in [0, 1].
+        early_exit_fraction: Share of pictures that exit early, in [0, 1].
         macs_mean_g: Mean cost of a picture, in 10^9 multiply-accumulates.
         latency_ms_mean: Mean latency of a picture at batch 1, in milliseconds.
         latency_ms_p95: Its 95th percentile.
@@ -74,29 +61,28 @@ class CalibrationPoint:
 
 @dataclass(frozen=True)
 class ExitCalibration:
-    """The exit threshold found for one precision in one runtime, and what it rests on.
+    """Exit threshold found for one precision and backend, and the measurements behind it.
 
     Attributes:
-        precision: Of the graphs that were measured.
-        runtime: That computed them.
-        eta: The threshold that was chosen, in [0, 1].
-        temperature: The first stage's logits are divided by it before the confidence is compared
-            with `eta`; above 0.
-        goal: What was asked for, for example `max_accuracy_drop=0.005`.
-        images: Pictures measured.
-        data_sha256: Of their names, labels and bytes.
-        top1: Share of right answers at `eta`.
+        precision: Precision of the measured graphs.
+        runtime: Backend that computed them.
+        eta: Chosen threshold, in [0, 1].
+        temperature: Divisor of the first stage's logits before their confidence is compared with
+            `eta`; above 0.
+        goal: Goal of the calibration, for example `max_accuracy_drop=0.005`.
+        images: Number of pictures measured.
+        data_sha256: Digest of their names, labels and bytes.
+        top1: Share of correct answers at `eta`, in [0, 1].
         top1_interval: Lower and upper end of its 95 % interval.
         macs_mean_g: Mean cost of a picture at `eta`, in 10^9 multiply-accumulates.
-        early_exit_fraction: Share of pictures that leave after the first stage at `eta`.
+        early_exit_fraction: Share of pictures that exit early at `eta`, in [0, 1].
         confidence_histogram: Share of pictures in each of 20 equal bins of the first stage's
             confidence over [0, 1]; adds up to 1.
-        curve: The same at other thresholds, by ascending `eta`.
+        curve: Measurements at other thresholds, by ascending `eta`.
 
     Raises:
         ConfigError: `eta` or `temperature` is out of range.
-        BundleError: A number of pictures or a share, the histogram, the interval or the curve
-            cannot be one.
+        BundleError: Another value is impossible.
     """
 
     precision: Precision
@@ -127,13 +113,13 @@ class ExitCalibration:
             raise BundleError(f"The top-1 interval is {self.top1_interval}.", _CALIBRATE_AGAIN)
         if self.images < 1 or not all(0 <= s <= 1 for s in (self.top1, self.early_exit_fraction)):
             raise BundleError(
-                f"The calibration says that of {self.images} pictures {self.top1:.1%} are right "
-                f"and {self.early_exit_fraction:.1%} leave early.",
+                f"The calibration says that of {self.images} pictures {self.top1:.1%} are correct "
+                f"and {self.early_exit_fraction:.1%} exit early.",
                 _CALIBRATE_AGAIN,
             )
         etas = [check_eta(point.eta) for point in self.curve]
         if etas != sorted(etas):
-            raise BundleError("The curve does not go by ascending eta.", _CALIBRATE_AGAIN)
+            raise BundleError("The curve is not sorted by eta.", _CALIBRATE_AGAIN)
 
 
 @dataclass(frozen=True)
@@ -141,13 +127,13 @@ class GraphEntry:
     """One ONNX graph of a bundle.
 
     Attributes:
-        role: Its place in the pipeline.
-        precision: Of its weights and arithmetic.
+        role: Place in the pipeline.
+        precision: Precision of its weights and arithmetic.
         file: Name relative to the bundle folder, with forward slashes.
-        inputs: What it takes.
-        outputs: What it gives.
-        engine_file: What engines are built from, where that is another file. In INT8 the rest of
-            it is half, which is fast on a GPU and slow on a CPU.
+        inputs: Input tensors.
+        outputs: Output tensors.
+        engine_file: File that engines are built from, if another. Beside INT8 it computes in half,
+            which is fast on a GPU and slow on a CPU.
     """
 
     role: Role
@@ -159,7 +145,7 @@ class GraphEntry:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of all its files."""
+        """Names of all its files, that for engines last."""
         return (self.file,) if self.engine_file is None else (self.file, self.engine_file)
 
 
@@ -182,25 +168,27 @@ class EngineFlags:
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """One engine of a bundle: a plan file, and everything a machine must have in common with it.
+    """One engine of a bundle, and the machines that can load it.
 
     Attributes:
-        role: Its place in the pipeline.
-        precision: What was asked for, and proven when it was built.
+        role: Place in the pipeline.
+        precision: Precision that was asked for and proven by the build.
         file: Name relative to the bundle folder, with forward slashes.
-        runtime: The flavour that built it, and alone can load it.
-        runtime_version: Of that flavour, for example `10.3.0`.
-        cuda_version: Of CUDA where it was built, for example `12.6`; empty if not known.
-        compute_capabilities: Of the GPUs it was built for, for example `("8.6", "8.9")`.
-        os: Where it was built, for example `linux-x86_64`.
+        runtime: Backend that built it; no other can load it.
+        runtime_version: Version of the backend, for example `10.3.0`.
+        cuda_version: Version of CUDA at the build, for example `12.6`; empty if not known.
+        compute_capabilities: GPUs it was built for, for example `("8.6", "8.9")`.
+        os: System of the build, for example `linux-x86_64`.
         batch: Smallest, best and largest batch of its optimization profile.
-        precision_share: Share of the weight bytes that are `half`, `int8` and `float`; adds up
-            to 1.
+        precision_share: Share of the weight bytes in `half`, `int8` and `float`; adds up to 1.
         flags: Other options of the builder.
-        build_s: Seconds the build took.
+        build_s: Duration of the build in seconds.
         bytes: Size of the file.
-        linear_share: Like `precision_share`, of the weights of linear layers and convolutions.
-        layer_share: Like `precision_share`, of the number of layers that compute.
+        linear_share: `precision_share` of the weights of linear layers and convolutions.
+        layer_share: `precision_share` of the number of layers that compute.
+
+    Raises:
+        BundleError: The batches are not ascending.
     """
 
     role: Role
@@ -226,14 +214,14 @@ class EngineEntry:
 
 @dataclass(frozen=True)
 class WeightsOrigin:
-    """Where the weights come from.
+    """Origin of the weights of a bundle.
 
     Attributes:
-        origin: `random` or `checkpoint`.
+        origin: `random`, `checkpoint`, or `model` for one in memory.
         seed: Seed of random weights.
         file: Name of the checkpoint.
         sha256: Digest of the checkpoint.
-        storage: `fp16` where they were rounded to half; not recorded in the oldest bundles.
+        storage: `fp16` if they were rounded to half; the oldest bundles do not say.
     """
 
     origin: str
@@ -247,7 +235,7 @@ class WeightsOrigin:
 
     @property
     def is_random(self) -> bool:
-        """Whether they were never trained."""
+        """Whether the weights were never trained."""
         return self.origin == "random"
 
 
@@ -325,23 +313,23 @@ class PrecisionRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything `bundle.json` says.
+    """Content of `bundle.json`.
 
     Attributes:
-        config: The network.
-        preprocessing: From a picture to the input tensor.
-        selection: Who chooses the target tokens: the `host`, or the refine `graph` itself.
+        config: Configuration of the network.
+        preprocessing: Steps from a picture to the input tensor.
+        selection: Where target tokens are chosen: on the `host`, or in the refine `graph`.
         input_kind: `float` (normalised) or `uint8` (normalisation folded into the graphs).
         eta: Default exit threshold, in [0, 1].
         labels: One name per class, in class order.
         graphs: One entry per role and precision.
-        weights: Where the weights come from.
-        parity: Measured differences between the torch model and the graphs.
+        weights: Origin of the weights.
+        parity: Measured errors of the graphs against the torch model.
         tools: Versions of the libraries that wrote the bundle.
-        files: Every other file of the folder by relative name; filled in by `write_manifest`.
-        engines: One entry per role, precision and runtime that was built.
-        precisions: How each lower precision was made.
-        exit_calibrations: At most one per precision and runtime.
+        files: Records of all other files by relative name; `write_manifest` fills it in.
+        engines: One entry per role, precision and backend.
+        precisions: How the graphs of each lower precision were made.
+        exit_calibrations: At most one per precision and backend.
 
     Raises:
         BundleError: The parts do not fit together.
@@ -416,22 +404,22 @@ class Manifest:
             )
 
     def exit_calibration(self, precision: Precision, runtime: str) -> ExitCalibration | None:
-        """The exit threshold found for one precision in one runtime; None if it was not sought."""
+        """Find the calibration of a precision and backend; None if there is none."""
         for record in self.exit_calibrations:
             if (record.precision, record.runtime) == (precision, runtime):
                 return record
         return None
 
     def usual_exit(self, precision: Precision, runtime: str) -> tuple[float, float]:
-        """Threshold and temperature where none is asked for: as calibrated, or else `eta` and 1."""
+        """Default threshold and temperature: those calibrated, or else `eta` and 1."""
         record = self.exit_calibration(precision, runtime)
         return (record.eta, record.temperature) if record else (self.eta, 1.0)
 
     def with_calibration(self, record: ExitCalibration) -> Manifest:
-        """This description with a calibration of the exit, in the place of an older one like it.
+        """Add a calibration, or replace that of the same precision and backend.
 
-        FP32 in ONNX Runtime runs everywhere, so that its threshold becomes the bundle's own, unless
-        a temperature belongs to it: the bundle's own threshold is for temperature 1.
+        FP32 in ONNX Runtime runs everywhere, so its threshold becomes the bundle's default. That is
+        for temperature 1, so a threshold with another temperature does not.
         """
         key = (record.precision, record.runtime)
         others = (r for r in self.exit_calibrations if (r.precision, r.runtime) != key)
@@ -443,7 +431,7 @@ class Manifest:
         )
 
     def to_json(self) -> str:
-        """The text of `bundle.json`; `from_json` reads it back."""
+        """Text of `bundle.json`, which `from_json` reads back."""
         values = {"format": FORMAT, "format_version": FORMAT_VERSION, **encode(self)}
         values["eta"] = float(self.eta)
         return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -488,7 +476,7 @@ def _check_format(values: object) -> None:
 
 
 def _check_inside(name: str) -> None:
-    """A name from `bundle.json` never leads out of the folder."""
+    """Refuse a name from `bundle.json` that leads out of the folder."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     leads_out = ".." in windows.parts or windows.drive or windows.root or posix.is_absolute()
     if leads_out or "\0" in name or not posix.parts:

@@ -1,7 +1,7 @@
-"""Pictures on disk, with their labels: a folder of class folders, a zip of one, or a table.
+"""Data sets on disk: a folder of class folders, a zip of one, or a table.
 
-One reader for everything that takes DATA: verification, evaluation, calibration and training. What
-looks at no labels takes a folder of pictures, too.
+Verification, evaluation, calibration and training all read DATA here. A folder of pictures will do
+where labels do not matter.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"}
 )
-"""File names that count as pictures, whatever their case."""
+"""File name suffixes of pictures, in lower case."""
 
-# Of a damaged directory; damaged data; an unknown method; a password, which is a RuntimeError.
+# A damaged directory, damaged data, an unknown method, and a password (RuntimeError).
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 _WANTED = (
     "Give a folder with one folder of pictures for each class, a zip of such a folder, or a "
@@ -40,9 +40,9 @@ class Sample:
     """One labelled picture, not read yet.
 
     Attributes:
-        name: Path of the picture as a person would look for it.
-        label: Name of its class; empty where it has none.
-        archive: The zip it lies in; None for a file of its own.
+        name: Path of the picture, or its name in the archive.
+        label: Name of its class; empty if it has none.
+        archive: Zip that holds it; None for a file of its own.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Sample:
     archive: zipfile.ZipFile | None = None
 
     def open(self) -> IO[bytes]:
-        """The encoded picture.
+        """Open the encoded picture.
 
         Raises:
             OSError: The file cannot be read, or its part of the archive is damaged or encrypted.
@@ -68,8 +68,8 @@ class SampleSet:
     """A labelled data set.
 
     Attributes:
-        samples: Sorted by class, then by name; tables keep their order.
-        classes: Class names, sorted; their positions are the class indices where no model says
+        samples: Pictures sorted by class, then by name; tables keep their order.
+        classes: Class names, sorted. Their positions are the class indices unless a model says
             otherwise.
     """
 
@@ -102,13 +102,13 @@ def read_samples(path: Path) -> SampleSet:
 
 
 def read_pictures(path: Path) -> tuple[Sample, ...]:
-    """List pictures for a purpose that looks at no labels.
+    """List the pictures of a data set whose labels do not matter.
 
     Args:
-        path: As `read_samples` takes it, or a folder of pictures without any folder in it.
+        path: DATA of `read_samples`, or a folder of pictures without any folder in it.
 
     Raises:
-        DataError: As in `read_samples`; or it holds both pictures and folders.
+        DataError: See `read_samples`; or the folder holds both pictures and folders.
     """
     if not path.is_dir():
         return read_samples(path).samples
@@ -209,10 +209,9 @@ _PICTURES = ("chelsea.jpg", "coffee.jpg", "astronaut.jpg", "rocket.jpg")
 
 
 def sample_pictures() -> tuple[Path, ...]:
-    """Freely licensed photographs to try a model on; LICENSES.md beside them names the sources.
+    """Paths of four photographs: a tabby cat, a cup of espresso, an astronaut, a rocket.
 
-    Returns:
-        Paths of JPEG files: a tabby cat, a cup of espresso, an astronaut, a rocket.
+    They are freely licensed JPEG files; LICENSES.md beside them names the sources.
     """
     folder = resources.files("sacvit_deploy") / "assets" / "pictures"
     return tuple(Path(str(folder / name)) for name in _PICTURES)

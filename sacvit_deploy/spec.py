@@ -1,37 +1,22 @@
-"""Names, shapes and dtypes of tensors and graphs, and the words for what a bundle can be."""
+"""The contract between both halves: tensors, graphs, preprocessing, and the exit's two numbers."""
 
 from __future__ import annotations
 
+import math
 import numbers
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from sacvit_deploy.decode import check_field, check_types
 from sacvit_deploy.errors import ConfigError
 
-Precision = Literal["fp32", "fp16", "int8"]
-EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
-Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
-
-
-def check_eta(eta: float) -> float:
-    """The exit threshold as a float.
-
-    Raises:
-        ConfigError: It is not a number in [0, 1]; NaN is not.
-    """
-    if isinstance(eta, bool) or not isinstance(eta, numbers.Real) or not 0 <= float(eta) <= 1:
-        raise ConfigError(
-            f"The exit threshold eta is {eta!r}.",
-            "Make it a number from 0 (every picture exits early) to 1 (none does).",
-        )
-    return float(eta)
-
-
 Role = Literal["early_exit", "refine", "single"]
 Selection = Literal["host", "graph"]
 InputKind = Literal["float", "uint8"]
 WeightStorage = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 # Tensor names, the same in torch, in ONNX and in an engine.
 IMAGE = "image"
@@ -44,6 +29,7 @@ NON_TARGET_INDEX = "non_target_index"
 FINE_INDEX = "fine_index"
 SURVIVOR_ROWS = "survivor_rows"
 
+# Names of dynamic axes.
 BATCH = "batch"
 SURVIVORS = "survivors"
 
@@ -52,15 +38,37 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of one input or output; a string in the shape is a dynamic axis."""
+
+    name: str
+    dtype: Literal["float32", "float16", "uint8", "int64"]
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Inputs and outputs of one graph, in order."""
+
+    role: Role
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...] = ()
+
+
+@dataclass(frozen=True)
 class Preprocessing:
-    """From a picture to the input tensor: resize, centre crop, normalise.
+    """Steps from a picture to the input tensor: resize, centre crop, normalise.
 
     Attributes:
         crop: (height, width) of the result in pixels.
-        crop_ratio: Crop side over the side the picture is resized to, in (0, 1].
+        crop_ratio: Crop side over the side of the resized picture, in (0, 1].
         interpolation: Pillow's name of the resampling filter.
-        mean: Per RGB channel, on the 0 to 1 scale.
-        std: Per RGB channel, on the 0 to 1 scale.
+        mean: Mean per RGB channel, on the 0 to 1 scale.
+        std: Standard deviation per RGB channel, on the 0 to 1 scale.
+
+    Raises:
+        ConfigError: A value is of another type or out of range.
     """
 
     crop: tuple[int, int]
@@ -76,20 +84,28 @@ class Preprocessing:
         check_field(all(side >= 1 for side in self.crop), "crop", self.crop, "two positive numbers")
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, dtype and shape of one input or output; a string in the shape is a dynamic axis."""
+def check_eta(eta: float) -> float:
+    """Convert an exit threshold to a float.
 
-    name: str
-    dtype: Literal["float32", "float16", "uint8", "int64"]
-    shape: tuple[int | str, ...]
+    Raises:
+        ConfigError: It is not a number in [0, 1].
+    """
+    if isinstance(eta, bool) or not isinstance(eta, numbers.Real) or not 0 <= float(eta) <= 1:
+        raise ConfigError(
+            f"The exit threshold eta is {eta!r}.",
+            "Make it a number from 0 (every picture exits early) to 1 (none does).",
+        )
+    return float(eta)
 
 
-@dataclass(frozen=True)
-class GraphSpec:
-    """The contract of one graph."""
+def check_temperature(temperature: float) -> float:
+    """Convert an exit temperature to a float.
 
-    role: Role
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...] = field(default=())
+    Raises:
+        ConfigError: It is not a finite number above 0.
+    """
+    if isinstance(temperature, bool) or not 0 < temperature < math.inf:
+        raise ConfigError(
+            f"The exit temperature is {temperature!r}.", "Make it a finite number above 0."
+        )
+    return float(temperature)

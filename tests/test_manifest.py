@@ -270,11 +270,11 @@ def test_a_calibration_is_found_by_precision_and_backend():
         ({"confidence_histogram": [-1.0, 2.0] + [0.0] * 18}, "confidence histogram"),
         ({"curve": [{"eta": 0.5}]}, r"curve\[0\].top1 is missing"),
         ({"curve": 5}, "curve is 5.\nMake it a list"),
-        ({"curve": POINTS[::-1]}, "by ascending eta"),
+        ({"curve": POINTS[::-1]}, "not sorted by eta"),
         ({"curve": [POINTS[0] | {"eta": -0.1}]}, "eta is -0.1"),
         ({"images": 0}, "of 0 pictures"),
-        ({"top1": 80.0}, "8000.0% are right"),
-        ({"early_exit_fraction": -0.5}, "-50.0% leave early"),
+        ({"top1": 80.0}, "8000.0% are correct"),
+        ({"early_exit_fraction": -0.5}, "-50.0% exit early"),
     ],
 )
 def test_a_wrong_calibration_is_refused(change, says):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.spec import Preprocessing, check_eta
+from sacvit_deploy.spec import Preprocessing, check_eta, check_temperature
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,14 @@ def test_a_threshold_is_a_number_from_0_to_1(eta):
 def test_another_threshold_is_refused(eta):
     with pytest.raises(ConfigError, match="eta is"):
         check_eta(eta)
+
+
+@pytest.mark.parametrize("temperature", [1, 0.25, 40.0])
+def test_a_temperature_is_a_float(temperature):
+    assert type(check_temperature(temperature)) is float
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf"), True])
+def test_another_temperature_is_refused(temperature):
+    with pytest.raises(ConfigError, match="temperature is"):
+        check_temperature(temperature)

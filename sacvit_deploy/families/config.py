@@ -1,4 +1,4 @@
-"""The configuration of one network, and what follows from it: its graphs, cost and presets.
+"""The configuration of one network, its graphs and cost, and the presets.
 
 Letters follow the SAC-ViT paper: B batch, D embedding width, N coarse tokens, M target tokens,
 C classes.
@@ -26,7 +26,7 @@ _GIGA = 1e9
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One network: its body and, for two-stage families, what happens around it.
+    """One network: its body and, in two-stage families, its stages.
 
     Attributes:
         family: A name of `sacvit_deploy.families.FAMILIES`.
@@ -34,11 +34,14 @@ class ModelConfig:
         patch_size: Side of the square patches in pixels.
         embed_dim: Embedding width D.
         depth: Number of blocks.
-        num_heads: Attention heads; divides D.
-        num_classes: C.
+        num_heads: Number of attention heads; divides D.
+        num_classes: Number of classes C.
         mlp_ratio: Hidden width of the MLPs over D.
-        layer_norm_eps: Added to the variance in every LayerNorm.
-        two_stage: None for one-graph families.
+        layer_norm_eps: Term added to the variance in every LayerNorm.
+        two_stage: Configuration of the stages; None in families of one stage.
+
+    Raises:
+        ConfigError: A value is of another type, out of range, or does not fit the others.
     """
 
     family: str
@@ -66,14 +69,14 @@ class ModelConfig:
 
     @property
     def stages(self) -> TwoStageConfig:
-        """The two-stage part.
+        """Configuration of the stages.
 
         Raises:
-            ConfigError: The family has one graph and no such part.
+            ConfigError: The family has one stage.
         """
         if self.two_stage is None:
             raise ConfigError(
-                f"The family {self.family!r} has one stage; what was asked needs two.",
+                f"The family {self.family!r} has one stage, and this needs two.",
                 "Use a preset of a two-stage family, such as sac_deit_small_patch16_224.",
             )
         return self.two_stage
@@ -102,11 +105,11 @@ class ModelConfig:
 
     @property
     def num_targets(self) -> int:
-        """M: coarse tokens looked at again in full resolution."""
+        """M: coarse tokens refined in full resolution."""
         return self.stages.num_targets(self.num_coarse_tokens)
 
     def replace(self, **fields: Any) -> ModelConfig:
-        """A copy with other values; fields of the two-stage part are named without a prefix.
+        """Copy with other values; fields of `two_stage` are named without a prefix.
 
         Raises:
             ConfigError: A field does not exist, or the values do not fit together.
@@ -144,12 +147,12 @@ class ModelConfig:
 def graph_specs(
     config: ModelConfig, *, selection: Selection = "host", input_kind: InputKind = "float"
 ) -> tuple[GraphSpec, ...]:
-    """The contract of every graph a model is exported to, in the order the graphs run.
+    """Inputs and outputs of every graph of a network, in the order in which the graphs run.
 
     Args:
         config: The network.
-        selection: Who chooses the target tokens; see `two_stage_tensors`.
-        input_kind: What the image input takes.
+        selection: Place where target tokens are chosen; see `two_stage_tensors`.
+        input_kind: Kind of the image input.
     """
     family = family_named(config.family)
     tensors = family.tensors(config, selection, input_kind)
@@ -164,10 +167,10 @@ def graph_macs(config: ModelConfig, attention: Attention = "needed") -> dict[Rol
 
     Args:
         config: The network.
-        attention: Of clustered attention, `needed` counts the pairs of tokens that may see each
-            other, as the papers do. `masked` counts all pairs, which is what an exported graph
-            computes before it masks: 1.6 % more of the second stage of SAC-ViT (DeiT-S, 224 px).
-            Both are the same where attention is joint.
+        attention: Pairs of tokens that count in clustered attention. `needed` counts pairs that may
+            attend to each other, as the papers do. `masked` counts all pairs, as an exported graph
+            computes them before it masks: 1.6 % more in the second stage of SAC-ViT (DeiT-S,
+            224 px). In joint attention both are the same.
 
     Returns:
         By role.
@@ -180,8 +183,8 @@ def mean_macs_g(config: ModelConfig, refine_fraction: float) -> float:
 
     Args:
         config: The network.
-        refine_fraction: Share of the pictures that go on to the second stage, in [0, 1]; has no
-            effect on a network of one stage.
+        refine_fraction: Share of the pictures that are refined, in [0, 1]; has no effect on a
+            network of one stage.
     """
     first, *later = graph_macs(config).values()
     return (first + refine_fraction * sum(later)) / _GIGA
@@ -195,7 +198,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The configuration of that name.
+    """Find a preset by its name.
 
     Raises:
         ConfigError: There is none.
@@ -209,7 +212,7 @@ def preset(name: str) -> ModelConfig:
 
 
 def preset_preprocessing(config: ModelConfig) -> Preprocessing:
-    """DeiT's evaluation transform for photographs; small pictures are taken whole."""
+    """DeiT's evaluation transform; networks for small pictures take them whole."""
     return Preprocessing(
         config.image_size, crop_ratio=0.875 if min(config.image_size) > 64 else 1.0
     )

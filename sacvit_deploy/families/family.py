@@ -1,4 +1,4 @@
-"""What a family of networks is, in one value."""
+"""The description of a family of networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Tensors = tuple[TensorSpec, ...]
 
 Attention = Literal["needed", "masked"]
-"""Which pairs of tokens count as multiply-accumulates; see `graph_macs`."""
+"""Pairs of tokens that count as multiply-accumulates; see `graph_macs`."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,18 @@ class Family:
     """One published design.
 
     Attributes:
-        name: In configurations, bundles and checkpoints.
-        title: As its paper writes it.
-        presets: Name of each preset to its fields of `ModelConfig`, without the family.
+        name: Name in configurations, bundles and checkpoints.
+        title: Name in its paper.
+        presets: Fields of `ModelConfig` without the family, by preset.
         files: File name of each graph, in the order in which the graphs run.
         check: Refuses a `ModelConfig` that the family cannot have.
-        tensors: Inputs and outputs of each graph, by role.
-        macs: Multiply-accumulates of each graph for one picture, by role.
-        layers: Names of the linear layers and LayerNormalizations of a graph that have weights, in
-            the order in which they depend on each other, without end; see `comparison.graphs`.
-        model: `module:class` of the torch network, made from a `ModelConfig`.
-        view: `module:function` that gives the part of a network one graph is traced from.
-        checkpoint_names: Prefixes of tensor names in published checkpoints to those used here.
+        tensors: Gives the inputs and outputs of each graph, by role.
+        macs: Counts multiply-accumulates of each graph for one picture, by role.
+        layers: Yields the names of the linear layers and LayerNormalizations with weights of a
+            graph, in the order in which they depend on each other, without end.
+        model: `module:class` of the torch network; its argument is a `ModelConfig`.
+        view: `module:function` that gives the part of a network to trace for one graph.
+        checkpoint_names: Prefixes of tensor names used here, by those in published checkpoints.
     """
 
     name: str
@@ -50,6 +50,6 @@ class Family:
     checkpoint_names: Mapping[str, str]
 
     def load(self, part: Literal["model", "view"]) -> Any:
-        """The torch class or function that the family names; torch has to be installed."""
+        """Import the torch class or function that the family names; this needs torch."""
         module, _, name = getattr(self, part).partition(":")
         return getattr(importlib.import_module(module), name)

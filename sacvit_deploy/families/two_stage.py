@@ -1,7 +1,7 @@
-"""What two-stage families have in common: configuration, graphs and cost.
+"""Two-stage families: configuration, graphs and cost.
 
-A two-stage network looks at a half-size picture first. Where it is not confident, it keeps the most
-attended tokens as targets, looks at them in full resolution, and reuses the rest.
+A two-stage network classifies a half-size picture first. If its confidence is low, it refines the
+most attended tokens, its targets, in full resolution and reuses the others.
 """
 
 from __future__ import annotations
@@ -54,22 +54,22 @@ _PUBLISHED_NAMES = {
     "reuse_block.0.": "fusion.norm.",
     "reuse_block.1.": "fusion.mlp.",
 }
-"""Prefixes of tensor names in the checkpoints of CF-ViT and LF-ViT, and what they are here."""
+"""Prefixes of tensor names here, by those in the checkpoints of CF-ViT and LF-ViT."""
 
 
 @dataclass(frozen=True)
 class TwoStageConfig:
-    """Everything that distinguishes one two-stage network from another.
+    """Configuration of the two stages.
 
     Attributes:
-        alpha: Share of coarse tokens looked at again in full resolution, in (0, 1).
+        alpha: Share of coarse tokens refined in full resolution, in (0, 1).
         target_rounding: M = floor(alpha N) in SAC-ViT, ceil(alpha N) in CF-ViT.
-        exit_comparison: Exit when the largest softmax probability is `>` (SAC-ViT) or `>=`
+        exit_comparison: Early exit when the largest softmax probability is `>` (SAC-ViT) or `>=`
             (CF-ViT) the threshold eta.
         attention: `clustered` restricts targets to targets and non-targets to non-targets
             (SAC-ViT); `joint` lets every token attend to every other (CF-ViT).
-        cls_update: How the class token, which belongs to both clusters, is updated. `joint`: its
-            query attends to all tokens. `mean`: the mean of what it gets from each cluster.
+        cls_update: Update of the class token, which belongs to both clusters: `joint` lets its
+            query attend to all tokens; `mean` averages its updates from each cluster.
         score_first_block: First 0-based block whose class attention counts in Eq. 10.
         score_beta: Weight of the past in the moving average of Eq. 10, in [0, 1).
         score_start: Value of the moving average before the first block: `zero`, or the `first`
@@ -78,6 +78,9 @@ class TwoStageConfig:
             positions as it entered block 0, or the `final` normalised token.
         position_tables: 2 learned tables (coarse, fine), or 1 fine table from which the coarse
             one is interpolated.
+
+    Raises:
+        ConfigError: A value is of another type or out of range.
     """
 
     alpha: float = 0.5
@@ -121,7 +124,7 @@ def two_stage_family(
         stages: Its configuration of the stages.
         files: File name of each graph.
     """
-    # Of the demo's five blocks the last three: the share of DeiT's that counts.
+    # The last three of the demo's five blocks: about the share of DeiT's blocks that counts.
     demo = dataclasses.replace(stages, score_first_block=2)
     return Family(
         name=name,
@@ -145,7 +148,7 @@ def check_two_stage(config: ModelConfig) -> None:
     """Refuse a configuration that cannot have two stages.
 
     Raises:
-        ConfigError: The part about the stages is missing, or does not fit the body.
+        ConfigError: `two_stage` is missing, or does not fit the body.
     """
     stages = config.two_stage
     if stages is None:
@@ -166,8 +169,8 @@ def two_stage_tensors(
     """Inputs and outputs of both graphs.
 
     With `selection="host"` the refine graph takes the survivors' rows of every tensor and the
-    indices the host chose. With `"graph"` it takes the tensors of the whole batch as the early-exit
-    graph left them plus the survivors' row numbers, and chooses by itself.
+    indices that the host chose. With `"graph"` it takes the early-exit graph's tensors of the whole
+    batch and the survivors' row numbers, and chooses the targets itself.
     """
     image = image_spec(config, input_kind)
     handed = _hand_off(config)
@@ -197,14 +200,14 @@ def two_stage_macs(config: ModelConfig, attention: Attention) -> dict[Role, int]
 
 
 def two_stage_layers(role: Role) -> Iterator[str]:
-    """Layers with weights, in order: the fusion comes first in the second stage."""
+    """Yield the layers with weights in order: in the second stage, the fusion comes first."""
     if role == "refine":
         yield from _FUSION_LAYERS
     yield from block_layers()
 
 
 def _hand_off(config: ModelConfig) -> Tensors:
-    """What the first stage leaves for the second; embeddings only where they are reused."""
+    """Tensors from the first stage to the second; embeddings only if they are reused."""
     tokens, width = config.num_coarse_tokens, config.embed_dim
     tensors = [TensorSpec(SCORE, "float32", (BATCH, tokens))]
     if config.stages.non_target_source == "embedding":
@@ -226,13 +229,13 @@ def _refine_macs(config: ModelConfig, attention: Attention) -> int:
     others = config.num_coarse_tokens - targets
     length = 1 + 4 * targets + others
     pairs = _pairs(config, 4 * targets, others, attention)
-    # Every patch of the picture is embedded, and the targets are taken from among them.
+    # Every patch of the picture is embedded, and the targets are picked from them.
     patches = patch_macs(config, config.num_fine_tokens)
     return body_macs(config, length, pairs) + patches + targets * mlp_macs(config)
 
 
 def _pairs(config: ModelConfig, targets: int, others: int, attention: Attention) -> int:
-    """Query and key tokens that meet in the second stage."""
+    """Pairs of query and key in the second stage."""
     length = 1 + targets + others
     twice = config.stages.cls_update == "mean"
     if config.stages.attention == "joint":

@@ -1,7 +1,7 @@
 """The dense Vision Transformer on the DeiT body: the baseline of every comparison.
 
-The other families reuse its body, so its sizes, layer names and costs are here. Touvron et al.,
-"Training data-efficient image transformers & distillation through attention" (ICML 2021).
+The other families reuse the sizes, layer names and costs of its body. Touvron et al., "Training
+data-efficient image transformers & distillation through attention" (ICML 2021).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"
 
 
 def deit_presets(prefix: str) -> dict[str, dict[str, Any]]:
-    """Every DeiT body under a prefix, with its fields of `ModelConfig`."""
+    """Fields of `ModelConfig` for every DeiT body, by preset."""
     presets: dict[str, dict[str, Any]] = {}
     for body, ((width, depth, heads), sides) in _BODIES.items():
         for side in sides:
@@ -54,23 +54,23 @@ def deit_presets(prefix: str) -> dict[str, dict[str, Any]]:
 
 
 def demo_preset(prefix: str) -> dict[str, dict[str, Any]]:
-    """The small body of the demo under a prefix."""
+    """Fields of `ModelConfig` for the small body of the demo, by preset."""
     return {f"{prefix}demo_patch8_64": dict(_DEMO)}
 
 
 def image_spec(config: ModelConfig, input_kind: InputKind) -> TensorSpec:
-    """The input of every graph that sees the picture, (B, 3, H, W)."""
+    """Input of every graph that sees the picture, (B, 3, H, W)."""
     dtype: Any = "uint8" if input_kind == "uint8" else "float32"
     return TensorSpec(IMAGE, dtype, (BATCH, 3, *config.image_size))
 
 
 def logits_spec(config: ModelConfig, batch: str = BATCH) -> TensorSpec:
-    """The logits, (B, C)."""
+    """Logits, (B, C)."""
     return TensorSpec(LOGITS, "float32", (batch, config.num_classes))
 
 
 def block_layers() -> Iterator[str]:
-    """Names of the layers of the blocks, block by block, without end."""
+    """Yield the names of the blocks' layers, block by block, without end."""
     block = 0
     while True:
         yield from (f"blocks.{block}.{name}" for name in _BLOCK_LAYERS)
@@ -78,19 +78,19 @@ def block_layers() -> Iterator[str]:
 
 
 def body_macs(config: ModelConfig, length: int, pairs: int) -> int:
-    """Blocks and head for a sequence of `length` tokens, `pairs` of which meet in attention."""
+    """Cost of blocks and head for `length` tokens, of which `pairs` attend to each other."""
     width = config.embed_dim
     linear = length * (4 * width * width + mlp_macs(config))
     return config.depth * (linear + 2 * pairs * width) + width * config.num_classes
 
 
 def mlp_macs(config: ModelConfig) -> int:
-    """One token through an MLP."""
+    """Cost of one token in an MLP."""
     return 2 * config.embed_dim * round(config.embed_dim * config.mlp_ratio)
 
 
 def patch_macs(config: ModelConfig, count: int) -> int:
-    """The embedding of `count` patches."""
+    """Cost of embedding `count` patches."""
     return count * 3 * config.patch_size**2 * config.embed_dim
 
 
@@ -111,15 +111,15 @@ def _check(config: ModelConfig) -> None:
 
 
 def check_image_size(config: ModelConfig, step: int, what: str) -> None:
-    """Refuse a picture that patches do not divide.
+    """Refuse an image size that the patches do not divide.
 
     Args:
         config: The network.
-        step: What both sides have to be multiples of, in pixels.
-        what: `the` or `twice the`, of the patch size.
+        step: Divisor of both sides, in pixels.
+        what: `the` or `twice the`, to precede "patch size".
 
     Raises:
-        ConfigError: A side is no multiple.
+        ConfigError: A side is not a multiple.
     """
     fits = all(side > 0 and side % step == 0 for side in config.image_size)
     wanted = f"two multiples of {step} ({what} patch size)"

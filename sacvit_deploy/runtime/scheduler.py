@@ -11,7 +11,6 @@ import numpy as np
 from sacvit_deploy.engines.session import sharing_memory
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.families.config import graph_specs
-from sacvit_deploy.manifest import check_temperature
 from sacvit_deploy.runtime.algorithm import confidence, exits, fine_index, select_tokens
 from sacvit_deploy.spec import (
     FINE_INDEX,
@@ -21,6 +20,7 @@ from sacvit_deploy.spec import (
     SCORE,
     SURVIVOR_ROWS,
     TARGET_INDEX,
+    check_temperature,
 )
 
 if TYPE_CHECKING:
