@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.runtime.result import Result
     from sacvit_deploy.visualize.token_map import token_map
 
+
 __version__ = "0.1.0"
 
 __all__ = [

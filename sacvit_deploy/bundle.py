@@ -12,10 +12,11 @@ import dataclasses
 import os
 import secrets
 import shutil
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sacvit_deploy.errors import BundleError, BundleIntegrityError
 from sacvit_deploy.files import (
@@ -27,15 +28,8 @@ from sacvit_deploy.files import (
     terminated_like_ctrl_c,
     write_whole,
 )
-from sacvit_deploy.manifest import MANIFEST, Manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from collections.abc import Set as AbstractSet
-
-    from sacvit_deploy.manifest import EngineEntry, ExitCalibration, GraphEntry
-    from sacvit_deploy.spec import EngineBackend, Precision, Role
-
+from sacvit_deploy.manifest import MANIFEST, EngineEntry, ExitCalibration, GraphEntry, Manifest
+from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 # Engines, each with the log of its build beside it.
 ENGINE_FOLDER = "engines"

@@ -12,11 +12,10 @@ import dataclasses
 import functools
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
-    TYPE_CHECKING,
     Any,
     Literal,
     NoReturn,
@@ -28,10 +27,6 @@ from typing import (
 )
 
 from sacvit_deploy.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 _T = TypeVar("_T")
 

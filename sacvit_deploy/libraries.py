@@ -6,14 +6,10 @@ import importlib
 import importlib.metadata
 import platform
 import sys
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 import sacvit_deploy
 from sacvit_deploy.errors import MissingDependencyError
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
 
 # Import name to the extra in pyproject.toml that brings the library.
 _EXTRA_OF = {

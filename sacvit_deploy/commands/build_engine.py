@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import click
 
@@ -23,12 +24,7 @@ from sacvit_deploy.engines.build import (
 )
 from sacvit_deploy.engines.tensorrt_library import default_backend
 from sacvit_deploy.errors import BundleError
-from sacvit_deploy.spec import EngineBackend
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sacvit_deploy.spec import Precision
+from sacvit_deploy.spec import EngineBackend, Precision
 
 _EXPORTING = ("onnx", "onnx_graphsurgeon", "onnxruntime")
 

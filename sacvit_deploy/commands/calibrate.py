@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,10 +16,6 @@ from sacvit_deploy.evaluation.exit_calibration import CalibrationRequest, calibr
 from sacvit_deploy.evaluation.exit_threshold import GOAL_KINDS, ExitGoal, ThresholdSearch
 from sacvit_deploy.visualize.canvas import check_drawing_file
 from sacvit_deploy.visualize.charts import exit_curve
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 
 @click.command("calibrate")

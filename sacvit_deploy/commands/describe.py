@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sacvit_deploy.bundle import build_command
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.evaluation.evaluate import Evaluation
-    from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
-    from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
-    from sacvit_deploy.manifest import EngineEntry, ExitCalibration, GraphEntry, Manifest
-    from sacvit_deploy.runtime.result import Result
+from sacvit_deploy.bundle import Bundle, build_command
+from sacvit_deploy.evaluation.evaluate import Evaluation
+from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
+from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
+from sacvit_deploy.manifest import EngineEntry, ExitCalibration, GraphEntry, Manifest
+from sacvit_deploy.runtime.result import Result
 
 _KIB, _MIB = 1 << 10, 1 << 20
 # INT8 misses the range of many a channel below this; 256 pictures are the default.

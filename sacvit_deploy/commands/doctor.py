@@ -7,12 +7,14 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.engines.machine import (
+    Machine,
     free_memory_bytes,
     gpu_free_bytes,
     jetson_release,
@@ -34,12 +36,7 @@ from sacvit_deploy.engines.tensorrt_library import (
 )
 from sacvit_deploy.errors import SacvitDeployError
 from sacvit_deploy.libraries import version
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from sacvit_deploy.engines.machine import Machine
-    from sacvit_deploy.spec import EngineBackend
+from sacvit_deploy.spec import EngineBackend
 
 _GIB = 1 << 30
 _NEEDED_MEMORY = 2 * _GIB

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,10 +13,6 @@ from sacvit_deploy.commands.describe import describe_evaluation
 from sacvit_deploy.evaluation.evaluate import EvaluationRequest, read_compared, run_evaluation
 from sacvit_deploy.files import check_output, write_output
 from sacvit_deploy.visualize.report import html_report
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 
 @click.command("evaluate")

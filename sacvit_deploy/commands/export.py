@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,9 +19,6 @@ from sacvit_deploy.families.config import preset as preset_config
 from sacvit_deploy.libraries import require
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from sacvit_deploy.exporters.precision.request import PrecisionRequest
 
 

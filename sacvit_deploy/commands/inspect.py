@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_bundle
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @click.command("inspect")

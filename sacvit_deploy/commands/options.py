@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -13,13 +13,11 @@ import click
 
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.registry import AUTO
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.spec import Backend, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
     from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
-    from sacvit_deploy.runtime.pipeline import Pipeline
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

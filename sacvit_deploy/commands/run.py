@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_results
 from sacvit_deploy.runtime.pipeline import load
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @click.command("run")

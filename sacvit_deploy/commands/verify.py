@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -9,18 +10,15 @@ import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
+from sacvit_deploy.comparison.decisions import MissedLimit
 from sacvit_deploy.comparison.network import of_bundle, reference_for
-from sacvit_deploy.comparison.verify import VerifyRequest, verify
+from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
+from sacvit_deploy.manifest import Agreement, TensorParity
 from sacvit_deploy.samples import read_pictures, sample_pictures
 from sacvit_deploy.spec import Backend, Precision, check_eta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sacvit_deploy.comparison.decisions import MissedLimit
     from sacvit_deploy.comparison.layers import LayerError
-    from sacvit_deploy.comparison.verify import Verification
-    from sacvit_deploy.manifest import Agreement, TensorParity
 
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")

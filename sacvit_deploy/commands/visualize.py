@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
@@ -11,9 +11,6 @@ from sacvit_deploy.commands.describe import describe_results
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.visualize.canvas import check_drawing_file
 from sacvit_deploy.visualize.token_map import token_map
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @click.command("visualize")

@@ -6,24 +6,18 @@ are whether the same pictures exit early, the same tokens are refined, and the s
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sacvit_deploy.manifest import PROBABILITIES, Agreement
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.manifest import PROBABILITIES, Agreement, TensorParity
 from sacvit_deploy.runtime.algorithm import confidence, exits, softmax
-from sacvit_deploy.runtime.scheduler import EVERY_PICTURE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.manifest import TensorParity
-    from sacvit_deploy.runtime.scheduler import Outcome, Scheduler
-    from sacvit_deploy.spec import Precision
+from sacvit_deploy.runtime.scheduler import EVERY_PICTURE, Outcome, Scheduler
+from sacvit_deploy.spec import Precision
 
 
 @dataclass(frozen=True)

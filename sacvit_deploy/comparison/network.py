@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.comparison.decisions import scheduler_decisions
+from sacvit_deploy.comparison.decisions import Decisions, scheduler_decisions
 from sacvit_deploy.engines.registry import open_sessions
+from sacvit_deploy.engines.session import Session
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.libraries import require
+from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.scheduler import Scheduler
-from sacvit_deploy.spec import Backend, Precision
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.comparison.decisions import Decisions
-    from sacvit_deploy.engines.session import Session
-    from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.runtime.pictures import PictureSource
-    from sacvit_deploy.spec import Role, Selection
-
+from sacvit_deploy.spec import Backend, Precision, Role, Selection
 
 ONNXRUNTIME = "onnxruntime"
 TORCH = "torch"

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sacvit_deploy.comparison.decisions import EXPORT_LIMITS
 from sacvit_deploy.errors import ParityError
 from sacvit_deploy.manifest import PROBABILITIES, TensorParity
 from sacvit_deploy.runtime.algorithm import softmax
-from sacvit_deploy.spec import IMAGE, LOGITS
+from sacvit_deploy.spec import IMAGE, LOGITS, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-
     from sacvit_deploy.comparison.network import Network
-    from sacvit_deploy.spec import Role
 
     Arrays = dict[str, NDArray[Any]]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.comparison.graphs import INPUT
 from sacvit_deploy.comparison.network import TORCH, Network
 from sacvit_deploy.errors import CheckpointError
@@ -13,18 +16,14 @@ from sacvit_deploy.families.config import graph_specs
 from sacvit_deploy.model.build import as_stored, model_of_origin
 from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.model.views import view_for
+from sacvit_deploy.model.vit import Backbone
 from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.spec import GraphSpec, Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
-    from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.comparison.layers import Probe, Spot
-    from sacvit_deploy.model.vit import Backbone
-    from sacvit_deploy.spec import GraphSpec, Preprocessing
 
 
 # Every other place is named after its module.

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.comparison.decisions import LIMITS, Limits, compare_decisions
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.comparison.decisions import LIMITS, Limits, MissedLimit, compare_decisions
 from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.libraries import require
-from sacvit_deploy.manifest import Agreement
+from sacvit_deploy.manifest import Agreement, TensorParity
+from sacvit_deploy.runtime.pictures import PictureSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
 
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.comparison.decisions import MissedLimit
     from sacvit_deploy.comparison.layers import LayerError
     from sacvit_deploy.comparison.network import Network
-    from sacvit_deploy.manifest import TensorParity
-    from sacvit_deploy.runtime.pictures import PictureSource
+
 
 _BATCHES = (1, 2, 7)
 _LAYER_BATCH = 4

@@ -6,32 +6,31 @@ import dataclasses
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal, get_args
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
 
-from sacvit_deploy.bundle import ENGINE_FOLDER, check_unchanged, locked, publish, staging_folder
+from sacvit_deploy.bundle import (
+    ENGINE_FOLDER,
+    Bundle,
+    check_unchanged,
+    locked,
+    publish,
+    staging_folder,
+)
 from sacvit_deploy.decode import encode
-from sacvit_deploy.engines.machine import this_machine
-from sacvit_deploy.engines.plan import build_plan, check_timing_cache
+from sacvit_deploy.engines.machine import Machine, this_machine
+from sacvit_deploy.engines.plan import OnProgress, Plan, build_plan, check_timing_cache
 from sacvit_deploy.engines.plan_inspection import PrecisionDemand, check_plan
 from sacvit_deploy.engines.tensorrt_library import (
     RTX_CAPABILITIES,
     TURING,
+    Library,
     library_cuda,
     load_library,
 )
 from sacvit_deploy.errors import BundleError, EngineError
-from sacvit_deploy.manifest import EngineEntry, EngineFlags
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.engines.machine import Machine
-    from sacvit_deploy.engines.plan import OnProgress, Plan
-    from sacvit_deploy.engines.tensorrt_library import Library
-    from sacvit_deploy.manifest import GraphEntry, Manifest
-    from sacvit_deploy.spec import EngineBackend, Precision, Role
+from sacvit_deploy.manifest import EngineEntry, EngineFlags, GraphEntry, Manifest
+from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from sacvit_deploy.bundle import build_command
-from sacvit_deploy.engines.machine import this_machine
-from sacvit_deploy.engines.tensorrt_library import library_cuda, load_library, version_numbers
+from sacvit_deploy.bundle import Bundle, build_command
+from sacvit_deploy.engines.machine import Machine, this_machine
+from sacvit_deploy.engines.tensorrt_library import (
+    Library,
+    library_cuda,
+    load_library,
+    version_numbers,
+)
 from sacvit_deploy.errors import BundleIntegrityError, EngineError
-
-if TYPE_CHECKING:
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.engines.machine import Machine
-    from sacvit_deploy.engines.tensorrt_library import Library
-    from sacvit_deploy.manifest import EngineEntry
+from sacvit_deploy.manifest import EngineEntry
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,15 @@ import ctypes
 import importlib
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.errors import EngineError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
 
 _MIB = 1 << 20
 _DOCTOR = "See what this machine has with: sacvit-deploy doctor"

@@ -14,11 +14,9 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sacvit_deploy.bundle import Bundle
-
+from sacvit_deploy.bundle import Bundle
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 _BOARD = Path("/proc/device-tree/model")

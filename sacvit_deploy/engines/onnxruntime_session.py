@@ -7,23 +7,18 @@ import functools
 import importlib
 import os
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sacvit_deploy.engines.session import SessionOptions, check_feeds, closed_error
+from sacvit_deploy.engines.session import SessionOptions, Tensor, check_feeds, closed_error
 from sacvit_deploy.errors import EngineError, MissingDependencyError, warn_caller
 from sacvit_deploy.spec import TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from pathlib import Path
-    from types import ModuleType
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.engines.session import Tensor
 
 SUFFIX = "ExecutionProvider"
 CPU = "CPUExecutionProvider"

@@ -6,8 +6,10 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.engines.plan_inspection import (
@@ -16,17 +18,13 @@ from sacvit_deploy.engines.plan_inspection import (
     network_layers,
     precision_share,
 )
-from sacvit_deploy.engines.tensorrt_library import LibraryLog
+from sacvit_deploy.engines.tensorrt_library import Library, LibraryLog
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.files import check_writable, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from types import ModuleType
-
     from sacvit_deploy.engines.build import BatchRange, BuildOptions
-    from sacvit_deploy.engines.tensorrt_library import Library
+
 
 # Share of the work that is done, in [0, 1], and the name of the phase.
 OnProgress = Callable[[float, str], None]

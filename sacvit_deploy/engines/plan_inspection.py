@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
-from sacvit_deploy.engines.tensorrt_library import LibraryLog
+from sacvit_deploy.engines.tensorrt_library import Library, LibraryLog
 from sacvit_deploy.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import ModuleType
-
-    from sacvit_deploy.engines.tensorrt_library import Library
-    from sacvit_deploy.spec import Precision
+from sacvit_deploy.spec import Precision
 
 # Which weights count, the type they need, and the share that is enough.
 _NEEDED: dict[Precision, tuple[str, str, float]] = {

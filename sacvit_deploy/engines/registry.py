@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
+from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.compatibility import checked_plan
 from sacvit_deploy.engines.machine import cache_folder
 from sacvit_deploy.engines.onnxruntime_session import (
@@ -14,23 +14,17 @@ from sacvit_deploy.engines.onnxruntime_session import (
     onnxruntime,
     unavailable_providers,
 )
-from sacvit_deploy.engines.session import SessionOptions
+from sacvit_deploy.engines.session import Session, SessionOptions
 from sacvit_deploy.engines.tensorrt_session import open_engines
 from sacvit_deploy.errors import (
     BundleIntegrityError,
     EngineError,
     MissingDependencyError,
+    SacvitDeployError,
     warn_caller,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.engines.session import Session
-    from sacvit_deploy.errors import SacvitDeployError
-    from sacvit_deploy.manifest import EngineEntry
-    from sacvit_deploy.spec import EngineBackend, Precision, Role
+from sacvit_deploy.manifest import EngineEntry
+from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 AUTO = "auto"
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.bundle import build_command
+from sacvit_deploy.bundle import Bundle, build_command
 from sacvit_deploy.engines.machine import cache_folder
 from sacvit_deploy.engines.tensorrt_library import LibraryLog
 from sacvit_deploy.errors import EngineError, warn_caller
 from sacvit_deploy.files import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.engines.compatibility import CheckedPlan
     from sacvit_deploy.engines.session import SessionOptions
+
 
 _PROFILE = 0  # the builder makes one
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "uint8": "UINT8"}

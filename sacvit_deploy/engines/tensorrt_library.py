@@ -10,15 +10,13 @@ import importlib.metadata
 import importlib.util
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from types import ModuleType
+from typing import Any, get_args
 
 from sacvit_deploy.engines.machine import jetson_release
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 from sacvit_deploy.libraries import require
 from sacvit_deploy.spec import EngineBackend
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 ENGINE_BACKENDS: tuple[EngineBackend, ...] = get_args(EngineBackend)
 

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sacvit_deploy.engines.device_memory import CudaDevice
-from sacvit_deploy.engines.session import check_feeds, closed_error
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.engines.device_memory import CudaDevice, CudaGraph, DeviceBuffer
+from sacvit_deploy.engines.session import SessionOptions, Tensor, check_feeds, closed_error
 from sacvit_deploy.engines.tensorrt_engine import TensorRTEngine
 from sacvit_deploy.errors import EngineError, warn_caller
+from sacvit_deploy.spec import Role, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.engines.compatibility import CheckedPlan
-    from sacvit_deploy.engines.device_memory import CudaGraph, DeviceBuffer
-    from sacvit_deploy.engines.session import SessionOptions, Tensor
-    from sacvit_deploy.spec import Role, TensorSpec
+
 
 # Two axes with a dozen sizes each make more pairs than a program meets; the least recently used one
 # is dropped.

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.engines.machine import jetson_release, this_machine
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.evaluation.class_names import match_classes
 from sacvit_deploy.libraries import own_versions, versions
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.runtime.pipeline import Pipeline
-    from sacvit_deploy.runtime.scheduler import Outcome
-    from sacvit_deploy.samples import Sample, SampleSet
-
+from sacvit_deploy.runtime.pipeline import Pipeline
+from sacvit_deploy.runtime.scheduler import Outcome
+from sacvit_deploy.samples import Sample, SampleSet
 
 OnCorrupt = Literal["skip", "stop"]
 

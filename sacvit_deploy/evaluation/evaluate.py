@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from sacvit_deploy.errors import DataError
-from sacvit_deploy.evaluation.answers import collect_answers, describe_setting
+from sacvit_deploy.evaluation.answers import (
+    OnCorrupt,
+    Setting,
+    Skipped,
+    StageAnswers,
+    collect_answers,
+    describe_setting,
+)
 from sacvit_deploy.evaluation.class_names import read_class_names
-from sacvit_deploy.evaluation.exit_sweep import Exit, sweep_exits
-from sacvit_deploy.evaluation.statistics import class_rows, confusions, reliability
+from sacvit_deploy.evaluation.exit_sweep import Exit, OperatingPoint, sweep_exits
+from sacvit_deploy.evaluation.statistics import (
+    ClassRow,
+    Confusion,
+    Reliability,
+    class_rows,
+    confusions,
+    reliability,
+)
 from sacvit_deploy.families.config import graph_macs
 from sacvit_deploy.families.vit import dense_macs
 from sacvit_deploy.runtime.algorithm import confidence
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.pipeline import Pipeline, load
 from sacvit_deploy.samples import read_samples
-from sacvit_deploy.spec import check_eta
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    from sacvit_deploy.evaluation.answers import OnCorrupt, Setting, Skipped, StageAnswers
-    from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
-    from sacvit_deploy.evaluation.statistics import ClassRow, Confusion, Reliability
-    from sacvit_deploy.runtime.pipeline import Pipeline
-    from sacvit_deploy.spec import Precision
-
+from sacvit_deploy.spec import Precision, check_eta
 
 CURVE_ETAS = tuple(step / 100 for step in range(101))
 """Thresholds of the curve."""

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 from sacvit_deploy.bundle import check_unchanged, locked, update_manifest
 from sacvit_deploy.errors import BundleError, ConfigError
 from sacvit_deploy.evaluation.answers import collect_answers
-from sacvit_deploy.evaluation.exit_threshold import ThresholdSearch, check_enough, find_threshold
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.evaluation.exit_threshold import (
+    Calibration,
+    ThresholdSearch,
+    check_enough,
+    find_threshold,
+)
+from sacvit_deploy.manifest import ExitCalibration, Manifest
+from sacvit_deploy.runtime.pipeline import Pipeline, load
 from sacvit_deploy.samples import read_samples
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from sacvit_deploy.evaluation.exit_threshold import Calibration
-    from sacvit_deploy.manifest import ExitCalibration, Manifest
-    from sacvit_deploy.runtime.pipeline import Pipeline
-    from sacvit_deploy.spec import Backend, Precision
+from sacvit_deploy.spec import Backend, Precision
 
 
 @dataclass(frozen=True)

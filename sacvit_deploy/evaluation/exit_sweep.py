@@ -7,16 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sacvit_deploy.families.config import mean_macs_g
+from sacvit_deploy.families.config import ModelConfig, mean_macs_g
 from sacvit_deploy.manifest import HISTOGRAM_BINS, CalibrationPoint
 from sacvit_deploy.runtime.algorithm import confidence, exits
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sacvit_deploy.evaluation.answers import StageAnswers
-    from sacvit_deploy.families.config import ModelConfig
 
     Floats = NDArray[np.float64]
     Classes = NDArray[np.int64]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from sacvit_deploy.errors import ConfigError, DataError, GoalError
-from sacvit_deploy.evaluation.exit_sweep import sweep_exits
+from sacvit_deploy.evaluation.exit_sweep import ExitSweep, sweep_exits
 from sacvit_deploy.evaluation.statistics import (
     LARGEST,
     RESAMPLES,
@@ -21,15 +21,13 @@ from sacvit_deploy.evaluation.statistics import (
     negative_log_likelihood,
     percentile_of,
 )
-from sacvit_deploy.manifest import ExitCalibration
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.manifest import CalibrationPoint, ExitCalibration
+from sacvit_deploy.spec import Backend, Precision
 
 if TYPE_CHECKING:
     from sacvit_deploy.evaluation.answers import Skipped, StageAnswers
-    from sacvit_deploy.evaluation.exit_sweep import ExitSweep
     from sacvit_deploy.evaluation.statistics import Interval, Statistic
-    from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.manifest import CalibrationPoint
-    from sacvit_deploy.spec import Backend, Precision
 
 
 GoalKind = Literal["max_accuracy_drop", "target_macs", "target_latency_ms", "target_exit_fraction"]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    Interval = tuple[float, float]
-    Statistic = Callable[[NDArray[np.int64]], NDArray[Any]]
+Interval = tuple[float, float]
+Statistic = Callable[[NDArray[np.int64]], NDArray[Any]]
 
 
 RESAMPLES = 2000

@@ -17,6 +17,7 @@ from sacvit_deploy.families.vit import VIT
 if TYPE_CHECKING:
     from sacvit_deploy.families.family import Family
 
+
 FAMILIES = {family.name: family for family in (SAC_VIT, CF_VIT, VIT)}
 
 

@@ -15,11 +15,11 @@ from sacvit_deploy.decode import check_field, check_types, decode, encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
 from sacvit_deploy.families.two_stage import TwoStageConfig
-from sacvit_deploy.spec import GraphSpec, Preprocessing
+from sacvit_deploy.spec import GraphSpec, InputKind, Preprocessing, Role, Selection
 
 if TYPE_CHECKING:
     from sacvit_deploy.families.family import Attention
-    from sacvit_deploy.spec import InputKind, Role, Selection
+
 
 _GIGA = 1e9
 

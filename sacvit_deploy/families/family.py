@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+from sacvit_deploy.spec import InputKind, Role, Selection, TensorSpec
 
+if TYPE_CHECKING:
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.spec import InputKind, Role, Selection, TensorSpec
 
     Tensors = tuple[TensorSpec, ...]
+
 
 Attention = Literal["needed", "masked"]
 """Pairs of tokens that count as multiply-accumulates; see `graph_macs`."""

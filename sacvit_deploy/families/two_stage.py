@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,15 +35,16 @@ from sacvit_deploy.spec import (
     SURVIVOR_ROWS,
     SURVIVORS,
     TARGET_INDEX,
+    InputKind,
+    Role,
+    Selection,
     TensorSpec,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.families.family import Attention, Tensors
-    from sacvit_deploy.spec import InputKind, Role, Selection
+
 
 # alpha * N is meant in the reals: .88 * 25 must be 22, whatever the last bit of the product.
 _COUNT_SLACK = 1e-9

@@ -6,18 +6,17 @@ data-efficient image transformers & distillation through attention" (ICML 2021).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.decode import check_field
 from sacvit_deploy.families.family import Family
-from sacvit_deploy.spec import BATCH, IMAGE, LOGITS, TensorSpec
+from sacvit_deploy.spec import BATCH, IMAGE, LOGITS, InputKind, Role, Selection, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.families.family import Attention, Tensors
-    from sacvit_deploy.spec import InputKind, Role, Selection
+
 
 # DeiT, table 1: embed_dim, depth, num_heads; and the picture sides there are presets for.
 _BODIES = {

@@ -16,20 +16,17 @@ import logging
 import math
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.families import family_named
+from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.two_stage import FeatureFusion, resize_position_table
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from sacvit_deploy.families.config import ModelConfig
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,16 +6,14 @@ Chen et al., "CF-ViT: A General Coarse-to-Fine Method for Vision Transformer" (A
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.model.attention import ClusterKernel, Clusters
 from sacvit_deploy.model.vit import Backbone, Mlp
-
-if TYPE_CHECKING:
-    from sacvit_deploy.families.config import ModelConfig
 
 
 class EarlyExitOutput(NamedTuple):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.model.attention import Attention, Clusters
-
-if TYPE_CHECKING:
-    from sacvit_deploy.families.config import ModelConfig
 
 _INIT_STD = 0.02
 

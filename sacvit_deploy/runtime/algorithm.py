@@ -6,14 +6,12 @@ stage looks at in full resolution, and where these lie in the fine grid.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.config import ModelConfig
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import IO, TYPE_CHECKING, Union
+from collections.abc import Callable
+from typing import IO, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,6 @@ from PIL import ExifTags, Image
 
 from sacvit_deploy.errors import ImageError
 from sacvit_deploy.samples import Sample
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PictureSource = Union[str, "os.PathLike[str]", Sample, Image.Image, "npt.NDArray[np.uint8]"]
 

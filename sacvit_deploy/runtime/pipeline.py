@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines.registry import AUTO, open_sessions
+from sacvit_deploy.engines.registry import AUTO, OpenedSessions, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
-from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.runtime.control.budget import BudgetGoal
+from sacvit_deploy.errors import ConfigError, ImageError
+from sacvit_deploy.manifest import Manifest
+from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal
 from sacvit_deploy.runtime.control.budget_controller import BudgetController
-from sacvit_deploy.runtime.control.drift import DriftMonitor
+from sacvit_deploy.runtime.control.drift import DriftMonitor, DriftReport
 from sacvit_deploy.runtime.control.stats import Stats
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.reader import PictureReader, name_of
 from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
-from sacvit_deploy.spec import check_eta
+from sacvit_deploy.spec import Precision, check_eta
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from sacvit_deploy.engines.registry import OpenedSessions
-    from sacvit_deploy.errors import ImageError
-    from sacvit_deploy.manifest import Manifest
-    from sacvit_deploy.runtime.control.budget import Budget
-    from sacvit_deploy.runtime.control.drift import DriftReport
     from sacvit_deploy.runtime.pictures import PictureSource
     from sacvit_deploy.runtime.scheduler import Array, ExitPolicy, Outcome
-    from sacvit_deploy.spec import Precision
 
     # Not Sequence, which a str is too.
     Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
+
 
 CALL_BATCH = 32
 STREAM_BATCH = 8

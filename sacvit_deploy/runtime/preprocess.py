@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import Union
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from sacvit_deploy.runtime.pictures import PictureSource, read_picture
-
-if TYPE_CHECKING:
-    from sacvit_deploy.spec import InputKind, Preprocessing
+from sacvit_deploy.spec import InputKind, Preprocessing
 
 Pixels = Union["npt.NDArray[np.float32]", "npt.NDArray[np.uint8]"]
 

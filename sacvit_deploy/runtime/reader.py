@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sacvit_deploy.errors import ImageError
 from sacvit_deploy.samples import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from sacvit_deploy.runtime.pictures import PictureSource
     from sacvit_deploy.runtime.preprocess import Preprocessor
     from sacvit_deploy.runtime.scheduler import Array

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sacvit_deploy.runtime.algorithm import softmax
+from sacvit_deploy.spec import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sacvit_deploy.runtime.scheduler import Outcome
-    from sacvit_deploy.spec import Role
 
 
 @dataclass(frozen=True)

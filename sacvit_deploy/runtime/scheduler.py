@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sacvit_deploy.engines.session import sharing_memory
+from sacvit_deploy.engines.session import DeviceSession, Session, Tensor, sharing_memory
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.families.config import graph_specs
+from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.runtime.algorithm import confidence, exits, fine_index, select_tokens
 from sacvit_deploy.spec import (
     FINE_INDEX,
@@ -20,20 +22,13 @@ from sacvit_deploy.spec import (
     SCORE,
     SURVIVOR_ROWS,
     TARGET_INDEX,
+    Role,
+    Selection,
     check_temperature,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.engines.session import DeviceSession, Session, Tensor
-    from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.spec import Role, Selection
-
-    Array = NDArray[Any]
-    Tensors = Mapping[str, Array]
+Array = NDArray[Any]
+Tensors = Mapping[str, Array]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
+from sacvit_deploy.runtime.preprocess import Preprocessor
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sacvit_deploy.runtime.preprocess import Preprocessor
     from sacvit_deploy.training.config import AugmentationConfig
+
 
 Operation = Callable[[Image.Image, float], Image.Image]
 """Changes a picture by a strength in [-1, 1]. Operations without a direction use its size only."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sacvit_deploy.decode import check_field, check_types, decode, encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.libraries import require
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True)

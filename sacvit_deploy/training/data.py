@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,18 +21,16 @@ from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.runtime.pictures import read_picture
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import Sample, SampleSet, read_samples
+from sacvit_deploy.spec import Preprocessing
 from sacvit_deploy.training.augmentation import training_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from PIL import Image
     from torch import Tensor
 
-    from sacvit_deploy.spec import Preprocessing
     from sacvit_deploy.training.config import TrainConfig
     from sacvit_deploy.training.run import Processes
+
 
 LabelledImage = tuple[torch.Tensor, int]
 """Normalised image (3, H, W) and class index."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +14,12 @@ from torch.utils.data import DataLoader, Subset
 from sacvit_deploy.errors import DataError
 from sacvit_deploy.files import write_whole
 from sacvit_deploy.libraries import require
-from sacvit_deploy.training.data import collate, read_batches
+from sacvit_deploy.training.data import ValidationPictures, collate, read_batches
 from sacvit_deploy.training.objective import StagedForward
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from sacvit_deploy.training.data import ValidationPictures
     from sacvit_deploy.training.run import Processes
+
 
 _BATCH = 128
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sacvit_deploy.training.config import OptimizerConfig, TrainConfig
+
 
 _REFERENCE_BATCH = 512
 _TABLES = ("cls_token", "pos_embed")

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sacvit_deploy.errors import CheckpointError, ConfigError
-from sacvit_deploy.families.config import preset_preprocessing
+from sacvit_deploy.families.config import ModelConfig, preset_preprocessing
 from sacvit_deploy.files import replacing
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoints import Checkpoint
@@ -33,10 +34,8 @@ from sacvit_deploy.training.objective import StagedForward, add_drop_path
 from sacvit_deploy.training.optimizer import AveragedWeights, make_optimizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.training.config import TrainConfig
+
 
 # Prefixes of tensor names in a saved run, and its metadata key.
 _MODEL, _AVERAGE, _OPTIMIZER = "model.", "average.", "optimizer."

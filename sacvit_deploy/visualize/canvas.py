@@ -7,23 +7,22 @@ import functools
 import io
 import itertools
 import math
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.files import check_output, write_output
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Sequence
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
 
-    Box = tuple[float, float, float, float]
-    Point = tuple[float, float]
 
 RGB = tuple[int, int, int]
 Role = Literal["page", "card", "ink", "quiet", "rule", "early", "late", "other", "wrong"]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-from sacvit_deploy.visualize.canvas import Drawing, Ink, Pen, Type
+from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
+from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
+from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
+from sacvit_deploy.evaluation.exit_threshold import Calibration
+from sacvit_deploy.visualize.canvas import Canvas, Drawing, Ink, Pen, Point, Type
 from sacvit_deploy.visualize.plot import Axis, Mark, Plot
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
-    from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
-    from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
-    from sacvit_deploy.evaluation.exit_threshold import Calibration
-    from sacvit_deploy.visualize.canvas import Canvas, Point
 
 Cost = Literal["macs_mean_g", "latency_ms_mean"]
 """A mean cost of a picture, as evaluations name it."""

@@ -7,15 +7,22 @@ needs nothing installed on a board.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from sacvit_deploy.visualize.canvas import Drawing, Ink, Pen, Type, dashes, text_width, wrapped
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from sacvit_deploy.visualize.canvas import Box, Canvas, Colour, Point
+from sacvit_deploy.visualize.canvas import (
+    Box,
+    Canvas,
+    Colour,
+    Drawing,
+    Ink,
+    Pen,
+    Point,
+    Type,
+    dashes,
+    text_width,
+    wrapped,
+)
 
 _LEFT, _RIGHT, _TOP = 62.0, 496.0, 14
 _WIDTH, _HEIGHT, _BELOW = 520, 286, 50

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
-from typing import TYPE_CHECKING
 
+from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
+from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
 from sacvit_deploy.visualize import charts
-from sacvit_deploy.visualize.canvas import ROLES
+from sacvit_deploy.visualize.canvas import ROLES, Drawing
 from sacvit_deploy.visualize.charts import row_name
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+Mark = tuple[str, str, str]
 
-    from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
-    from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
-    from sacvit_deploy.visualize.canvas import Drawing
-
-    Mark = tuple[str, str, str]
 
 # Titles of columns of words, which are aligned to the left.
 _WORDS = ("", "class", "taken for")

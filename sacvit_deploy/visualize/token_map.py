@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import family_named
-from sacvit_deploy.runtime.pictures import read_picture
+from sacvit_deploy.runtime.pictures import PictureSource, read_picture
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.runtime.reader import name_of
-from sacvit_deploy.runtime.result import result_from_outcome
+from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.spec import check_eta
 from sacvit_deploy.visualize.token_sheet import TokenSheet
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.runtime.pictures import PictureSource
-    from sacvit_deploy.runtime.pipeline import Pipeline
-    from sacvit_deploy.runtime.result import Result
 
 _BATCH = 16
 _SHOWN_SIDE = 400

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from sacvit_deploy.visualize.canvas import (
+    Box,
+    Canvas,
     Drawing,
     Ink,
     Pen,
+    Point,
     Type,
     fitted,
     text_width,
@@ -18,10 +22,8 @@ from sacvit_deploy.visualize.canvas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Set
-
-    from sacvit_deploy.visualize.canvas import Box, Canvas, Point
     from sacvit_deploy.visualize.token_map import TokenLook
+
 
 _INK, _QUIET = (24, 24, 27), (82, 82, 91)
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)

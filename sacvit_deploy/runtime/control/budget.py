@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.manifest import ExitCalibration
 from sacvit_deploy.spec import check_eta
-
-if TYPE_CHECKING:
-    from sacvit_deploy.manifest import ExitCalibration
-
 
 BudgetState = Literal["learning", "holding", "spare", "over"]
 

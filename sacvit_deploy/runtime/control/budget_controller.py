@@ -11,17 +11,17 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from sacvit_deploy.errors import warn_caller
+from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal, BudgetState, BudgetWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.runtime.scheduler import Outcome
+
 
 # Pictures to see before eta moves, and to be over budget before a warning.
 LEARNING = 20

@@ -24,22 +24,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sacvit_deploy.errors import warn_caller
-from sacvit_deploy.manifest import HISTOGRAM_BINS
+from sacvit_deploy.manifest import HISTOGRAM_BINS, ExitCalibration
 from sacvit_deploy.runtime.algorithm import exits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.manifest import ExitCalibration
     from sacvit_deploy.runtime.scheduler import Outcome
 
     Histogram = NDArray[np.float64]

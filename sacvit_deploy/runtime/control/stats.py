@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.manifest import HISTOGRAM_BINS
+from sacvit_deploy.spec import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from sacvit_deploy.runtime.scheduler import Outcome
-    from sacvit_deploy.spec import Role
 
 
 _SHORTEST_MS = 1e-3
