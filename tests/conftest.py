@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from sacvit_deploy.bundle import Bundle
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.model.two_stage import TwoStageViT
+
+    MadeOnce = Callable[[str, Callable[[Path], Bundle]], Bundle]
 
 # The tests run in a process for each core: several threads in each would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -101,29 +105,49 @@ def sac_checkpoint(sac_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sac_host(sac_checkpoint, tmp_path_factory) -> Bundle:
-    """`sac_model`, tokens chosen by the host, float input."""
-    from sacvit_deploy.exporters.export import export_bundle
+def made_once(tmp_path_factory) -> MadeOnce:
+    """Make a bundle in the first process of the run that asks for it, for all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
-    return export_bundle(sac_checkpoint, tmp_path_factory.mktemp("sac_host") / "bundle")
+    def get(name: str, make: Callable[[Path], Bundle]) -> Bundle:
+        from sacvit_deploy.bundle import Bundle
+        from sacvit_deploy.files import folder_lock
+
+        own = folder / name
+        own.mkdir(exist_ok=True)
+        with folder_lock(own):
+            if not (own / "bundle").exists():
+                make(own / "making").path.rename(own / "bundle")
+            return Bundle.open(own / "bundle")
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def sac_graph(sac_checkpoint, tmp_path_factory) -> Bundle:
+def sac_host(sac_checkpoint, made_once: MadeOnce) -> Bundle:
+    """`sac_model`, tokens chosen by the host, float input."""
+    from sacvit_deploy.exporters.export import export_bundle
+
+    return made_once("sac_host", lambda path: export_bundle(sac_checkpoint, path))
+
+
+@pytest.fixture(scope="session")
+def sac_graph(sac_checkpoint, made_once: MadeOnce) -> Bundle:
     """`sac_model`, tokens chosen in the graph, pixels as input."""
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 
     options = ExportOptions(selection="graph", input_kind="uint8")
-    return export_bundle(sac_checkpoint, tmp_path_factory.mktemp("sac_graph") / "bundle", options)
+    return made_once("sac_graph", lambda path: export_bundle(sac_checkpoint, path, options))
 
 
 @pytest.fixture(scope="session")
-def other_graph(other_model, tmp_path_factory) -> Bundle:
+def other_graph(other_model, made_once: MadeOnce) -> Bundle:
     """`other_model`, tokens chosen in the graph, float input."""
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 
     options = ExportOptions(selection="graph")
-    return export_bundle(other_model, tmp_path_factory.mktemp("other") / "bundle", options)
+    return made_once("other_graph", lambda path: export_bundle(other_model, path, options))
 
 
 @pytest.fixture(scope="session")
@@ -137,19 +161,19 @@ def golden_checkpoint(golden_params, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden_bundle(golden_checkpoint, tmp_path_factory) -> Bundle:
+def golden_bundle(golden_checkpoint, made_once: MadeOnce) -> Bundle:
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
     from tests.tiny_models import GOLDEN_CF
 
-    path = tmp_path_factory.mktemp("golden_bundle") / "bundle"
-    return export_bundle(golden_checkpoint, path, ExportOptions(GOLDEN_CF))
+    options = ExportOptions(GOLDEN_CF)
+    return made_once("golden", lambda path: export_bundle(golden_checkpoint, path, options))
 
 
 @pytest.fixture(scope="session")
-def dense_bundle(tmp_path_factory) -> Bundle:
+def dense_bundle(made_once: MadeOnce) -> Bundle:
     """Random weights, one stage."""
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
     from tests.tiny_models import DENSE
 
-    path = tmp_path_factory.mktemp("dense") / "bundle"
-    return export_bundle(None, path, ExportOptions(DENSE, seed=5))
+    options = ExportOptions(DENSE, seed=5)
+    return made_once("dense", lambda path: export_bundle(None, path, options))

@@ -1,22 +1,23 @@
-"""Where in the network a node of a graph stands.
+"""ONNX graphs as data: where in the network each node stands, and graphs computed as they say.
 
-Node names come from the exporter and mean nothing to a person. Linear layers and LayerNormalization
-do: their order is fixed, since each depends on the one before. Every other node belongs to the last
-of them that it depends on.
+Node names come from the exporter and mean nothing to a person. Layers with weights do: their order
+is fixed, since each depends on the one before, and the family names them in this order. Every other
+node belongs to the last layer that it depends on.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
-from onnx import numpy_helper
 
 from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.errors import ConfigError, EngineError
+from sacvit_deploy.families import family_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,22 +25,93 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.engines.session import Session
+    from sacvit_deploy.bundle import Bundle
+    from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.spec import Role
 
     Feeds = Mapping[str, NDArray[Any]]
 
-
 INPUT = "input"
-"""The place of what comes before the first linear layer: patches, positions, token choice."""
+"""Place of everything before the first linear layer: patches, positions, token choice."""
 
-_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-_FUSION = ("fusion.norm", "fusion.mlp.fc1", "fusion.mlp.fc2")
-_ANCHORS = {"LayerNormalization", "MatMul", "Gemm"}
+SINGLE = "_single"
+"""Ends the name of a weight that is stored in float16 and cast to float32."""
+
+_WEIGHTED = {"LayerNormalization", "MatMul", "Gemm"}
+_ONLY_ERRORS = 3
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An FP32 graph of a network.
+
+    Attributes:
+        model: The graph with its weights.
+        places: Node name to place in the network, for every node as exported, in their order.
+    """
+
+    model: onnx.ModelProto
+    places: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, role: Role, config: ModelConfig) -> Graph:
+        """Find the place of every node of a graph, which is sorted topologically."""
+        return cls(model, _places(model, family_named(config.family).layers(role)))
+
+    @property
+    def linear_layers(self) -> dict[str, onnx.NodeProto]:
+        """MatMul of each linear layer of the blocks and of the fusion by its place.
+
+        A layer has the same place in every graph that shares its weight.
+        """
+        return {self.places[node.name]: node for node in matmuls(self.model)}
+
+
+def fp32_graphs(bundle: Bundle) -> dict[Role, Graph]:
+    """Read the FP32 graphs of a bundle, by role, in the order in which they run."""
+    manifest = bundle.manifest
+    return {
+        entry.role: Graph.of(read_graph(bundle.graph_path(entry)), entry.role, manifest.config)
+        for entry in manifest.graphs
+        if entry.precision == "fp32"
+    }
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """Read a graph with its weights, those stored in half as the float32 constants they stand for.
+
+    Passes and comparisons that look for constants do not find them behind a Cast. Constants that an
+    FP16 graph computes with stay as they are.
+    """
+    model = onnx.load(path)
+    graph = gs.import_onnx(model)
+    stored = [node for node in graph.nodes if _casts_stored_weight(node)]
+    for node in stored:
+        (single,) = node.outputs
+        node.outputs.clear()
+        single.to_constant(node.inputs[0].values.astype(np.float32))
+    return written(graph.cleanup()) if stored else model
+
+
+def _casts_stored_weight(node: gs.Node) -> bool:
+    is_weight = node.op == "Cast" and isinstance(node.inputs[0], gs.Constant)
+    return is_weight and node.outputs[0].name.endswith(SINGLE)
+
+
+def redirect(tensor: gs.Tensor, other: gs.Tensor) -> None:
+    """Let every reader of a tensor read another one."""
+    for node in list(tensor.outputs):
+        node.inputs = [other if each is tensor else each for each in node.inputs]
+
+
+def written(graph: gs.Graph) -> onnx.ModelProto:
+    """Turn an edited graph into a model; types of new tensors may be missing."""
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    return model
 
 
 def constants(model: onnx.ModelProto) -> set[str]:
-    """Names of the graph's constants."""
+    """Names of the constants of a graph."""
     return {tensor.name for tensor in model.graph.initializer}
 
 
@@ -53,52 +125,55 @@ def linear_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     ]
 
 
-def places(model: onnx.ModelProto, role: Role) -> dict[str, str]:
-    """Name of every node to its place, in the order of the graph.
+def matmuls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """MatMul nodes of the linear layers of the blocks and of the fusion, in order."""
+    return [node for node in linear_nodes(model) if node.op_type == "MatMul"]
 
-    Args:
-        model: An FP32 graph as exported, sorted topologically.
-        role: Its place in the pipeline.
-    """
+
+def _places(model: onnx.ModelProto, layers: Iterator[str]) -> dict[str, str]:
     known = constants(model)
-    names = _anchor_names(role)
     order = [INPUT]
     depth_of: dict[str, int] = {}
     found: dict[str, str] = {}
     for node in model.graph.node:
-        if _is_anchor(node, known):
-            order.append(next(names))
+        if node.op_type in _WEIGHTED and node.input[1] in known:
+            order.append(next(layers))
             depth = len(order) - 1
         else:
             depth = max((depth_of.get(name, 0) for name in node.input), default=0)
         depth_of.update(dict.fromkeys(node.output, depth))
         found[node.name] = order[depth]
-    # After the last block come the final norm and the head, whatever the depth.
+    # The names of the blocks go on without end; after the last block come the final norm and the
+    # head.
     last_norm = next(n for n in reversed(model.graph.node) if n.op_type == "LayerNormalization")
     renamed = {found[last_norm.name]: "norm", order[-1]: "head"}
     return {name: renamed.get(place, place) for name, place in found.items()}
 
 
-def resolve_keep(
-    keep: Sequence[str], graphs: dict[Role, onnx.ModelProto]
-) -> dict[Role, frozenset[str]]:
-    """The nodes of each graph that names of places and nodes stand for.
+def resolve_keep(keep: Sequence[str], graphs: Mapping[Role, Graph]) -> dict[Role, frozenset[str]]:
+    """Find the nodes to keep in FP32.
+
+    Args:
+        keep: Names of places or nodes, of one graph as `role:name`, of all graphs without a role.
+        graphs: By role.
+
+    Returns:
+        Names of nodes by role.
 
     Raises:
         ConfigError: A name is in no graph.
     """
     nodes: dict[Role, set[str]] = {role: set() for role in graphs}
-    where = {role: places(model, role) for role, model in graphs.items()}
     for name in keep:
         role_name, colon, rest = name.partition(":")
-        roles = [role for role in graphs if not colon or role == role_name]
         wanted = rest if colon else name
         matched = {
-            role: {node for node, place in where[role].items() if wanted in (node, place)}
-            for role in roles
+            role: {node for node, place in graph.places.items() if wanted in (node, place)}
+            for role, graph in graphs.items()
+            if not colon or role == role_name
         }
         if not any(matched.values()):
-            known = sorted({place for found in where.values() for place in found.values()})
+            known = sorted({place for graph in graphs.values() for place in graph.places.values()})
             raise ConfigError(
                 f"{name!r} was to stay in FP32; no graph of {', '.join(graphs)} has it.",
                 f"Name a node, or one of: {', '.join(known)}; with ROLE: before it for one graph.",
@@ -108,60 +183,34 @@ def resolve_keep(
     return {role: frozenset(found) for role, found in nodes.items()}
 
 
-def _is_anchor(node: onnx.NodeProto, known: set[str]) -> bool:
-    return node.op_type in _ANCHORS and node.input[1] in known
-
-
-def _anchor_names(role: Role) -> Iterator[str]:
-    if role == "refine":
-        yield from _FUSION
-    block = 0
-    while True:
-        yield from (f"blocks.{block}.{name}" for name in _BLOCK)
-        block += 1
-
-
-_ONLY_ERRORS = 3
-
-
-class RecordingSession:
-    """Another session, and the first feeds it was given in `first_feeds`."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.provider, self.close = session.provider, session.close
-        self.first_feeds: Feeds = {}
-
-    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """See `Session.run`."""
-        self.first_feeds = self.first_feeds or dict(feeds)
-        return self._session.run(feeds)
-
-
 class LiteralSession:
     """ONNX Runtime on the CPU without graph optimisation: no rounding is skipped, nothing fused."""
 
     provider = "CPUExecutionProvider"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, model: onnx.ModelProto, file: Path) -> None:
+        """Open a graph.
+
+        Args:
+            model: With its weights.
+            file: Where to put a copy of it.
+
+        Raises:
+            EngineError: ONNX Runtime cannot load it.
+        """
+        onnx.save(model, file)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = _ONLY_ERRORS
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), settings, providers=[self.provider]
+                str(file), settings, providers=[self.provider]
             )
         except Exception as error:  # its exceptions share no other base
             raise EngineError(
                 f"ONNX Runtime cannot load a converted graph: {error}",
                 "Export with --precision fp32, and please report this.",
             ) from error
-
-    @classmethod
-    def of(cls, model: onnx.ModelProto, file: Path) -> LiteralSession:
-        """Of a graph in memory, by way of a file."""
-        onnx.save(model, file)
-        return cls(file)
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
@@ -175,19 +224,10 @@ class LiteralSession:
         self._session = None
 
 
-def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
-    """The same graph with some tensors in the middle of it as outputs."""
-    typed = onnx.shape_inference.infer_shapes(model)
-    infos = {info.name: info for info in typed.graph.value_info}
-    outputs = {info.name for info in typed.graph.output}
-    typed.graph.output.extend(infos[name] for name in tensors if name not in outputs)
-    return typed
-
-
 def tensor_values(
     model: onnx.ModelProto, tensors: Iterable[str], feeds: Feeds, file: Path
 ) -> dict[str, NDArray[Any]]:
-    """Outputs of a graph, and some tensors in the middle of it.
+    """Compute the outputs of a graph, and some tensors inside it.
 
     Args:
         model: With its weights.
@@ -195,7 +235,15 @@ def tensor_values(
         feeds: Inputs of the graph.
         file: Where to put a copy of the graph.
     """
-    return LiteralSession.of(with_outputs(model, tensors), file).run(feeds)
+    return LiteralSession(with_outputs(model, tensors), file).run(feeds)
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """The same graph with some tensors inside it as further outputs."""
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    known = graph.tensors()
+    graph.outputs += [known[name] for name in tensors if known[name] not in graph.outputs]
+    return written(graph)
 
 
 def rounding_model(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -203,62 +251,16 @@ def rounding_model(model: onnx.ModelProto) -> onnx.ModelProto:
 
     It computes half operators in FP32 and drops the roundings between two of them, so that what
     overflows on a GPU passes unnoticed. Two Identity nodes in between, with graph optimisation off,
-    make it round; a single one it would compute in FP32 like its neighbours.
-
-    Args:
-        model: From `half_model`.
+    make it round. It computes a single one in FP32 like its neighbours.
     """
     graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
     for node in list(graph.nodes):
         for tensor in node.outputs:
             if tensor.dtype != np.float16 or tensor in graph.outputs:
                 continue
-            rounded = gs.Variable(f"{tensor.name}_rounded", np.float16, tensor.shape)
-            for reader in list(tensor.outputs):
-                reader.inputs = [rounded if t is tensor else t for t in reader.inputs]
-            between = gs.Variable(f"{tensor.name}_between", np.float16, tensor.shape)
+            names = (f"{tensor.name}_between", f"{tensor.name}_rounded")
+            between, rounded = (gs.Variable(name, np.float16, tensor.shape) for name in names)
+            redirect(tensor, rounded)
             for source, target in ((tensor, between), (between, rounded)):
                 graph.nodes.append(gs.Node("Identity", target.name, {}, [source], [target]))
-    graph.toposort()
-    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
-    return result
-
-
-_STORED, _SINGLE = "_half", "_single"
-
-
-def single_again(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Undo `store_half` in memory: float32 constants again, with the values float16 left of them.
-
-    Passes and comparisons that look for constants do not see them behind a Cast.
-
-    Returns:
-        The same model, changed in place; constants of an FP16 graph stay as they are.
-    """
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in list(graph.node):
-        stored = constants.get(node.input[0]) if node.op_type == "Cast" else None
-        if stored is None or not node.output[0].endswith(_SINGLE):
-            continue
-        values = numpy_helper.to_array(stored).astype(np.float32)
-        graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
-        graph.initializer.remove(stored)
-        graph.node.remove(node)
-    return model
-
-
-def read_graph(path: Path) -> onnx.ModelProto:
-    """A graph with its weights, those stored in half precision as the constants they stand for."""
-    return single_again(onnx.load(path))
-
-
-def quantised_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The linear layers of the blocks and of the fusion, in order."""
-    return [node for node in linear_nodes(model) if node.op_type == "MatMul"]
-
-
-def linear_layers(model: onnx.ModelProto, role: Role) -> dict[str, onnx.NodeProto]:
-    """The same by their place, which a layer has in every graph that shares its weight."""
-    where = places(model, role)
-    return {where[node.name]: node for node in quantised_nodes(model)}
+    return written(graph.toposort())

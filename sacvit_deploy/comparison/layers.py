@@ -1,7 +1,7 @@
 """Two networks layer by layer: every linear layer, and every sum on the residual path.
 
-Tensors of one exporter's graphs keep their names in every precision. Graphs of different exports,
-and torch, have in common where in the network a tensor stands.
+A tensor of an exported graph keeps its name in every precision. Graphs of different exports, and
+torch, have in common where in the network a tensor stands.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import onnx
 
 from sacvit_deploy.comparison.graphs import (
     constants,
+    fp32_graphs,
     linear_nodes,
-    places,
     read_graph,
     rounding_model,
     tensor_values,
@@ -29,8 +28,10 @@ from sacvit_deploy.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import onnx
     from numpy.typing import NDArray
 
+    from sacvit_deploy.comparison.graphs import Graph
     from sacvit_deploy.comparison.network import Network
     from sacvit_deploy.spec import Role
 
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
 
 
 class Spot(NamedTuple):
-    """Where in any network of one configuration a tensor stands.
+    """A tensor in any network of one configuration.
 
     Attributes:
-        place: Of a linear layer, or of a LayerNormalization.
-        enters: Whether it is what enters there, and not the result, with its bias.
+        place: Place of a linear layer, or of a LayerNormalization.
+        enters: Whether the tensor enters there; else it is the result, with its bias.
     """
 
     place: str
@@ -52,13 +53,13 @@ class Spot(NamedTuple):
 
 @dataclass(frozen=True)
 class Probe:
-    """One tensor of an FP32 graph that is compared.
+    """A tensor of an FP32 graph to compare.
 
     Attributes:
         tensor: Its name.
         node: Name of the node that makes it.
-        place: Of that node in the network.
-        spot: Where it stands.
+        place: Place of that node in the network.
+        spot: The same tensor in other networks.
     """
 
     tensor: str
@@ -67,23 +68,16 @@ class Probe:
     spot: Spot
 
 
-class LayerSource(Protocol):
-    """One graph, open inside."""
-
-    def values(self, probes: list[Probe], feeds: Feeds) -> Values:
-        """Compute the tensors at the spots of some probes, those the graph has."""
-
-
 @dataclass(frozen=True)
 class LayerError:
-    """How far one tensor is from the reference.
+    """Error of one tensor against the reference.
 
     Attributes:
-        role: Of the graph.
+        role: Role of the graph.
         place: Layer of the network, for example `blocks.3.mlp.fc1`.
         kind: The `product` of a linear layer, or the residual `sum` behind it.
-        tensor: Of the ONNX graph.
-        node: That makes it.
+        tensor: Name of the tensor in the ONNX graph.
+        node: Name of the node that makes it.
         error: Norm of the difference over the norm of the reference; infinite if a value is not
             finite.
     """
@@ -94,6 +88,13 @@ class LayerError:
     tensor: str
     node: str
     error: float
+
+
+class LayerSource(Protocol):
+    """One graph, open inside."""
+
+    def values(self, probes: list[Probe], feeds: Feeds) -> Values:
+        """Compute the tensors at the spots of some probes, those the graph has."""
 
 
 @dataclass(frozen=True)
@@ -116,99 +117,6 @@ class GraphLayers:
         wanted = {probe.spot: known[probe.spot] for probe in probes if probe.spot in known}
         found = tensor_values(self.model, wanted.values(), feeds, self.file)
         return {spot: found[name] for spot, name in wanted.items()}
-
-
-def probes(model: onnx.ModelProto, role: Role) -> list[Probe]:
-    """The tensors of an FP32 graph to compare, in the order of the graph."""
-    place_of = places(model, role)
-    spots: dict[str, Spot] = {}
-    for node in model.graph.node:
-        if node.op_type == "LayerNormalization":
-            spots[node.input[0]] = Spot(place_of[node.name], enters=True)
-    biased = _biased_outputs(model)
-    for node in linear_nodes(model):
-        result = biased.get(node.output[0], node.output[0])
-        spots[result] = Spot(place_of[node.name], enters=False)
-    return [
-        Probe(tensor, node.name, place_of[node.name], spots[tensor])
-        for node in model.graph.node
-        for tensor in node.output
-        if tensor in spots
-    ]
-
-
-def _biased_outputs(model: onnx.ModelProto) -> dict[str, str]:
-    """Tensors to which a constant is added, and what comes out.
-
-    Before it, INT8 may differ by a constant: what enters was moved, and the bias makes up for it.
-    """
-    known = constants(model)
-    return {
-        name: node.output[0]
-        for node in model.graph.node
-        if node.op_type == "Add" and known.intersection(node.input)
-        for name in node.input
-        if name not in known
-    }
-
-
-def layer_errors(
-    role: Role, found: list[Probe], wanted: Values, measured: Values
-) -> list[LayerError]:
-    """The error at every spot that both have, in the order of the graph.
-
-    Args:
-        role: Of the graph.
-        found: Its probes.
-        wanted: Of the reference.
-        measured: Of the candidate, fed with the same tensors.
-    """
-    return [
-        LayerError(
-            role=role,
-            place=probe.place,
-            kind="sum" if probe.spot.enters else "product",
-            tensor=probe.tensor,
-            node=probe.node,
-            error=_relative(
-                _comparable(probe, wanted[probe.spot]), _comparable(probe, measured[probe.spot])
-            ),
-        )
-        for probe in found
-        if probe.spot in wanted and probe.spot in measured
-    ]
-
-
-def worst_step(layers: Iterable[LayerError]) -> LayerError | None:
-    """The first layer with a value that is not finite, or else the largest jump of the error.
-
-    Args:
-        layers: In the order of the network; each graph begins anew. None if there are none.
-    """
-    largest: dict[Role, float] = {}
-    jumps = []
-    for layer in layers:
-        if not np.isfinite(layer.error):
-            return layer
-        before = largest.setdefault(layer.role, 0.0)
-        jumps.append((layer.error - before, layer))
-        largest[layer.role] = max(before, layer.error)
-    return max(jumps, key=lambda jump: jump[0])[1] if jumps else None
-
-
-def _comparable(probe: Probe, values: NDArray[Any]) -> NDArray[Any]:
-    """Query and key of `attn.qkv`: INT8 may have scaled the value, and undone it in `attn.proj`."""
-    if probe.place.endswith("attn.qkv") and not probe.spot.enters:
-        return values[..., : values.shape[-1] // 3 * 2]
-    return values
-
-
-def _relative(wanted: NDArray[Any], found: NDArray[Any]) -> float:
-    exact = wanted.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        difference = found.astype(np.float64).reshape(exact.shape) - exact
-        error = float(np.linalg.norm(difference)) / max(float(np.linalg.norm(exact)), 1e-30)
-    return error if np.isfinite(error) else float("inf")
 
 
 def compare_layers(
@@ -249,11 +157,106 @@ def _graph_layers(network: Network, scratch: Path) -> dict[Role, GraphLayers]:
             "Leave --layers out, or compare the ONNX graphs the engine was built from.",
         )
     opened = {}
-    for role in network.sessions:
-        plain, entry = (network.bundle.graph(role, p) for p in ("fp32", network.precision))
+    for role, graph in fp32_graphs(network.bundle).items():
+        entry = network.bundle.graph(role, network.precision)
         model = read_graph(network.bundle.graph_path(entry))
         if entry.precision == "fp16":
             model = rounding_model(model)
-        found = probes(read_graph(network.bundle.graph_path(plain)), role)
-        opened[role] = GraphLayers(model, found, scratch / f"{role}.probes.onnx")
+        opened[role] = GraphLayers(model, probes(graph), scratch / f"{role}.probes.onnx")
     return opened
+
+
+def probes(graph: Graph) -> list[Probe]:
+    """List the tensors of an FP32 graph to compare, in the order of the graph."""
+    nodes, places = graph.model.graph.node, graph.places
+    spots: dict[str, Spot] = {}
+    for node in nodes:
+        if node.op_type == "LayerNormalization":
+            spots[node.input[0]] = Spot(places[node.name], enters=True)
+    biased = _biased_outputs(graph.model)
+    for node in linear_nodes(graph.model):
+        result = biased.get(node.output[0], node.output[0])
+        spots[result] = Spot(places[node.name], enters=False)
+    return [
+        Probe(tensor, node.name, places[node.name], spots[tensor])
+        for node in nodes
+        for tensor in node.output
+        if tensor in spots
+    ]
+
+
+def _biased_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Tensors to which a constant is added, and the sums.
+
+    Before the sum INT8 may differ by a constant: the input was moved, and the bias corrects it.
+    """
+    known = constants(model)
+    return {
+        name: node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Add" and known.intersection(node.input)
+        for name in node.input
+        if name not in known
+    }
+
+
+def layer_errors(
+    role: Role, found: list[Probe], wanted: Values, measured: Values
+) -> list[LayerError]:
+    """Measure the error at every spot that both have, in the order of the graph.
+
+    Args:
+        role: Role of the graph.
+        found: Its probes.
+        wanted: Values of the reference.
+        measured: Values of the candidate, fed with the same tensors.
+    """
+    return [
+        LayerError(
+            role=role,
+            place=probe.place,
+            kind="sum" if probe.spot.enters else "product",
+            tensor=probe.tensor,
+            node=probe.node,
+            error=_relative(
+                _comparable(probe, wanted[probe.spot]), _comparable(probe, measured[probe.spot])
+            ),
+        )
+        for probe in found
+        if probe.spot in wanted and probe.spot in measured
+    ]
+
+
+def _comparable(probe: Probe, values: NDArray[Any]) -> NDArray[Any]:
+    """Leave out the value part of `attn.qkv`: INT8 may scale it, and undo that in `attn.proj`."""
+    if probe.place.endswith("attn.qkv") and not probe.spot.enters:
+        return values[..., : values.shape[-1] // 3 * 2]
+    return values
+
+
+def _relative(wanted: NDArray[Any], found: NDArray[Any]) -> float:
+    exact = wanted.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = found.astype(np.float64).reshape(exact.shape) - exact
+        error = float(np.linalg.norm(difference)) / max(float(np.linalg.norm(exact)), 1e-30)
+    return error if np.isfinite(error) else float("inf")
+
+
+def worst_step(layers: Iterable[LayerError]) -> LayerError | None:
+    """Find the first layer that is not finite, or else the largest jump of the error.
+
+    Args:
+        layers: In the order of the network; each graph begins anew.
+
+    Returns:
+        None if there are no layers.
+    """
+    largest: dict[Role, float] = {}
+    jumps = []
+    for layer in layers:
+        if not np.isfinite(layer.error):
+            return layer
+        before = largest.setdefault(layer.role, 0.0)
+        jumps.append((layer.error - before, layer))
+        largest[layer.role] = max(before, layer.error)
+    return max(jumps, key=lambda jump: jump[0])[1] if jumps else None

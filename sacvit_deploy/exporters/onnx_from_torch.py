@@ -1,4 +1,4 @@
-"""Trace a view and translate it to ONNX."""
+"""Translation of a traced view to ONNX."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def onnx_from_torch(model: Backbone, spec: GraphSpec, *, opset: int = 18) -> onn
     """Translate the part of a model that `spec` describes.
 
     Args:
-        model: In any mode; it is traced in evaluation mode.
-        spec: Names and shapes of the graph's inputs and outputs; strings are dynamic axes.
+        model: A model in any mode; it is traced in evaluation mode.
+        spec: Names and shapes of inputs and outputs; strings are dynamic axes.
         opset: ONNX operator set of the result.
 
     Raises:
@@ -69,16 +69,16 @@ def onnx_from_torch(model: Backbone, spec: GraphSpec, *, opset: int = 18) -> onn
 
 
 def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """aten.sort.stable, which the exporter lacks.
+    """Translate aten.sort.stable, which the exporter does not know.
 
-    ONNX's TopK is stable by definition: of equal elements the lower index comes first.
+    TopK of ONNX is stable by definition: of equal elements the lower index comes first.
     """
     count = opset18.Shape(x, start=dim, end=dim + 1 or None)
     return opset18.TopK(x, count, axis=dim, largest=1 if descending else 0, sorted=1)
 
 
 def _dynamic_shapes(spec: GraphSpec) -> tuple[Any, ...]:
-    """One symbol for each dynamic axis name, in the form torch.export wants it.
+    """One symbol for each dynamic axis name, in the form of torch.export.
 
     A view takes the image and `*tensors`, so the second entry covers all inputs after the first.
     """
@@ -92,7 +92,7 @@ def _dynamic_shapes(spec: GraphSpec) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what the exporter says of itself: missing torchvision, its own deprecations."""
+    """Silence the exporter's log and warnings: missing torchvision, its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

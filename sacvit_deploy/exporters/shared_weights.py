@@ -1,4 +1,4 @@
-"""Write several ONNX graphs beside one file that holds each distinct parameter once."""
+"""Several ONNX graphs beside one file that holds each distinct parameter once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTS_FILE = "weights.bin"
 
 # Smaller tensors (biases of a narrow head, reshape targets) stay readable inside the graph.
 _SMALLEST_EXTERNAL = 1024
-# Page size, so that a runtime can map a tensor instead of reading it.
+# Page size, so that a backend can map a tensor instead of reading it.
 _ALIGNMENT = 4096
 
 
@@ -26,11 +26,11 @@ def save_with_shared_weights(
 ) -> None:
     """Write each graph under its file name and all large tensors into one file of weights.
 
-    Both stages use the same parameters. Tensors are matched by content, so that what an exporter
-    or a pass renamed or copied is still stored once.
+    Both stages use the same parameters. Tensors are matched by content, so that a tensor that an
+    exporter or a pass renamed or copied is still stored once.
 
     Args:
-        graphs: File name to model; the models are changed (their tensors become references).
+        graphs: Models by file name; changed, since their tensors become references.
         folder: Existing folder.
         weights_file: Name of the file of weights in it.
     """
@@ -38,7 +38,7 @@ def save_with_shared_weights(
     with (folder / weights_file).open("wb") as file:
         for model in graphs.values():
             for tensor in model.graph.initializer:
-                # to_array and back normalises whichever field the values were in.
+                # The values may be in any field of the tensor; to_array knows which.
                 raw = onnx.numpy_helper.to_array(tensor).tobytes()
                 if len(raw) < _SMALLEST_EXTERNAL:
                     continue
@@ -55,7 +55,7 @@ def save_with_shared_weights(
 def _make_reference(tensor: TensorProto, file: str, offset: int, length: int) -> None:
     for values in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
         tensor.ClearField(values)
-    # set_external_data insists on raw data being there, and leaves it there.
+    # set_external_data requires raw data, and leaves it in place.
     tensor.raw_data = b""
     set_external_data(tensor, file, offset=offset, length=length)
     tensor.ClearField("raw_data")

@@ -1,4 +1,4 @@
-"""One traceable face of the model for each graph; the model itself knows nothing of ONNX."""
+"""One traceable view of the model for each graph; the model itself knows nothing of ONNX."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from sacvit_deploy.model.vit import Backbone, VisionTransformer
 
 
-# Three images of which two survive: no two dynamic axes of an example have the same size, and
-# neither is 1, so that tracing cannot take one for the other or for a constant.
+# Three images of which two survive: the dynamic axes of an example have different sizes, and none
+# is 1, so that tracing cannot confuse them or take one for a constant.
 EXAMPLE_SIZES = {"batch": 3, "survivors": 2}
 
 
@@ -39,7 +39,7 @@ class SingleView(nn.Module):
 
 
 class EarlyExitView(nn.Module):
-    """First stage: image to logits, score and what the second stage reuses."""
+    """First stage: image to logits, score and the tensors the second stage reuses."""
 
     def __init__(self, model: TwoStageViT) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class EarlyExitView(nn.Module):
 
 
 class RefineView(nn.Module):
-    """Second stage with the tokens chosen on the host."""
+    """Second stage; the host chooses the tokens."""
 
     def __init__(self, model: TwoStageViT) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class RefineView(nn.Module):
         self.with_embeddings = model.config.stages.non_target_source == "embedding"
 
     def forward(self, image: Tensor, *tensors: Tensor) -> tuple[Tensor]:
-        """`tensors`: the hand-off without the score, then target, non-target and fine indices."""
+        """`tensors`: hand-off without the score, then target, non-target and fine indices."""
         *handed, target, non_target, fine = tensors
         coarse = _early_exit_output(self.model.config, None, handed)
         selection = TokenSelection(target, non_target, fine)
@@ -70,14 +70,14 @@ class RefineView(nn.Module):
 
 
 class RefineFromScoreView(nn.Module):
-    """Second stage that picks the survivors' rows and the tokens by itself."""
+    """Second stage that chooses the survivors' rows and the tokens itself."""
 
     def __init__(self, model: TwoStageViT) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, image: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """`tensors`: the whole batch's hand-off, score first, then the survivors' row numbers."""
+        """`tensors`: hand-off of the whole batch, score first, then the survivors' row numbers."""
         *handed, rows = tensors
         score, *rest = (torch.index_select(tensor, 0, rows) for tensor in handed)
         coarse = _early_exit_output(self.model.config, score, rest)
@@ -89,7 +89,7 @@ class RefineFromScoreView(nn.Module):
 def _early_exit_output(
     config: ModelConfig, score: Tensor | None, handed: list[Tensor]
 ) -> EarlyExitOutput:
-    """The hand-off as the model knows it; what the configuration does not reuse is left empty."""
+    """The hand-off as the model takes it; tensors that are not reused are empty."""
     features = handed[-1]
     embeddings = handed[0] if config.stages.non_target_source == "embedding" else features[:0]
     absent = features[:0]
@@ -110,13 +110,13 @@ def two_stage_view(model: TwoStageViT, spec: GraphSpec) -> nn.Module:
 
 
 def view_for(model: Backbone, spec: GraphSpec) -> nn.Module:
-    """The view whose inputs and outputs are those of `spec`, in evaluation mode."""
+    """Build the view with the inputs and outputs of `spec`, in evaluation mode."""
     view: nn.Module = family_named(model.config.family).load("view")(model, spec)
     return view.eval()
 
 
 def example_inputs(spec: GraphSpec, config: ModelConfig) -> tuple[Tensor, ...]:
-    """Tensors of the right shapes and valid values to trace a view with."""
+    """Make tensors of valid shapes and values to trace a view with."""
     generator = torch.Generator().manual_seed(0)
     return tuple(_example(tensor, config, generator) for tensor in spec.inputs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from sacvit_deploy.cli import main
-from sacvit_deploy.exporters import export
 from sacvit_deploy.samples import sample_pictures
-from tests.exporters.graphs import read_graph
+from tests.exporters.graphs import translated_from
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,10 @@ def copied(sac_host, tmp_path) -> Path:
 
 
 @pytest.fixture
-def translated(sac_host, monkeypatch) -> None:
+def translated(sac_host) -> Iterator[None]:
     """No translation: the graphs of `sac_host`."""
-    monkeypatch.setattr(
-        export,
-        "onnx_from_torch",
-        lambda _model, spec, *, opset: read_graph(sac_host, spec.role),
-    )
+    with translated_from(sac_host):
+        yield
 
 
 @pytest.fixture

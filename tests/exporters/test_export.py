@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,25 +14,22 @@ from sacvit_deploy.errors import BundleError, CheckpointError, ConfigError, Expo
 from sacvit_deploy.exporters import export
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.manifest import WeightsOrigin
-from tests.exporters.graphs import read_graph
+from tests.exporters.graphs import translated_from
 from tests.tiny_models import DENSE, SAC
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sacvit_deploy.spec import Role
+
 LABELS = tuple(f"class {index}" for index in range(7))
-ORIGIN = WeightsOrigin("random", seed=0)
 
 
 @pytest.fixture
-def translated(sac_host, monkeypatch) -> list[str]:
+def translated(sac_host) -> Iterator[list[Role]]:
     """No translation: the graphs of `sac_host`, and a record of which were asked for."""
-    asked = []
-
-    def from_disk(_model, spec, *, opset):
-        assert opset == 18
-        asked.append(spec.role)
-        return read_graph(sac_host, spec.role)
-
-    monkeypatch.setattr(export, "onnx_from_torch", from_disk)
-    return asked
+    with translated_from(sac_host) as asked:
+        yield asked
 
 
 def fail_at(role: str, error: type[BaseException], monkeypatch) -> None:

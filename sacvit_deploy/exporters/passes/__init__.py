@@ -1,7 +1,8 @@
-"""Graph passes between torch's translation and the file, one pass a file.
+"""Graph passes between torch's translation and the file, one pass per file.
 
-A pass takes an onnx-graphsurgeon graph, changes it in place and returns how many places it changed.
-`run_passes` frames each: afterwards the graph must still be valid and still keep its contract.
+A pass takes an onnx-graphsurgeon graph, changes it in place and returns the number of places it
+changed. `run_passes` checks after each pass that the graph is still valid, and after the last that
+it keeps its contract.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_graphsurgeon as gs
 
+from sacvit_deploy.comparison.graphs import written
 from sacvit_deploy.errors import ExportError
 from sacvit_deploy.exporters.passes.fold_constants import fold_constants
 from sacvit_deploy.exporters.passes.gather_token_rows import gather_token_rows
@@ -38,12 +40,12 @@ def run_passes(
     """Run passes in order.
 
     Args:
-        model: A graph that keeps the contract of `spec` when the last pass is done.
-        spec: That contract.
-        passes: What to run.
+        model: A graph.
+        spec: Contract that it has to keep when the last pass is done.
+        passes: Passes to run.
 
     Returns:
-        The new model and, for each pass by name, how many places it changed.
+        The new model; and the number of places that each pass changed, by its name.
 
     Raises:
         ExportError: A pass left an invalid graph, or the contract is not kept.
@@ -52,8 +54,7 @@ def run_passes(
     for run in passes:
         graph = gs.import_onnx(model)
         changed[run.__name__] = run(graph)
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        model = gs.export_onnx(graph, do_type_check=False)
+        model = written(graph.cleanup().toposort())
         _check_valid(model, list(changed))
     check_contract(model, spec)
     return model, changed
@@ -70,10 +71,10 @@ def _check_valid(model: onnx.ModelProto, done: list[str]) -> None:
 
 
 def check_contract(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Names, dtypes and shapes of inputs and outputs are those of the contract.
+    """Check that names, dtypes and shapes of inputs and outputs are those of the contract.
 
     Raises:
-        ExportError: Any differs.
+        ExportError: One of them differs.
     """
     for kind, found, wanted in (
         ("inputs", model.graph.input, spec.inputs),

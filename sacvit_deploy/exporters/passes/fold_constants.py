@@ -1,4 +1,4 @@
-"""Compute at export what does not depend on the input."""
+"""Constant subgraphs computed at export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fold_constants(graph: gs.Graph) -> int:
         Number of nodes removed.
     """
     before = len(graph.nodes)
-    # No size limit: what is folded here replaces a tensor of the same size or larger.
+    # No size limit: a folded constant replaces tensors of the same size or larger.
     graph.fold_constants(size_threshold=None)
-    graph.cleanup(remove_unused_graph_inputs=False)
+    graph.cleanup()
     return before - len(graph.nodes)

@@ -1,4 +1,4 @@
-"""Let the graph take raw pixels."""
+"""Normalisation inside the graph, which then takes raw pixels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from sacvit_deploy.comparison.graphs import redirect
 from sacvit_deploy.errors import ExportError
 from sacvit_deploy.spec import IMAGE
 
@@ -20,21 +21,21 @@ _MAX_PIXEL = 255.0
 
 @dataclass(frozen=True)
 class FoldNormalisation:
-    """Fold (x/255 - mean)/std into the patch embedding and make the image input uint8.
+    """Folds (x/255 - mean)/std into the patch embedding and makes the image input uint8.
 
-    With W' = W/(255 std) and b' = b - sum W mean/std the convolution of raw pixels gives what the
-    convolution of normalised pixels gave. The patches have no padding, and the half-size step is an
-    average whose weights sum to 1, so both commute with the normalisation.
+    With W' = W/(255 std) and b' = b - sum W mean/std the convolution of raw pixels equals that of
+    normalised pixels. The patches have no padding, and the half-size step is an average whose
+    weights sum to 1, so both commute with the normalisation.
 
     Attributes:
-        preprocessing: Whose mean and std to fold.
+        preprocessing: Source of mean and std.
     """
 
     preprocessing: Preprocessing
 
     @property
     def __name__(self) -> str:
-        """As a function would be called in reports."""
+        """Name in reports, like that of a function."""
         return "fold_normalisation"
 
     def __call__(self, graph: gs.Graph) -> int:
@@ -74,11 +75,10 @@ def _constant(name: str, values: np.ndarray) -> gs.Constant:
 
 
 def _take_pixels(graph: gs.Graph) -> None:
-    """Put a Cast behind the image; first of all, since engines take uint8 at their border only."""
+    """Put a Cast behind the image, before all nodes: engines take uint8 at their border only."""
     image = next(tensor for tensor in graph.inputs if tensor.name == IMAGE)
     pixels = gs.Variable("image_pixels", np.float32, image.shape)
-    for node in list(image.outputs):
-        node.inputs = [pixels if tensor is image else tensor for tensor in node.inputs]
+    redirect(image, pixels)
     cast = gs.Node("Cast", "cast_pixels", {"to": TensorProto.FLOAT}, [image], [pixels])
     image.dtype = np.uint8
     graph.nodes.insert(0, cast)

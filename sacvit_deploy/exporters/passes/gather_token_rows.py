@@ -1,4 +1,4 @@
-"""Gather whole token rows at once."""
+"""Whole token rows gathered at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import onnx_graphsurgeon as gs
 def gather_token_rows(graph: gs.Graph) -> int:
     """Replace Unsqueeze, Expand, GatherElements by Unsqueeze, GatherND(batch_dims=1).
 
-    torch.gather wants an index for every element of a row, all D of them equal. GatherND takes one
-    index a row and copies the row.
+    torch.gather takes an index for every element of a row, all D of them equal. GatherND takes one
+    index per row and copies the row.
 
     Returns:
         Number of gathers changed.
@@ -28,5 +28,5 @@ def gather_token_rows(graph: gs.Graph) -> int:
 
 
 def _producer(tensor: gs.Tensor, op: str) -> gs.Node | None:
-    """The node that makes a tensor, if it is of that kind."""
+    """The node that makes a tensor, if it is an `op`."""
     return next((node for node in tensor.inputs if node.op == op), None)

@@ -1,4 +1,4 @@
-"""Write GELU in the order in which runtimes look for it."""
+"""GELU in the order in which runtimes look for it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import onnx_graphsurgeon as gs
 def order_gelu(graph: gs.Graph) -> int:
     """Replace x * (0.5 * (1 + erf)) by (x * (1 + erf)) * 0.5.
 
-    ONNX Runtime fuses the second, together with the bias before it, and not the first, which is how
-    the exporter writes it. Halving is exact, so that the result is the same to the last bit.
+    The exporter writes the first. ONNX Runtime fuses only the second, together with the bias before
+    it. Halving is exact, so that the result is the same to the last bit.
 
     Returns:
         Number of GELUs changed.
@@ -29,7 +29,7 @@ def order_gelu(graph: gs.Graph) -> int:
 
 
 def _is_half_of_erf(tensor: gs.Tensor) -> bool:
-    """Whether it is a constant times (a constant plus Erf), and nobody else reads it."""
+    """Whether a tensor is a constant times (a constant plus Erf), and has one reader."""
     if len(tensor.outputs) != 1 or not _made_by(tensor, "Mul"):
         return False
     factors = tensor.inputs[0].inputs

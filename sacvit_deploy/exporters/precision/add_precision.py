@@ -1,18 +1,16 @@
-"""How much of a graph's weights is in which type."""
+"""FP16 or INT8 graphs beside the FP32 ones of a bundle."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from onnx import TensorProto, numpy_helper
 
 from sacvit_deploy.bundle import check_unchanged, locked, publish, staging_folder
-from sacvit_deploy.comparison.graphs import resolve_keep
 from sacvit_deploy.exporters.passes import check_contract
-from sacvit_deploy.exporters.precision.conversion import check_decisions, prepare
+from sacvit_deploy.exporters.precision.conversion import converted
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.libraries import versions
 from sacvit_deploy.manifest import GraphEntry, PrecisionRecord
@@ -24,69 +22,37 @@ if TYPE_CHECKING:
     import onnx
 
     from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.exporters.precision.conversion import Conversion, Kept
+    from sacvit_deploy.exporters.precision.conversion import Kept, Trial
     from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
     from sacvit_deploy.manifest import Agreement, EngineEntry, Manifest
     from sacvit_deploy.spec import Role
-
 
 _KINDS: dict[int, str] = {
     TensorProto.FLOAT16: "half",
     TensorProto.INT8: "int8",
     TensorProto.FLOAT: "float",
 }
-
-
-def weight_shares(model: onnx.ModelProto) -> dict[str, float]:
-    """Share of the bytes of all constants in `half`, `int8` and `float`; indices do not count."""
-    return _shares(model.graph.initializer)
-
-
-def linear_weight_shares(model: onnx.ModelProto) -> dict[str, float]:
-    """The same, of the weights of the patch embedding, the linear layers and the head only."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    names = set()
-    for node in model.graph.node:
-        if node.op_type not in {"MatMul", "Gemm", "Conv"}:
-            continue
-        name = node.input[1]
-        if name in makers and makers[name].op_type in {"DequantizeLinear", "Cast"}:
-            name = makers[name].input[0]
-        names.add(name)
-    return _shares(stored[name] for name in names & stored.keys())
-
-
-def _shares(tensors: Iterable[onnx.TensorProto]) -> dict[str, float]:
-    counts = dict.fromkeys(_KINDS.values(), 0)
-    for tensor in tensors:
-        if tensor.data_type in _KINDS:
-            counts[_KINDS[tensor.data_type]] += numpy_helper.to_array(tensor).nbytes
-    total = max(sum(counts.values()), 1)
-    return {kind: count / total for kind, count in counts.items()}
-
-
 _RECORDED_TOOLS = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy")
 
 
 def add_precision(
     bundle: Bundle, request: PrecisionRequest, report: Callable[[str], None] = lambda _: None
 ) -> Bundle:
-    """Put FP16 or INT8 graphs beside the FP32 ones, which stay.
+    """Add FP16 or INT8 graphs to a bundle; the FP32 graphs stay.
 
     Names, dtypes and shapes of inputs and outputs are those of the FP32 graphs. The same request
-    gives the same files. Graphs of that precision that are there already are replaced, and engines
+    gives the same files. Graphs of that precision that exist already are replaced, and engines
     built from them are removed.
 
     Args:
-        bundle: With FP32 graphs.
+        bundle: Bundle with FP32 graphs.
         request: What to add.
         report: Called with one line for each step.
 
     Returns:
-        The bundle with its new description. When anything is raised, it is on disk as it was, but
-        for a failure while files are being moved: the bundle is valid at every moment, and graphs
-        that were to be replaced may be missing then.
+        The bundle with its new description. When anything is raised, the folder is as before,
+        except for a failure while files are being moved: the bundle is valid at every moment, and
+        graphs that were to be replaced may be missing then.
 
     Raises:
         PrecisionError: The network would not decide as before.
@@ -95,19 +61,19 @@ def add_precision(
         ImageError: A picture of it cannot be read.
         BundleError: The folder cannot be written to.
     """
-    with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
-        conversion = prepare(bundle, request, Path(scratch), report)
-        kept = resolve_keep(request.keep, conversion.models)
+    with converted(bundle, request, report) as trial:
+        kept = trial.kept()
         report(f"Comparing the decisions of {request.precision} with those of fp32")
-        agreement = check_decisions(conversion, kept)
-        entries = tuple(_entry(bundle, role, request.precision) for role in conversion.models)
+        agreement = trial.check(kept)
+        entries = tuple(_entry(bundle, role, request.precision) for role in kept)
         files = {
             name: graph
             for e in entries
-            for name, graph in zip(e.files, conversion.graphs(e.role, kept[e.role]), strict=True)
+            for name, graph in zip(
+                e.files, trial.conversion.graphs(e.role, kept[e.role]), strict=True
+            )
         }
-    for_engines = {entry.role: files[entry.files[-1]] for entry in entries}
-    record = _record(conversion, kept, agreement, for_engines)
+    record = _record(trial, kept, agreement, {e.role: files[e.files[-1]] for e in entries})
     with staging_folder(bundle) as staging:
         for entry in entries:
             for name in entry.files:
@@ -121,7 +87,7 @@ def add_precision(
 
 
 def _entry(bundle: Bundle, role: Role, precision: LowPrecision) -> GraphEntry:
-    """As the FP32 graph, but for the precision and the files: `ee.onnx`, `ee.fp16.onnx`."""
+    """The entry of the FP32 graph with another precision and file: `ee.onnx`, `ee.fp16.onnx`."""
     original = bundle.graph(role)
     file = PurePosixPath(original.file)
     engine_file = str(file.with_suffix(".int8-fp16.onnx")) if precision == "int8" else None
@@ -134,23 +100,19 @@ def _entry(bundle: Bundle, role: Role, precision: LowPrecision) -> GraphEntry:
 
 
 def _record(
-    conversion: Conversion,
-    kept: Kept,
-    agreement: Agreement,
-    graphs: dict[Role, onnx.ModelProto],
+    trial: Trial, kept: Kept, agreement: Agreement, graphs: dict[Role, onnx.ModelProto]
 ) -> PrecisionRecord:
-    request, pictures = conversion.request, conversion.pictures
-    is_int8 = request.precision == "int8"
+    request, pictures = trial.request, trial.original.pictures
     return PrecisionRecord(
-        method=request.method if is_int8 else None,
-        smoothing=conversion.smoothing if is_int8 else None,
+        method=request.method if request.precision == "int8" else None,
+        smoothing=trial.conversion.smoothing,
         data=pictures.name,
         data_sha256=pictures.sha256,
         pictures=len(pictures.sources),
         seed=request.seed,
         kept_in_fp32={role: tuple(sorted(nodes)) for role, nodes in kept.items()},
         agreement=agreement,
-        eta=conversion.bundle.manifest.eta,
+        eta=trial.original.bundle.manifest.eta,
         weight_shares={role: weight_shares(graph) for role, graph in graphs.items()},
         linear_weight_shares={role: linear_weight_shares(g) for role, g in graphs.items()},
         tools=versions(*_RECORDED_TOOLS),
@@ -174,3 +136,32 @@ def _manifest(
 def _built(engine: EngineEntry) -> tuple[str, str]:
     """The plan file of an engine and its log."""
     return engine.file, str(PurePosixPath(engine.file).with_suffix(".log"))
+
+
+def weight_shares(model: onnx.ModelProto) -> dict[str, float]:
+    """Share of the bytes of all constants in `half`, `int8` and `float`; indices do not count."""
+    return _shares(model.graph.initializer)
+
+
+def linear_weight_shares(model: onnx.ModelProto) -> dict[str, float]:
+    """Same shares, of the weights of the patch embedding, the linear layers and the head only."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    names = set()
+    for node in model.graph.node:
+        if node.op_type not in {"MatMul", "Gemm", "Conv"}:
+            continue
+        name = node.input[1]
+        if name in makers and makers[name].op_type in {"DequantizeLinear", "Cast"}:
+            name = makers[name].input[0]
+        names.add(name)
+    return _shares(stored[name] for name in names & stored.keys())
+
+
+def _shares(tensors: Iterable[onnx.TensorProto]) -> dict[str, float]:
+    counts = dict.fromkeys(_KINDS.values(), 0)
+    for tensor in tensors:
+        if tensor.data_type in _KINDS:
+            counts[_KINDS[tensor.data_type]] += numpy_helper.to_array(tensor).nbytes
+    total = max(sum(counts.values()), 1)
+    return {kind: count / total for kind, count in counts.items()}

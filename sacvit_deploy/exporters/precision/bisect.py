@@ -1,21 +1,18 @@
-"""The smallest set of nodes that has to stay in FP32."""
+"""Search for the smallest set of nodes that has to stay in FP32."""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from sacvit_deploy.comparison.graphs import places, resolve_keep
 from sacvit_deploy.errors import PrecisionError
-from sacvit_deploy.exporters.precision.conversion import holds, prepare
+from sacvit_deploy.exporters.precision.conversion import converted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.exporters.precision.conversion import Conversion
+    from sacvit_deploy.exporters.precision.conversion import Trial
     from sacvit_deploy.exporters.precision.request import PrecisionRequest
     from sacvit_deploy.manifest import Agreement
 
@@ -24,13 +21,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Bisection:
-    """What a bisection found.
+    """Result of a bisection.
 
     Attributes:
         keep: Nodes to keep in FP32, each `role:node`; empty if none has to.
         where: Place of each of them.
-        agreement: With FP32, with these nodes kept.
-        trials: How many conversions were compared.
+        agreement: Agreement with FP32 while these nodes are kept.
+        trials: Number of conversions that were compared.
     """
 
     keep: tuple[str, ...]
@@ -39,7 +36,7 @@ class Bisection:
     trials: int
 
     def text(self) -> str:
-        """A file that `--keep-float` reads."""
+        """The content of a file for `--keep-float`."""
         pairs = zip(self.keep, self.where, strict=True)
         return "".join(f"{name}  # {place}\n" for name, place in pairs)
 
@@ -49,12 +46,12 @@ def bisect_precision(
 ) -> Bisection:
     """Find nodes to keep in FP32 such that the limits hold and none of them can be left out.
 
-    First whole places are tried (a linear layer and what follows it), then the nodes of those that
-    are needed. What `request.keep` names is kept in any case and is not part of the result.
+    Whole places are tried first (a linear layer and what follows it), then the nodes of those that
+    are needed. The nodes of `request.keep` are kept in any case and are not part of the result.
 
     Args:
-        bundle: With FP32 graphs; not changed.
-        request: The precision, and the data to compare decisions on.
+        bundle: Bundle with FP32 graphs; not changed.
+        request: Precision, and data to compare decisions on.
         report: Called with one line for each trial.
 
     Raises:
@@ -62,9 +59,9 @@ def bisect_precision(
         ConfigError: `request.keep` names what is not there.
         DataError: The data cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
-        trials = _Trials(prepare(bundle, request, Path(scratch), report), report)
-        by_place = trials.candidates()
+    with converted(bundle, request, report) as trial:
+        trials = _Trials(trial, report)
+        by_place = _candidates(trial)
         needed = _search(by_place, trials.hold)
         if needed is None:
             raise PrecisionError(
@@ -74,24 +71,24 @@ def bisect_precision(
             )
         place_of = {name: place for place, names in by_place.items() for name in names}
         where = tuple(place_of[name].partition(":")[2] for name in needed)
-        return Bisection(tuple(needed), where, trials.agreement(needed), trials.count)
+        return Bisection(tuple(needed), where, trials.agreement(needed), len(trials.known))
 
 
 def smallest(items: Sequence[_T], test: Callable[[list[_T]], bool]) -> list[_T]:
-    """A part of the items that passes a test, and none of which can be left out.
+    """Find a part of the items that passes a test, and none of which can be left out.
 
-    Junker's QuickXplain: of n items, k of which are needed, it takes some k log(n / k) tests. A
-    test that a part passes and the whole fails may lead it to a part that does not pass.
+    Junker's QuickXplain (AAAI 2004): with k needed items of n, it takes some k log(n / k) tests. If
+    a part passes a test that the whole fails, the result may not pass.
 
     Args:
-        items: All of them pass the test; none at all does not.
+        items: All of them together pass the test, and the empty list does not.
         test: Whether a part is enough.
     """
     return _needed(list(items), [], test)
 
 
 def _needed(items: list[_T], given: list[_T], test: Callable[[list[_T]], bool]) -> list[_T]:
-    """What is needed of the items besides what is given, which alone is known not to be enough."""
+    """The items needed besides the given ones, which are known not to be enough alone."""
     if len(items) == 1:
         return items
     first, second = items[: len(items) // 2], items[len(items) // 2 :]
@@ -112,7 +109,7 @@ def _search(
         return None
     found = smallest(list(by_place), lambda places: hold(_nodes(by_place, places)))
     in_places = _nodes(by_place, found)
-    # Each but the last only counts where more nodes in FP32 made the agreement worse.
+    # The first is enough, except where more nodes in FP32 made the agreement worse.
     for part in (smallest(in_places, hold) if hold(in_places) else [], in_places):
         if hold(part):
             return part
@@ -123,40 +120,35 @@ def _nodes(by_place: dict[str, list[str]], chosen: Sequence[str]) -> list[str]:
     return [name for place in chosen for name in by_place[place]]
 
 
+def _candidates(trial: Trial) -> dict[str, list[str]]:
+    """Nodes by place, both as `role:name`."""
+    found: dict[str, list[str]] = {}
+    for role, graph in trial.original.graphs.items():
+        for node, place in graph.places.items():
+            found.setdefault(f"{role}:{place}", []).append(f"{role}:{node}")
+    return found
+
+
+@dataclass
 class _Trials:
     """Converts with some nodes in FP32, compares, and remembers."""
 
-    def __init__(self, conversion: Conversion, report: Callable[[str], None]) -> None:
-        self._conversion = conversion
-        self._report = report
-        self._known: dict[frozenset[str], Agreement | None] = {}
-
-    @property
-    def count(self) -> int:
-        return len(self._known)
-
-    def candidates(self) -> dict[str, list[str]]:
-        """Place to nodes, both with their role before them."""
-        found: dict[str, list[str]] = {}
-        for role, model in self._conversion.models.items():
-            for node, place in places(model, role).items():
-                found.setdefault(f"{role}:{place}", []).append(f"{role}:{node}")
-        return found
+    trial: Trial
+    report: Callable[[str], None]
+    known: dict[frozenset[str], Agreement | None] = field(default_factory=dict)
 
     def hold(self, names: Sequence[str]) -> bool:
         """Whether the limits hold with these nodes in FP32."""
         key = frozenset(names)
-        if key not in self._known:
-            request = self._conversion.request
-            kept = resolve_keep([*request.keep, *names], self._conversion.models)
-            self._known[key] = self._conversion.agreement(kept)
-            verdict = "enough" if holds(self._conversion, self._known[key]) else "not enough"
-            self._report(f"Trial {self.count}: {len(key)} nodes in FP32 are {verdict}")
-        return holds(self._conversion, self._known[key])
+        if key not in self.known:
+            self.known[key] = self.trial.agreement(self.trial.kept(names))
+            verdict = "enough" if self.trial.holds(self.known[key]) else "not enough"
+            self.report(f"Trial {len(self.known)}: {len(key)} nodes in FP32 are {verdict}")
+        return self.trial.holds(self.known[key])
 
     def agreement(self, names: Sequence[str]) -> Agreement:
-        """Of a set of nodes that was tried, and was enough."""
-        found = self._known[frozenset(names)]
+        """Agreement with a set of nodes that was tried, and was enough."""
+        found = self.known[frozenset(names)]
         if found is None:
             raise ValueError(f"{len(names)} nodes were not enough")
         return found

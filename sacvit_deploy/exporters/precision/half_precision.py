@@ -1,4 +1,4 @@
-"""FP32 graph to strongly typed FP16 graph.
+"""Strongly typed FP16 graphs from FP32 graphs.
 
 The converter of onnxruntime.transformers does not express the rules: a node it leaves in FP32 still
 has its result rounded to half, so that the score would lose its ranking; and it clamps weights that
@@ -7,7 +7,7 @@ half cannot hold, which hides a collapse.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,15 +15,44 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from sacvit_deploy.comparison.graphs import redirect, written
 from sacvit_deploy.spec import LOGITS, SCORE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Resize reads its scales as FP32; a Cast says itself what it gives.
+    from sacvit_deploy.comparison.decisions import Decisions
+    from sacvit_deploy.exporters.precision.conversion import Original
+    from sacvit_deploy.spec import Role
+
+# Resize reads its scales as FP32; a Cast names its own type.
 _ALWAYS_FLOAT = {"Resize", "Cast"}
-# Before it, what is quantised has to be FP32.
+# Earlier operator sets quantise FP32 only.
 _HALF_QUANTISATION_OPSET, _ITS_IR_VERSION = 19, 9
+
+
+@dataclass(frozen=True)
+class HalfConversion:
+    """FP16 graphs of a bundle; see `Conversion`.
+
+    Attributes:
+        original: FP32 graphs and pictures.
+        reference: Decisions of the FP32 graphs on the pictures.
+        smoothing: None.
+    """
+
+    original: Original
+    reference: Decisions
+    smoothing: None = None
+
+    @classmethod
+    def of(cls, original: Original) -> HalfConversion:
+        """Run the FP32 graphs on the pictures."""
+        return cls(original, original.decisions(original.sessions()))
+
+    def graphs(self, role: Role, kept: frozenset[str]) -> tuple[onnx.ModelProto, ...]:
+        """See `Conversion.graphs`."""
+        return (half_model(self.original.graphs[role].model, kept),)
 
 
 def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> onnx.ModelProto:
@@ -31,9 +60,9 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
 
     FP32 stay: the path from the attention of the class token to the score and to the choice of
     tokens, because neighbouring scores differ by 1e-6 to 1e-5; the head's product, because the exit
-    acts on its softmax (its weight is stored in half); the resize; and what `keep` names.
-    LayerNormalization stays one operator, which takes its statistics in FP32. What Q/DQ puts into
-    INT8 stays so.
+    acts on its softmax (its weight is stored in half); the resize; and the nodes of `keep`.
+    LayerNormalization stays one operator, which computes its statistics in FP32. INT8 tensors stay
+    INT8.
 
     Args:
         model: FP32 or INT8 graph, with its weights.
@@ -44,39 +73,12 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
     floats = {node.name for node in graph.nodes if node.op in _ALWAYS_FLOAT} | decided | keep
     stored_half = {node.name for node in graph.nodes if node.op == "Gemm"} - keep
     _Typing(graph, floats, stored_half).apply()
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    result = written(graph.cleanup().toposort())
     if any(node.op_type == "QuantizeLinear" for node in result.graph.node):
         result.ir_version = max(result.ir_version, _ITS_IR_VERSION)
         for opset in result.opset_import:
             if not opset.domain:
                 opset.version = max(opset.version, _HALF_QUANTISATION_OPSET)
-    return result
-
-
-def rounding_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A typed graph in which ONNX Runtime on a CPU really rounds every half tensor.
-
-    It computes half operators in FP32 and drops the roundings between two of them, so that what
-    overflows on a GPU passes unnoticed. Two Identity nodes in between, with graph optimisation off,
-    make it round; a single one it would compute in FP32 like its neighbours.
-
-    Args:
-        model: From `half_model`.
-    """
-    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
-    for node in list(graph.nodes):
-        for tensor in node.outputs:
-            if tensor.dtype != np.float16 or tensor in graph.outputs:
-                continue
-            rounded = gs.Variable(f"{tensor.name}_rounded", np.float16, tensor.shape)
-            for reader in list(tensor.outputs):
-                reader.inputs = [rounded if t is tensor else t for t in reader.inputs]
-            between = gs.Variable(f"{tensor.name}_between", np.float16, tensor.shape)
-            for source, target in ((tensor, between), (between, rounded)):
-                graph.nodes.append(gs.Node("Identity", target.name, {}, [source], [target]))
-    graph.toposort()
-    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     return result
 
 
@@ -114,9 +116,9 @@ class _Typing:
     graph: gs.Graph
     floats: set[str]
     stored_half: set[str]
+    _made: dict[tuple[str, str], gs.Tensor] = field(default_factory=dict, init=False)
 
     def apply(self) -> None:
-        self._made: dict[tuple[str, str], gs.Tensor] = {}
         nodes = list(self.graph.nodes)
         for node in nodes:
             if node.name not in self.floats:
@@ -128,7 +130,7 @@ class _Typing:
             node.inputs = [self._as(tensor, wanted, node) for tensor in node.inputs]
 
     def _border_outputs(self, node: gs.Node) -> None:
-        """Results are half; what leaves the graph gets a Cast behind it."""
+        """Make results half; an output of the graph gets a Cast before it."""
         for index, tensor in enumerate(node.outputs):
             if tensor.dtype != np.float32:
                 continue
@@ -136,8 +138,7 @@ class _Typing:
                 tensor.dtype = np.float16
                 continue
             inner = gs.Variable(f"{tensor.name}_half", np.float16, tensor.shape)
-            for reader in list(tensor.outputs):
-                reader.inputs = [inner if t is tensor else t for t in reader.inputs]
+            redirect(tensor, inner)
             node.outputs[index] = inner
             self._cast(inner, tensor, TensorProto.FLOAT)
 
@@ -156,7 +157,7 @@ class _Typing:
             return tensor
         key = (tensor.name, "constant")
         if key not in self._made:
-            # What half cannot hold becomes infinite, and the comparison of decisions finds it.
+            # A value that half cannot hold becomes infinite, and the comparison finds it.
             with np.errstate(over="ignore"):
                 values = tensor.values.astype(np.float16)
             self._made[key] = gs.Constant(f"{tensor.name}_half", values)

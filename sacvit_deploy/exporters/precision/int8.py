@@ -1,15 +1,15 @@
-"""Weights to INT8 such that a layer's output changes least.
+"""INT8 graphs from FP32 graphs: Q/DQ around the linear layers, weights rounded by GPTQ.
 
 Frantar et al., "GPTQ" (ICLR 2023), Algorithm 1: the inputs of a linear layer are rounded one after
-the other, and what rounding one of them changes in the output is made up for, as far as it can be,
-by those that are still to come. Nothing but the second moment of what the layer takes in is needed.
-Against rounding to nearest it leaves about a quarter of the squared error.
+the other, and the inputs still to come correct the error of the output as far as they can. Only the
+second moment of the layer's input is needed. About a quarter of the squared error of rounding to
+nearest is left.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,20 +17,30 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnxruntime.quantization import QDQQuantizer, QuantType
 
-from sacvit_deploy.comparison.graphs import linear_layers, quantised_nodes
+from sacvit_deploy.comparison.graphs import matmuls, written
 from sacvit_deploy.errors import PrecisionError
+from sacvit_deploy.exporters.precision.half_precision import half_model
+from sacvit_deploy.exporters.precision.ranges import (
+    CalibratingSession,
+    ChannelSession,
+    channels_by_place,
+)
+from sacvit_deploy.exporters.precision.smooth import smooth, with_inserted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
     from onnxruntime.quantization import TensorsData
 
+    from sacvit_deploy.comparison.decisions import Decisions
+    from sacvit_deploy.comparison.graphs import Graph
+    from sacvit_deploy.exporters.precision.conversion import Original
     from sacvit_deploy.exporters.precision.ranges import Channels
+    from sacvit_deploy.exporters.precision.request import Method
     from sacvit_deploy.spec import Role
 
     Array = NDArray[Any]
-
 
 LEVELS = 127
 """Symmetric INT8: from -127 to 127."""
@@ -40,8 +50,115 @@ _SMALLEST_SCALE = 2.0**-24
 _SMALLEST = 1e-8
 # Share of the mean of the Hessian's diagonal that is added to it, as in the paper.
 _DAMPING = 0.01
-# Corrections reach beyond so many inputs only once for all of them, which is far faster.
+# Corrections beyond so many inputs are made once for all of them, which is far faster.
 _BLOCK = 128
+_OPTIONS = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    # TensorRT takes no int32 bias with a scale.
+    "QuantizeBias": False,
+    # The result of a product stays float, so it is not rounded a second time.
+    "OpTypesToExcludeOutputQuantization": ["MatMul"],
+}
+
+
+@dataclass(frozen=True)
+class Int8Conversion:
+    """INT8 graphs of a bundle; see `Conversion`.
+
+    Attributes:
+        reference: Decisions of the FP32 graphs on the pictures.
+        smoothed: FP32 graphs with smoothed channels, which INT8 starts from.
+        smoothing: Strength for each place that was smoothed.
+        weights: Weights of the linear layers, by role and name of the node.
+        ranges: Ranges of the inputs of the linear layers, by role.
+    """
+
+    reference: Decisions
+    smoothed: Mapping[Role, Graph]
+    smoothing: dict[str, float]
+    weights: Mapping[Role, Mapping[str, RoundedWeight]]
+    ranges: Mapping[Role, TensorsData]
+
+    @classmethod
+    def of(
+        cls, original: Original, method: Method, report: Callable[[str], None]
+    ) -> Int8Conversion:
+        """Smooth, round and calibrate the FP32 graphs on the pictures.
+
+        Raises:
+            PrecisionError: A layer takes in values that are not finite.
+        """
+        scratch = original.scratch
+        observed = {
+            role: ChannelSession(graph, scratch / f"{role}.channels.onnx")
+            for role, graph in original.graphs.items()
+        }
+        original.decisions(observed)
+        taken = channels_by_place(original.graphs, observed)
+        smoothed, smoothing = smooth(original.graphs, taken)
+        taken |= {p: taken[p].mapped(each.centre, each.factor) for p, each in smoothing.items()}
+        report("Rounding weights")
+        weights = rounded_weights(smoothed, taken)
+        report(f"Finding ranges ({method})")
+        calibrating = {
+            role: CalibratingSession(session, smoothed[role].model, method, scratch / role)
+            for role, session in original.sessions().items()
+        }
+        return cls(
+            reference=original.decisions(calibrating),
+            smoothed=smoothed,
+            smoothing={place: each.strength for place, each in smoothing.items()},
+            weights=weights,
+            ranges={role: session.ranges() for role, session in calibrating.items()},
+        )
+
+    def graphs(self, role: Role, kept: frozenset[str]) -> tuple[onnx.ModelProto, ...]:
+        """See `Conversion.graphs`: first with the rest in FP32, then with the rest in half."""
+        int8 = int8_model(self.smoothed[role].model, self.ranges[role], self.weights[role], kept)
+        return int8, half_model(int8, with_inserted(kept))
+
+
+def int8_model(
+    model: onnx.ModelProto,
+    ranges: TensorsData,
+    weights: Mapping[str, RoundedWeight],
+    keep: frozenset[str] = frozenset(),
+) -> onnx.ModelProto:
+    """The same graph with Q/DQ around its linear layers; inputs and outputs stay as they are.
+
+    Args:
+        model: FP32 graph, with its weights.
+        ranges: Ranges of the inputs of its linear layers, by tensor.
+        weights: Weights of its linear layers, by the name of the node.
+        keep: Names of nodes to leave in FP32.
+    """
+    source = onnx.ModelProto()
+    source.CopyFrom(model)
+    chosen = [node.name for node in matmuls(source) if node.name not in keep]
+    # The quantiser takes an empty list for all nodes.
+    if not chosen:
+        return source
+    quantizer = QDQQuantizer(
+        source,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
+        tensors_range=ranges,
+        nodes_to_quantize=chosen,
+        nodes_to_exclude=[],
+        op_types_to_quantize=["MatMul"],
+        extra_options=_OPTIONS,
+    )
+    quantizer.quantize_model()
+    graph = gs.import_onnx(quantizer.model.model)
+    for node in graph.nodes:
+        if node.name in chosen:
+            # In place of the weight that the quantiser rounded to nearest.
+            stored, scale = node.i(1).inputs[:2]
+            stored.values, scale.values = weights[node.name].values, weights[node.name].scale
+    return written(graph.cleanup().toposort())
 
 
 @dataclass(frozen=True)
@@ -57,18 +174,57 @@ class RoundedWeight:
     scale: Array
 
 
+def rounded_weights(
+    graphs: Mapping[Role, Graph], taken: Mapping[str, Channels]
+) -> dict[Role, dict[str, RoundedWeight]]:
+    """Round the weights of all linear layers.
+
+    Graphs that share a weight get the same values, so that they still share it.
+
+    Args:
+        graphs: FP32 graphs by role.
+        taken: Input of each layer, by place.
+
+    Returns:
+        By role and by the name of the MatMul.
+
+    Raises:
+        PrecisionError: A layer takes in values that are not finite.
+    """
+    by_place: dict[str, RoundedWeight] = {}
+    found: dict[Role, dict[str, RoundedWeight]] = {}
+    for role, graph in graphs.items():
+        stored = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+        found[role] = {}
+        for place, node in graph.linear_layers.items():
+            if place not in by_place:
+                _check_finite(taken[place], place)
+                weight = numpy_helper.to_array(stored[node.input[1]])
+                by_place[place] = rounded_weight(weight, taken[place].moment)
+            found[role][node.name] = by_place[place]
+    return found
+
+
+def _check_finite(channels: Channels, place: str) -> None:
+    if not np.isfinite(channels.moment).all():
+        raise PrecisionError(
+            f"On the calibration pictures {place} takes in values that are not finite in FP32.",
+            "Check the checkpoint, or take other pictures.",
+        )
+
+
 def rounded_weight(weight: Array, moment: Array) -> RoundedWeight:
-    """Round a linear layer's weight.
+    """Round the weight of a linear layer.
 
     Args:
         weight: (inputs, outputs), float32.
-        moment: E[x x^T] of what the layer takes in, (inputs, inputs), float64.
+        moment: E[x x^T] of the layer's input, (inputs, inputs), float64.
     """
     scale = np.maximum(np.abs(weight).max(axis=0) / LEVELS, _SMALLEST_SCALE)
     hessian = moment.copy()
     mean = float(np.diag(hessian).mean())
     hessian += np.eye(len(hessian)) * max(_DAMPING * mean, _SMALLEST)
-    # The largest first, while there are still others to make up for them.
+    # The largest first, while there are still others to correct their error.
     order = np.argsort(-np.diag(hessian), kind="stable")
     inverse = np.linalg.inv(hessian[np.ix_(order, order)])
     passed_on = np.linalg.cholesky(inverse).T
@@ -90,109 +246,3 @@ def _one_after_the_other(weight: Array, scale: Array, passed_on: Array) -> Array
             errors[row - start] = error
         weight[stop:] -= passed_on[start:stop, stop:].T @ errors
     return values
-
-
-_OPTIONS = {
-    "ActivationSymmetric": True,
-    "WeightSymmetric": True,
-    # TensorRT takes no int32 bias with a scale.
-    "QuantizeBias": False,
-    # What follows a product stays float, so it is not rounded a second time.
-    "OpTypesToExcludeOutputQuantization": ["MatMul"],
-}
-
-
-def rounded_weights(
-    models: Mapping[Role, onnx.ModelProto], taken: Mapping[str, Channels]
-) -> dict[Role, dict[str, RoundedWeight]]:
-    """The weights of all linear layers in INT8, by role and by the name of the MatMul.
-
-    Graphs that share a weight get the same values, so that they still share it.
-
-    Args:
-        models: FP32 graphs, whose nodes have their places in the network.
-        taken: By place, what each layer takes in.
-
-    Raises:
-        PrecisionError: A layer took in values that are not finite.
-    """
-    by_place: dict[str, RoundedWeight] = {}
-    found: dict[Role, dict[str, RoundedWeight]] = {}
-    for role, model in models.items():
-        stored = {tensor.name: tensor for tensor in model.graph.initializer}
-        found[role] = {}
-        for place, node in linear_layers(model, role).items():
-            if place not in by_place:
-                _check_finite(taken[place], place)
-                weight = numpy_helper.to_array(stored[node.input[1]])
-                by_place[place] = rounded_weight(weight, taken[place].moment)
-            found[role][node.name] = by_place[place]
-    return found
-
-
-def _check_finite(channels: Channels, place: str) -> None:
-    if not np.isfinite(channels.moment).all():
-        raise PrecisionError(
-            f"On the calibration pictures {place} takes in values that are not finite in FP32.",
-            "Check the checkpoint, or take other pictures.",
-        )
-
-
-def int8_model(
-    model: onnx.ModelProto,
-    ranges: TensorsData,
-    weights: Mapping[str, RoundedWeight],
-    keep: frozenset[str] = frozenset(),
-) -> onnx.ModelProto:
-    """The same graph with Q/DQ around its linear layers; inputs and outputs stay as they are.
-
-    Args:
-        model: FP32 graph, with its weights.
-        ranges: Of the inputs of its linear layers.
-        weights: Of its linear layers, by the name of the node.
-        keep: Names of nodes to leave in FP32.
-    """
-    source = onnx.ModelProto()
-    source.CopyFrom(model)
-    chosen = [node.name for node in quantised_nodes(source) if node.name not in keep]
-    # The quantiser takes an empty list for all nodes.
-    if not chosen:
-        return source
-    quantizer = QDQQuantizer(
-        source,
-        per_channel=True,
-        reduce_range=False,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QInt8,
-        tensors_range=ranges,
-        nodes_to_quantize=chosen,
-        nodes_to_exclude=[],
-        op_types_to_quantize=["MatMul"],
-        extra_options=_OPTIONS,
-    )
-    quantizer.quantize_model()
-    quantised = quantizer.model.model
-    _put_weights(quantised, {name: weights[name] for name in chosen})
-    return _tidied(quantised, model)
-
-
-def _put_weights(quantised: onnx.ModelProto, weights: Mapping[str, RoundedWeight]) -> None:
-    """In the place of what the quantiser has rounded to nearest."""
-    stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
-    makers = {node.output[0]: node for node in quantised.graph.node}
-    for node in quantised.graph.node:
-        if node.name in weights:
-            weight = weights[node.name]
-            values, scale = makers[node.input[1]].input[:2]
-            stored[values].CopyFrom(numpy_helper.from_array(weight.values, values))
-            stored[scale].CopyFrom(numpy_helper.from_array(weight.scale, scale))
-
-
-def _tidied(quantised: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:
-    """Sorted, without unused tensors, and without what the quantiser says of itself."""
-    graph = gs.import_onnx(quantised)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    result = cast("onnx.ModelProto", gs.export_onnx(graph, do_type_check=False))
-    del result.metadata_props[:]
-    result.metadata_props.extend(original.metadata_props)
-    return result

@@ -1,4 +1,8 @@
-"""Ranges of what the linear layers take in, measured in the pipeline as it runs."""
+"""Inputs of the linear layers, measured in the pipeline as it runs: channels and ranges.
+
+Each session here stands in for the real one and sees what a deployed graph would see: the refine
+graph gets the tensors of the early exit, and the tokens that were chosen.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import calibrate
 
-from sacvit_deploy.comparison.graphs import (
-    LiteralSession,
-    constants,
-    linear_layers,
-    quantised_nodes,
-    with_outputs,
-)
+from sacvit_deploy.comparison.graphs import LiteralSession, constants, matmuls, with_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sacvit_deploy.comparison.graphs import Graph
     from sacvit_deploy.engines.session import Session
     from sacvit_deploy.exporters.precision.request import Method
     from sacvit_deploy.spec import Role
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, NDArray[Any]]
     Array = NDArray[Any]
 
-
-# A range per tensor, symmetric about zero, since TensorRT takes no zero point but 0.
+# One range per tensor, symmetric about zero, since TensorRT takes no zero point but 0.
 _CALIBRATORS: dict[Method, tuple[Any, dict[str, float]]] = {
     "minmax": (calibrate.MinMaxCalibrater, {}),
     "percentile": (calibrate.PercentileCalibrater, {"percentile": 99.99}),
@@ -42,12 +40,118 @@ _CALIBRATORS: dict[Method, tuple[Any, dict[str, float]]] = {
 }
 
 
-class CalibratingSession:
-    """Runs a graph, and takes note of the range of what its linear layers take in.
+@dataclass(frozen=True)
+class Channels:
+    """Statistics of one tensor x, over all of its rows.
 
-    In the place of the real session it sees exactly what a deployed graph would see: the refine
-    graph gets the tensors of the early exit and the tokens that were chosen.
+    Attributes:
+        lowest: Least value of each channel, (C,).
+        highest: Largest value of each channel, (C,).
+        mean: E[x], (C,).
+        moment: E[x x^T], (C, C), which is the Hessian of a linear layer's squared error.
+        rows: Number of rows.
     """
+
+    lowest: Array
+    highest: Array
+    mean: Array
+    moment: Array
+    rows: int
+
+    @classmethod
+    def of(cls, values: Array) -> Channels:
+        """Measure one batch of a tensor (..., C)."""
+        # A channel that hardly varies needs the digits, once its mean is taken out.
+        rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        count = len(rows)
+        moment = rows.T @ rows / count
+        return cls(rows.min(axis=0), rows.max(axis=0), rows.mean(axis=0), moment, count)
+
+    @property
+    def variance(self) -> Array:
+        """Variance of each channel, (C,)."""
+        variance: Array = np.maximum(np.diag(self.moment) - self.mean**2, 0)
+        return variance
+
+    def joined(self, other: Channels) -> Channels:
+        """Statistics of the rows of both."""
+        rows = self.rows + other.rows
+        share = other.rows / rows
+        return Channels(
+            np.minimum(self.lowest, other.lowest),
+            np.maximum(self.highest, other.highest),
+            self.mean + share * (other.mean - self.mean),
+            self.moment + share * (other.moment - self.moment),
+            rows,
+        )
+
+    def mapped(self, centre: Array, factor: Array) -> Channels:
+        """Statistics of (x - centre) / factor, with both (C,) and `factor` positive."""
+        mean = self.mean - centre
+        crossed = np.outer(self.mean, centre)
+        moment = self.moment - crossed - crossed.T + np.outer(centre, centre)
+        return Channels(
+            (self.lowest - centre) / factor,
+            (self.highest - centre) / factor,
+            mean / factor,
+            moment / np.outer(factor, factor),
+            self.rows,
+        )
+
+
+class ChannelSession:
+    """Runs an FP32 graph, and measures the channels of the inputs of its linear layers.
+
+    Attributes:
+        channels: Statistics so far, by tensor.
+    """
+
+    def __init__(self, graph: Graph, file: Path) -> None:
+        """Prepare the measurement.
+
+        Args:
+            graph: FP32 graph.
+            file: Where to put a copy of it.
+        """
+        inputs = [node.input[0] for node in graph.linear_layers.values()]
+        self._tensors = list(dict.fromkeys(inputs))
+        self._session = LiteralSession(with_outputs(graph.model, self._tensors), file)
+        self.provider, self.close = self._session.provider, self._session.close
+        self.channels: dict[str, Channels] = {}
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """See `Session.run`."""
+        outputs = self._session.run(feeds)
+        for name in self._tensors:
+            found = Channels.of(outputs[name])
+            known = self.channels.get(name)
+            self.channels[name] = known.joined(found) if known else found
+        return outputs
+
+
+def channels_by_place(
+    graphs: Mapping[Role, Graph], sessions: Mapping[Role, ChannelSession]
+) -> dict[str, Channels]:
+    """Join the inputs of each linear layer over all graphs that share its weight.
+
+    Args:
+        graphs: FP32 graphs by role.
+        sessions: Each has run its graph.
+
+    Returns:
+        By place.
+    """
+    taken: dict[str, Channels] = {}
+    for role, graph in graphs.items():
+        for place, node in graph.linear_layers.items():
+            found = sessions[role].channels[node.input[0]]
+            known = taken.get(place)
+            taken[place] = known.joined(found) if known else found
+    return taken
+
+
+class CalibratingSession:
+    """Runs a graph, and measures the ranges of the inputs of its linear layers."""
 
     def __init__(
         self, session: Session, model: onnx.ModelProto, method: Method, scratch: Path
@@ -55,15 +159,16 @@ class CalibratingSession:
         """Prepare the measurement.
 
         Args:
-            session: The FP32 graph, which gives the results.
-            model: The same graph with its weights.
+            session: FP32 graph, which gives the results.
+            model: FP32 graph to measure, with the same inputs.
             method: How a range is found.
-            scratch: A folder for copies of the graph, one of which is run beside it.
+            scratch: Folder for copies of the graph, made if it is missing.
         """
         self._session = session
         self.provider, self.close = session.provider, session.close
         kind, options = _CALIBRATORS[method]
-        # The calibrator writes beside what it reads.
+        # The calibrator writes beside the file it reads.
+        scratch.mkdir(exist_ok=True)
         copy = scratch / "fp32.onnx"
         onnx.save(model, copy)
         with _quiet():
@@ -81,7 +186,7 @@ class CalibratingSession:
         return self._session.run(feeds)
 
     def ranges(self) -> calibrate.TensorsData:
-        """What was found so far, by tensor name."""
+        """Ranges so far, by tensor."""
         with _quiet():
             return cast("calibrate.TensorsData", self._calibrator.compute_data())
 
@@ -98,122 +203,15 @@ class _OneBatch(calibrate.CalibrationDataReader):  # type: ignore[misc]  # the l
 
 
 def _linear_inputs(model: onnx.ModelProto) -> tuple[list[str], dict[str, onnx.ValueInfoProto]]:
-    """In the place of the calibrator's own choice, which takes every tensor of a kind of node."""
+    """Choose the tensors to measure; the calibrator would choose every input of every MatMul."""
     known = constants(model)
     infos = {v.name: v for v in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
-    inputs = [node.input[0] for node in quantised_nodes(model)]
+    inputs = [node.input[0] for node in matmuls(model)]
     return [name for name in dict.fromkeys(inputs) if name not in known], infos
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The calibrators print."""
+    """Drop what the calibrators print."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-@dataclass(frozen=True)
-class Channels:
-    """What one tensor x held, all of its rows counted alike.
-
-    Attributes:
-        lowest: Least value of each channel, (C,).
-        highest: Largest value of each channel, (C,).
-        mean: E[x], (C,).
-        moment: E[x x^T], (C, C), which is the Hessian of a linear layer's squared error.
-        rows: How many there were.
-    """
-
-    lowest: Array
-    highest: Array
-    mean: Array
-    moment: Array
-    rows: int
-
-    @classmethod
-    def of(cls, values: Array) -> Channels:
-        """Of one batch of a tensor (..., C)."""
-        # A channel that hardly varies needs the digits, once its mean is taken out.
-        rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
-        count = len(rows)
-        moment = rows.T @ rows / count
-        return cls(rows.min(axis=0), rows.max(axis=0), rows.mean(axis=0), moment, count)
-
-    @property
-    def variance(self) -> Array:
-        """Of each channel, (C,)."""
-        variance: Array = np.maximum(np.diag(self.moment) - self.mean**2, 0)
-        return variance
-
-    def joined(self, other: Channels) -> Channels:
-        """Of the rows of both."""
-        rows = self.rows + other.rows
-        share = other.rows / rows
-        return Channels(
-            np.minimum(self.lowest, other.lowest),
-            np.maximum(self.highest, other.highest),
-            self.mean + share * (other.mean - self.mean),
-            self.moment + share * (other.moment - self.moment),
-            rows,
-        )
-
-    def mapped(self, centre: Array, factor: Array) -> Channels:
-        """Of (x - centre) / factor, with both (C,) and `factor` positive."""
-        mean = self.mean - centre
-        crossed = np.outer(self.mean, centre)
-        moment = self.moment - crossed - crossed.T + np.outer(centre, centre)
-        return Channels(
-            (self.lowest - centre) / factor,
-            (self.highest - centre) / factor,
-            mean / factor,
-            moment / np.outer(factor, factor),
-            self.rows,
-        )
-
-
-def channels_by_place(
-    models: Mapping[Role, onnx.ModelProto], sessions: Mapping[Role, ChannelSession]
-) -> dict[str, Channels]:
-    """What each linear layer took in, in all graphs that share its weight.
-
-    Args:
-        models: FP32 graphs.
-        sessions: Each has run its graph.
-    """
-    taken: dict[str, Channels] = {}
-    for role, model in models.items():
-        for place, node in linear_layers(model, role).items():
-            found = sessions[role].channels[node.input[0]]
-            known = taken.get(place)
-            taken[place] = known.joined(found) if known else found
-    return taken
-
-
-class ChannelSession:
-    """Runs a graph, and takes note of what its linear layers take in, by the tensor's name.
-
-    Like `CalibratingSession` it stands in the place of the real one, and sees what that would see.
-    """
-
-    def __init__(self, model: onnx.ModelProto, role: Role, file: Path) -> None:
-        """Prepare the measurement.
-
-        Args:
-            model: FP32 graph with its weights.
-            role: Its place in the pipeline.
-            file: Where to put a copy of the graph.
-        """
-        taken = [node.input[0] for node in linear_layers(model, role).values()]
-        self._tensors = list(dict.fromkeys(taken))
-        self._session = LiteralSession.of(with_outputs(model, self._tensors), file)
-        self.provider, self.close = self._session.provider, self._session.close
-        self.channels: dict[str, Channels] = {}
-
-    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """See `Session.run`."""
-        outputs = self._session.run(feeds)
-        for name in self._tensors:
-            found = Channels.of(outputs[name])
-            known = self.channels.get(name)
-            self.channels[name] = known.joined(found) if known else found
-        return outputs

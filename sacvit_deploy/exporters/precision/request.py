@@ -1,11 +1,11 @@
-"""What can be asked of a lower precision."""
+"""A request for a lower precision, and the pictures it names."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -13,17 +13,16 @@ from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.samples import read_pictures, sample_pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Iterable
 
     from sacvit_deploy.runtime.pictures import PictureSource
-    from sacvit_deploy.runtime.preprocess import Preprocessor
     from sacvit_deploy.samples import Sample
-
 
 LowPrecision = Literal["fp16", "int8"]
 Method = Literal["minmax", "percentile", "entropy"]
+
+_NOISE_PICTURES = 28
+_SHIPPED = "the pictures of the package, and noise"
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,16 @@ class PrecisionRequest:
 
     Attributes:
         precision: `fp16`, or `int8` with explicit quantisation.
-        data: Pictures to calibrate on and to compare decisions on, as `read_pictures` takes them.
-            None takes those of the package and noise, which is enough for `fp16` only.
-        method: How a range of values becomes an int8 scale.
-        samples: Pictures to use, at least one; all of them if there are fewer.
-        seed: Of their choice.
-        keep: What stays in FP32: `place`, `node`, `role:place` or `role:node`, where a place is a
-            linear layer and what follows it, such as `blocks.3.mlp.fc1`.
+        data: Pictures to calibrate on and to compare decisions on; see `read_pictures`. None takes
+            those of the package and noise, which is enough for `fp16` only.
+        method: How a range of values becomes an INT8 scale.
+        samples: Number of pictures to use, at least one; all of them if there are fewer.
+        seed: Seed of their choice.
+        keep: What stays in FP32: `place`, `node`, `role:place` or `role:node`. A place is a linear
+            layer and what follows it, such as `blocks.3.mlp.fc1`.
 
     Raises:
-        ConfigError: A value is out of range, or int8 is asked for without data.
+        ConfigError: A value is out of range, or INT8 is asked for without data.
     """
 
     precision: LowPrecision
@@ -67,10 +66,10 @@ class PrecisionRequest:
 
 
 def read_keep(given: Iterable[str]) -> tuple[str, ...]:
-    """Names of what stays in FP32, from names and from files of names.
+    """Read names of what stays in FP32.
 
     Args:
-        given: Each a name, or the path of a text file with one name a line; `#` begins a comment.
+        given: Names, and paths of text files with one name a line; `#` begins a comment.
 
     Raises:
         ConfigError: A file cannot be read.
@@ -91,55 +90,39 @@ def _lines(file: Path) -> list[str]:
         ) from error
 
 
-BATCH = 8
-_NOISE_PICTURES = 28
-_SHIPPED = "the pictures of the package, and noise"
-
-
 @dataclass(frozen=True)
 class PictureSet:
-    """Pictures and where they are from.
+    """Pictures, and where they come from.
 
     Attributes:
         sources: The pictures, not read yet.
-        name: Of the data set.
-        sha256: Over the encoded pictures in order; empty where they come with the package.
+        name: Name of the data set.
+        sha256: Hash of the encoded pictures in order; empty for those of the package.
     """
 
     sources: tuple[PictureSource, ...]
     name: str
     sha256: str = ""
 
-    def batches(self, preprocessor: Preprocessor) -> Iterator[NDArray[Any]]:
-        """Images (B, 3, H, W) as the graphs take them, B at most `BATCH`."""
-        for start in range(0, len(self.sources), BATCH):
-            part = self.sources[start : start + BATCH]
-            yield np.stack([preprocessor(picture) for picture in part])
-
 
 def chosen_pictures(request: PrecisionRequest) -> PictureSet:
-    """The pictures of a request; the same request gives the same ones.
+    """Choose the pictures of a request; the same request gives the same ones.
 
     Raises:
         DataError: The data set cannot be read.
     """
-    if request.data is None:
-        return PictureSet(_shipped(request.seed), _SHIPPED)
-    samples = read_pictures(request.data)
     generator = np.random.default_rng(request.seed)
+    if request.data is None:
+        noise = generator.integers(0, 256, (_NOISE_PICTURES, 64, 64, 3), dtype=np.uint8)
+        return PictureSet((*sample_pictures(), *noise), _SHIPPED)
+    samples = read_pictures(request.data)
     count = min(request.samples, len(samples))
     picked = np.sort(generator.choice(len(samples), count, replace=False))
     chosen = tuple(samples[index] for index in picked)
     return PictureSet(chosen, request.data.name, _digest(chosen))
 
 
-def _shipped(seed: int) -> tuple[PictureSource, ...]:
-    generator = np.random.default_rng(seed)
-    noise = generator.integers(0, 256, (_NOISE_PICTURES, 64, 64, 3), dtype=np.uint8)
-    return (*sample_pictures(), *noise)
-
-
-def _digest(samples: Sequence[Sample]) -> str:
+def _digest(samples: Iterable[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         with sample.open() as stream:

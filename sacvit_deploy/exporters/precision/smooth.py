@@ -6,32 +6,33 @@ multiplying row j of the weight by it computes the same, with ranges that are ea
 division is written into what made the channel: the LayerNormalization before, or the value part of
 `attn.qkv`, through which attention only mixes tokens.
 
-Behind GELU there is nothing that could take it in, so there it is a product of its own, and has to
-be worth it. What comes out of GELU lies almost wholly on one side of zero, where a scale that is
-the same for both signs leaves half of its levels unused; so there each channel is also moved to the
-middle of its range, and the bias of the layer makes up for it (Wei et al., "Outlier Suppression+",
-EMNLP 2023, Eq. 3).
+Nothing behind GELU could take the division in. There it is a product of its own, and has to be
+worth it. The results of GELU lie almost wholly on one side of zero, where a scale that is the same
+for both signs leaves half of its levels unused. So there each channel is also moved to the middle
+of its range, and the bias of the layer corrects it (Wei et al., "Outlier Suppression+", EMNLP 2023,
+Eq. 3).
 
-How far the weight takes over, the alpha of Eq. 4, is chosen for each layer by the error that
-rounding is to be expected to leave in its output.
+The alpha of Eq. 4, how far the weight takes over, is chosen for each layer by the expected error of
+its output.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
+import onnx_graphsurgeon as gs
 
-from sacvit_deploy.comparison.graphs import constants, linear_layers
+from sacvit_deploy.comparison.graphs import written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import onnx
     from numpy.typing import NDArray
 
+    from sacvit_deploy.comparison.graphs import Graph
     from sacvit_deploy.exporters.precision.ranges import Channels
     from sacvit_deploy.spec import Role
 
@@ -43,7 +44,7 @@ _SMALLEST = 1e-5
 # and half precision overflows.
 _MOST_APART = 1e3
 _WORTH_A_PRODUCT = 2.0
-# Of the squared error of a weight rounded to nearest, what `rounding` leaves, as measured.
+# Share of the squared error of a weight rounded to nearest that GPTQ leaves, as measured.
 _LEFT_BY_ROUNDING = 0.25
 
 
@@ -53,16 +54,22 @@ class Smoothable:
 
     Attributes:
         linear: Its MatMul.
-        place: Where it stands, the same in every graph that shares its weights.
-        norm: The LayerNormalization that makes its input, with constant scale and bias; None where
-            something else does.
+        place: Its place, the same in every graph that shares its weights.
+        norm: LayerNormalization that makes its input, with constant scale and bias; None where
+            another node does.
         qkv: For `attn.proj`, the MatMul whose value part its input mixes; None for the others.
     """
 
-    linear: onnx.NodeProto
+    linear: gs.Node
     place: str
-    norm: onnx.NodeProto | None
-    qkv: onnx.NodeProto | None
+    norm: gs.Node | None
+    qkv: gs.Node | None
+
+    @property
+    def weight(self) -> Array:
+        """The weight, (inputs, outputs)."""
+        values: Array = self.linear.inputs[1].values
+        return values
 
     @property
     def has_own_product(self) -> bool:
@@ -72,7 +79,7 @@ class Smoothable:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What was done to a layer: it takes in (x - centre) / factor.
+    """A change of a layer: it takes in (x - centre) / factor.
 
     Attributes:
         strength: The alpha of SmoothQuant's Eq. 4.
@@ -85,53 +92,56 @@ class Smoothing:
     factor: Array
 
 
-def smoothable(model: onnx.ModelProto, role: Role) -> list[Smoothable]:
-    """The linear layers of the blocks and of the fusion, in order."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    linears = linear_layers(model, role)
-    found = []
-    for place, node in linears.items():
-        maker = makers[node.input[0]]
-        norm = maker if maker.op_type == "LayerNormalization" else None
-        qkv = linears[place[: -len("proj")] + "qkv"] if place.endswith("attn.proj") else None
-        found.append(Smoothable(node, place, norm, qkv))
-    return found
-
-
 def smooth(
-    models: Mapping[Role, onnx.ModelProto], taken: Mapping[str, Channels]
-) -> dict[str, Smoothing]:
+    graphs: Mapping[Role, Graph], taken: Mapping[str, Channels]
+) -> tuple[dict[Role, Graph], dict[str, Smoothing]]:
     """Change FP32 graphs such that they compute the same with smaller activation ranges.
 
     Graphs that share a weight are changed alike, so that they still share it afterwards.
 
     Args:
-        models: Changed in place.
-        taken: By place, what each layer takes in.
+        graphs: FP32 graphs by role; they stay as they are.
+        taken: Input of each layer, by place.
 
     Returns:
-        By place, for the layers that were smoothed.
+        The new graphs; and the change of each layer that was smoothed, by place.
     """
-    layers: dict[str, list[tuple[onnx.ModelProto, Smoothable]]] = {}
-    for role, model in models.items():
-        for layer in smoothable(model, role):
-            layers.setdefault(layer.place, []).append((model, layer))
+    edited = {role: gs.import_onnx(graph.model) for role, graph in graphs.items()}
+    users: dict[str, list[tuple[gs.Graph, Smoothable]]] = {}
+    for role, graph in edited.items():
+        for layer in smoothable(graph, graphs[role].linear_layers):
+            users.setdefault(layer.place, []).append((graph, layer))
     found = {}
-    for place, users in layers.items():
-        model, layer = users[0]
-        weight = _constant(model, layer.linear.input[1])
-        smoothing = _best(taken[place], weight, own_product=layer.has_own_product)
+    for place, layers in users.items():
+        layer = layers[0][1]
+        smoothing = _best(taken[place], layer.weight, own_product=layer.has_own_product)
         if smoothing is not None:
             found[place] = smoothing
-            for model, layer in users:
-                _apply(model, layer, smoothing)
-    for model in models.values():
-        _drop_unused(model)
+            for graph, layer in layers:
+                _apply(graph, layer, smoothing)
+    return {role: replace(graphs[role], model=written(edited[role])) for role in graphs}, found
+
+
+def smoothable(graph: gs.Graph, layers: Mapping[str, onnx.NodeProto]) -> list[Smoothable]:
+    """List the linear layers of the blocks and of the fusion, in order.
+
+    Args:
+        graph: A graph.
+        layers: MatMul of each layer, by place.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    linears = {place: nodes[node.name] for place, node in layers.items()}
+    found = []
+    for place, linear in linears.items():
+        maker = linear.i(0)
+        norm = maker if maker.op == "LayerNormalization" else None
+        qkv = linears[place[: -len("proj")] + "qkv"] if place.endswith("attn.proj") else None
+        found.append(Smoothable(linear, place, norm, qkv))
     return found
 
 
 def _best(taken: Channels, weight: Array, *, own_product: bool) -> Smoothing | None:
-    """The one with the least error; None if that is not enough less than without."""
+    """Choose the smoothing with the least error; None if it gains too little."""
     nothing = np.zeros(len(weight))
     centre = (taken.lowest + taken.highest) / 2 if own_product else nothing
     half = _not_far_apart(_half_width(taken, centre))
@@ -164,8 +174,8 @@ def _expected_error(taken: Channels, weight: Array, smoothing: Smoothing) -> flo
     """Mean squared error of a layer's output in INT8, but for a constant.
 
     A step of rounding is its range over the number of levels, and its error is spread evenly over
-    it. The input has one step, each output of the weight its own. What the mean of the input does
-    to the error of the weight is left out, since `rounding` makes up for it.
+    it. The input has one step, each output of the weight its own. The mean of the input is left out
+    of the error of the weight, since GPTQ corrects it.
     """
     scaled = weight * smoothing.factor[:, None]
     step = float((_half_width(taken, smoothing.centre) / smoothing.factor).max())
@@ -175,74 +185,53 @@ def _expected_error(taken: Channels, weight: Array, smoothing: Smoothing) -> flo
     return of_input + _LEFT_BY_ROUNDING * of_weight
 
 
-def _apply(model: onnx.ModelProto, layer: Smoothable, smoothing: Smoothing) -> None:
+def _apply(graph: gs.Graph, layer: Smoothable, smoothing: Smoothing) -> None:
     """Multiply the rows of the weight, and divide where the channels are made."""
     factor = smoothing.factor
     if layer.norm is not None:
-        _change(model, layer.norm, 1, lambda scale: scale / factor)
-        _change(model, layer.norm, 2, lambda bias: bias / factor)
+        _change(layer.norm, 1, lambda scale: scale / factor)
+        _change(layer.norm, 2, lambda bias: bias / factor)
     elif layer.qkv is not None:
         ones = np.ones(len(factor))
         of_value = np.concatenate([ones, ones, factor])
-        _change(model, layer.qkv, 1, lambda weight: weight / of_value)
-        _change_bias(model, layer.qkv, lambda bias: bias / of_value)
+        _change(layer.qkv, 1, lambda weight: weight / of_value)
+        _change_bias(layer.qkv, lambda bias: bias / of_value)
     else:
-        moved = smoothing.centre @ _constant(model, layer.linear.input[1])
-        _change_bias(model, layer.linear, lambda bias: bias + moved)
-        _insert_before(model, layer.linear, "Mul", 1 / factor)
-        _insert_before(model, layer.linear, "Add", -smoothing.centre / factor)
-    _change(model, layer.linear, 1, lambda weight: weight * factor[:, None])
+        moved = smoothing.centre @ layer.weight
+        _change_bias(layer.linear, lambda bias: bias + moved)
+        _insert_before(graph, layer.linear, "Mul", 1 / factor)
+        _insert_before(graph, layer.linear, "Add", -smoothing.centre / factor)
+    _change(layer.linear, 1, lambda weight: weight * factor[:, None])
 
 
-def _insert_before(model: onnx.ModelProto, linear: onnx.NodeProto, op_type: str, by: Array) -> None:
-    """Put a product with a constant, or a sum, between a linear layer and what it takes in."""
-    name = _inserted_name(linear.name, op_type)
-    constant = numpy_helper.from_array(by.astype(np.float32), f"{name}_constant")
-    model.graph.initializer.append(constant)
-    node = onnx.helper.make_node(
-        op_type, [linear.input[0], constant.name], [f"{name}_output"], name
-    )
-    linear.input[0] = node.output[0]
-    index = next(i for i, each in enumerate(model.graph.node) if each.name == linear.name)
-    model.graph.node.insert(index, node)
+def _change_bias(linear: gs.Node, change: Callable[[Array], Array]) -> None:
+    """Replace the constant that is added to the result of a linear layer."""
+    add = linear.o()
+    _change(add, 0 if isinstance(add.inputs[0], gs.Constant) else 1, change)
+
+
+def _change(node: gs.Node, index: int, change: Callable[[Array], Array]) -> None:
+    """Replace a constant of a node by a new one, since nodes share equal constants."""
+    old = node.inputs[index]
+    name = f"{node.name}_smooth_{index}"
+    name += "_" if old.name == name else ""
+    node.inputs[index] = gs.Constant(name, change(old.values).astype(np.float32))
+
+
+def _insert_before(graph: gs.Graph, linear: gs.Node, op: str, by: Array) -> None:
+    """Put a product with a constant, or a sum, between a linear layer and its input."""
+    name = _inserted_name(linear.name, op)
+    constant = gs.Constant(f"{name}_constant", by.astype(np.float32))
+    output = gs.Variable(f"{name}_output")
+    node = gs.Node(op, name, {}, [linear.inputs[0], constant], [output])
+    linear.inputs[0] = output
+    graph.nodes.insert(next(i for i, each in enumerate(graph.nodes) if each is linear), node)
 
 
 def with_inserted(nodes: frozenset[str]) -> frozenset[str]:
-    """Names of nodes, and of what may have been put before them."""
-    return nodes | {_inserted_name(name, kind) for name in nodes for kind in ("Mul", "Add")}
+    """Names of nodes, and of the nodes that may have been put before them."""
+    return nodes | {_inserted_name(name, op) for name in nodes for op in ("Mul", "Add")}
 
 
-def _inserted_name(linear: str, op_type: str) -> str:
-    return f"{linear}_smooth_{op_type}"
-
-
-def _change_bias(
-    model: onnx.ModelProto, linear: onnx.NodeProto, change: Callable[[Array], Array]
-) -> None:
-    """Replace the constant that is added to what a linear layer puts out."""
-    bias = next(node for node in model.graph.node if linear.output[0] in node.input)
-    _change(model, bias, 0 if bias.input[0] in constants(model) else 1, change)
-
-
-def _change(
-    model: onnx.ModelProto, node: onnx.NodeProto, index: int, change: Callable[[Array], Array]
-) -> None:
-    """Replace a constant that a node takes; by a new tensor, since equal ones are shared."""
-    name = f"{node.name}_smooth_{index}"
-    while any(tensor.name == name for tensor in model.graph.initializer):
-        name += "_"
-    values = change(_constant(model, node.input[index])).astype(np.float32)
-    model.graph.initializer.append(numpy_helper.from_array(values, name))
-    node.input[index] = name
-
-
-def _constant(model: onnx.ModelProto, name: str) -> Array:
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    return numpy_helper.to_array(tensor)
-
-
-def _drop_unused(model: onnx.ModelProto) -> None:
-    read = {name for node in model.graph.node for name in node.input}
-    used = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(used)
+def _inserted_name(linear: str, op: str) -> str:
+    return f"{linear}_smooth_{op}"

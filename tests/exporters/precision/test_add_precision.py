@@ -6,25 +6,16 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from sacvit_deploy.bundle import Bundle, publish, staging_folder, update_manifest
-from sacvit_deploy.comparison.decisions import (
-    LIMITS,
-    compare_decisions,
-    scheduler_decisions,
-)
+from sacvit_deploy.comparison.decisions import LIMITS, compare_decisions, scheduler_decisions
+from sacvit_deploy.comparison.network import of_bundle
 from sacvit_deploy.decode import decode, encode
-from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError, DataError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
-from sacvit_deploy.exporters.precision import request as chosen
-from sacvit_deploy.exporters.precision.conversion import with_bar
-from sacvit_deploy.exporters.precision.request import read_keep
 from sacvit_deploy.files import FileRecord
 from sacvit_deploy.manifest import PrecisionRecord
 from sacvit_deploy.runtime.pipeline import load
-from sacvit_deploy.runtime.scheduler import Scheduler
 from sacvit_deploy.spec import Precision
 from tests.exporters.graphs import normalised
 from tests.exporters.precision.conftest import PICTURES, as_random, copy_of
@@ -82,15 +73,7 @@ def test_decisions_in_onnx_runtime_are_those_of_fp32(name, precision, request, w
     pixels, floats = normalised(bundle, 32, seed=5)
     image = pixels if manifest.input_kind == "uint8" else floats
     wanted, found = (
-        scheduler_decisions(
-            Scheduler(
-                manifest.config,
-                open_sessions(bundle, backend="onnxruntime", precision=p).sessions,
-                manifest.selection,
-            ),
-            [image],
-        )
-        for p in ("fp32", precision)
+        scheduler_decisions(of_bundle(bundle, p).scheduler, [image]) for p in ("fp32", precision)
     )
     agreement = compare_decisions(wanted, found, manifest.config, manifest.eta)
     limits = LIMITS[precision]
@@ -117,18 +100,6 @@ def test_the_same_request_gives_the_same_files(method, sac_graph, pictures, tmp_
     assert made[0].manifest == made[1].manifest
     assert made[0].manifest.precisions["int8"].method == method
     assert made[0].manifest.precisions["int8"].pictures == 10
-
-
-def test_another_seed_takes_other_pictures(pictures):
-    sets = [
-        chosen.chosen_pictures(PrecisionRequest("int8", pictures, samples=5, seed=seed))
-        for seed in (0, 0, 1)
-    ]
-    assert sets[0] == sets[1]
-    assert sets[0].sha256 != sets[2].sha256
-    assert len(set(map(str, sets[0].sources))) == 5
-    everything = chosen.chosen_pictures(PrecisionRequest("int8", pictures))
-    assert len(everything.sources) == PICTURES
 
 
 def test_a_precision_is_replaced(precise, tmp_path):
@@ -190,20 +161,6 @@ def test_graphs_that_were_replaced_meanwhile_get_no_precision(sac_host, tmp_path
     assert not list(copy.path.glob("*fp16*"))
 
 
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"precision": "int8"}, "--calibration-data"),
-        ({"precision": "bf16"}, "fp16 or int8"),
-        ({"precision": "fp16", "method": "magic"}, "minmax or percentile or entropy"),
-        ({"precision": "fp16", "samples": 0}, "at least one"),
-    ],
-)
-def test_a_request_that_cannot_be_met_is_refused(fields, says):
-    with pytest.raises(ConfigError, match=says):
-        PrecisionRequest(**fields)
-
-
 def test_bad_requests_change_nothing(sac_host, pictures, tmp_path):
     copy = copy_of(sac_host, tmp_path / "bundle")
     before = sorted(copy.path.iterdir())
@@ -229,50 +186,3 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(sac_host, tmp_path, monkeypatch
         add_precision(copy, PrecisionRequest("fp16"))
     assert Bundle.open(copy.path).manifest == sac_host.manifest
     assert {f.name for f in copy.path.iterdir()} == {f.name for f in sac_host.path.iterdir()}
-
-
-def test_keep_lists_come_from_names_and_files(tmp_path):
-    file = tmp_path / "keep.txt"
-    file.write_text("# found by hand\nrefine:a  # blocks.0\n\nhead\n")
-    assert read_keep([str(file), "b", "head"]) == ("refine:a", "head", "b")
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"keep\.txt"):
-        read_keep([str(file)])
-
-
-class Terminal:
-    """Where a bar would be drawn."""
-
-    def __init__(self, *, real: bool) -> None:
-        self.real = real
-        self.text = ""
-
-    def isatty(self) -> bool:
-        return self.real
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize("real", [True, False])
-def test_a_bar_is_for_terminals(real, monkeypatch):
-    terminal = Terminal(real=real)
-    monkeypatch.setattr("sys.stderr", terminal)
-    assert list(with_bar(range(3), 3, "Calibrating")) == [0, 1, 2]
-    assert ("Calibrating" in terminal.text) == real
-
-
-def test_pictures_of_all_sizes_become_batches(tmp_path, sac_host):
-    from sacvit_deploy.runtime.preprocess import Preprocessor
-
-    for index in range(9):
-        file = tmp_path / "data" / "c" / f"{index}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20 + index, 40)).save(file)
-    found = chosen.chosen_pictures(PrecisionRequest("int8", tmp_path / "data"))
-    batches = found.batches(Preprocessor(sac_host.manifest.preprocessing))
-    assert [batch.shape for batch in batches] == [(8, 3, 32, 48), (1, 3, 32, 48)]

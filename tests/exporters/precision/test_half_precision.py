@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sacvit_deploy.comparison.graphs import LiteralSession, places, rounding_model
+from sacvit_deploy.comparison.graphs import LiteralSession, rounding_model
 from sacvit_deploy.exporters.precision.add_precision import linear_weight_shares, weight_shares
 from sacvit_deploy.exporters.precision.half_precision import half_model
-from tests.exporters.graphs import normalised, op_counts, read_graph, run_model
+from tests.exporters.graphs import normalised, op_counts, placed, read_graph, run_model
 
 GRAPHS = [
     ("sac_host", "early_exit"),
@@ -129,10 +129,9 @@ def test_it_computes_nearly_the_same(name, request):
 
 
 def test_kept_nodes_compute_in_fp32_with_exact_weights(sac_host):
-    original = read_graph(sac_host, "early_exit")
-    where = places(original, "early_exit")
-    keep = frozenset(node for node, place in where.items() if place == "blocks.1.mlp.fc1")
-    made = half_model(original, keep)
+    graph = placed(sac_host, "early_exit")
+    keep = frozenset(node for node, place in graph.places.items() if place == "blocks.1.mlp.fc1")
+    made = half_model(graph.model, keep)
     onnx.checker.check_model(made, full_check=True)
     kept = [n for n in made.graph.node if n.name in keep]
     stored = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
@@ -175,9 +174,8 @@ def test_an_overflow_between_two_nodes_is_seen(tmp_path):
     made = half_model(overflowing())
     x = np.full((2, 4), 100, np.float32)
     assert np.isfinite(run_model(made, x=x)[0]).all()
-    file = tmp_path / "rounding.onnx"
-    onnx.save(rounding_model(made), file)
-    assert not np.isfinite(LiteralSession(file).run({"x": x})["logits"]).any()
+    session = LiteralSession(rounding_model(made), tmp_path / "rounding.onnx")
+    assert not np.isfinite(session.run({"x": x})["logits"]).any()
 
 
 def test_a_weight_half_cannot_hold_becomes_infinite():

@@ -5,12 +5,18 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from sacvit_deploy.comparison.graphs import linear_layers, linear_nodes, places, quantised_nodes
+from sacvit_deploy.comparison.graphs import linear_nodes, matmuls
 from sacvit_deploy.exporters.precision.add_precision import linear_weight_shares
-from sacvit_deploy.exporters.precision.int8 import RoundedWeight, int8_model, rounded_weight
-from sacvit_deploy.exporters.precision.ranges import CalibratingSession
-from tests.exporters.graphs import normalised, op_counts, read_graph, run_model, session
+from sacvit_deploy.exporters.precision.int8 import (
+    LEVELS,
+    RoundedWeight,
+    int8_model,
+    rounded_weight,
+)
+from tests.exporters.graphs import op_counts, read_graph, run_model
+from tests.exporters.precision.conftest import ranges_of
 
+INPUTS, OUTPUTS = 200, 24  # more inputs than one block of corrections
 GRAPHS = [
     ("sac_host", "early_exit"),
     ("sac_host", "refine"),
@@ -141,63 +147,16 @@ def test_activations_are_symmetric_int8(graph):
         assert scale > 0
 
 
-def rounded_to_nearest(model) -> dict[str, RoundedWeight]:
+def rounded_to_nearest(model: onnx.ModelProto) -> dict[str, RoundedWeight]:
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    weights = {node.name: stored[node.input[1]] for node in quantised_nodes(model)}
+    weights = {node.name: stored[node.input[1]] for node in matmuls(model)}
     return {name: rounded_weight(weight, np.eye(len(weight))) for name, weight in weights.items()}
 
 
-def ranges_of(bundle, method, tmp_path, batches):
-    model = read_graph(bundle, "early_exit")
-    measuring = CalibratingSession(session(bundle, "early_exit"), model, method, tmp_path)
-    for image in batches:
-        measuring.run({"image": image})
-    return model, measuring.ranges()
-
-
-@pytest.fixture
-def batches(sac_host) -> list[np.ndarray]:
-    """The last one is smaller, as in real life."""
-    images = normalised(sac_host, 11)[1]
-    return [images[:8], images[8:]]
-
-
-def with_outputs(model: onnx.ModelProto, names) -> onnx.ModelProto:
-    typed = onnx.shape_inference.infer_shapes(model)
-    del typed.graph.output[:]
-    infos = {info.name: info for info in typed.graph.value_info}
-    typed.graph.output.extend(infos[name] for name in names)
-    return typed
-
-
-def test_min_max_is_the_largest_value_of_all_batches(sac_host, batches, tmp_path):
-    model, ranges = ranges_of(sac_host, "minmax", tmp_path, batches)
-    names = [node.input[0] for node in quantised_nodes(model)]
-    found = run_model(with_outputs(model, names), image=np.concatenate(batches))
-    for name, values in zip(names, found, strict=True):
-        low, high = (float(np.squeeze(v)) for v in ranges[name].range_value)
-        assert high == -low == pytest.approx(np.abs(values).max(), rel=1e-4)
-
-
-@pytest.mark.parametrize("method", ["percentile", "entropy"])
-def test_the_other_methods_cut_off_outliers(method, sac_host, batches, tmp_path):
-    model, ranges = ranges_of(sac_host, method, tmp_path, batches)
-    # Behind GELU, where a few values are far larger than the others.
-    name = linear_layers(model, "early_exit")["blocks.0.mlp.fc2"].input[0]
-    low, high = (float(v) for v in ranges[name].range_value[:2])
-    values = run_model(with_outputs(model, [name]), image=np.concatenate(batches))[0]
-    assert 0 < max(-low, high) < 0.99 * np.abs(values).max()
-
-
-def test_the_calibrators_keep_quiet(sac_host, batches, tmp_path, capsys):
-    ranges_of(sac_host, "percentile", tmp_path, batches)
-    assert capsys.readouterr().out == ""
-
-
 def test_kept_nodes_stay_float(sac_host, batches, tmp_path):
-    model, ranges = ranges_of(sac_host, "minmax", tmp_path, batches)
-    where = places(model, "early_exit")
-    keep = frozenset(node for node, place in where.items() if place.startswith("blocks.0."))
+    graph, ranges = ranges_of(sac_host, "minmax", tmp_path, batches)
+    model = graph.model
+    keep = frozenset(node for node, place in graph.places.items() if place.startswith("blocks.0."))
     weights = rounded_to_nearest(model)
     before, after = (op_counts(int8_model(model, ranges, weights, k)) for k in (frozenset(), keep))
     assert before["QuantizeLinear"] - after["QuantizeLinear"] == 4
@@ -206,7 +165,8 @@ def test_kept_nodes_stay_float(sac_host, batches, tmp_path):
 
 
 def test_the_original_is_not_changed(sac_host, batches, tmp_path):
-    model, ranges = ranges_of(sac_host, "minmax", tmp_path, batches)
+    graph, ranges = ranges_of(sac_host, "minmax", tmp_path, batches)
+    model = graph.model
     before = model.SerializeToString()
     made = int8_model(model, ranges, rounded_to_nearest(model))
     assert model.SerializeToString() == before
@@ -218,3 +178,56 @@ def test_the_original_is_not_changed(sac_host, batches, tmp_path):
         assert np.abs(rounded - exact).max() < 0.3 * np.abs(exact).max()
     logits = names.index("logits")
     assert np.abs(found[logits] - wanted[logits]).max() > 0
+
+
+# Rounding
+
+
+@pytest.fixture
+def layer() -> tuple[np.ndarray, np.ndarray]:
+    """A weight, and inputs that have much in common with each other."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
+    common = rng.normal(size=(2000, 20)) @ rng.normal(size=(20, INPUTS))
+    return weight, common + 0.3 * rng.normal(size=(2000, INPUTS))
+
+
+def moment(rows) -> np.ndarray:
+    found: np.ndarray = rows.T @ rows / len(rows)
+    return found
+
+
+def squared_error(weight, rounded, rows) -> float:
+    return float(((rows @ (rounded.values * rounded.scale - weight)) ** 2).mean())
+
+
+def test_the_output_changes_far_less_than_with_rounding_to_nearest(layer):
+    weight, rows = layer
+    found = rounded_weight(weight, moment(rows[:1000]))
+    nearest = rounded_weight(weight, np.eye(INPUTS))
+    # On rows it has not seen.
+    assert squared_error(weight, found, rows[1000:]) < 0.3 * squared_error(
+        weight, nearest, rows[1000:]
+    )
+
+
+def test_inputs_that_have_nothing_in_common_are_rounded_to_nearest(layer):
+    weight, _ = layer
+    found = rounded_weight(weight, np.diag(np.linspace(1, 2, INPUTS)))
+    np.testing.assert_array_equal(found.values, np.rint(weight / found.scale))
+    np.testing.assert_allclose(found.scale, np.abs(weight).max(axis=0) / LEVELS, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_layer_that_saw_hardly_anything_stays_near_its_weight(layer, rank):
+    weight, rows = layer
+    found = rounded_weight(weight, rank * moment(rows[:1]))
+    assert np.abs(found.values * found.scale - weight).max() <= 1.5 * found.scale.max()
+
+
+def test_an_output_without_weights_stays_zero(layer):
+    weight, rows = layer
+    weight[:, 3] = 0
+    found = rounded_weight(weight, moment(rows))
+    assert not found.values[:, 3].any()
+    assert np.isfinite(found.scale).all()

@@ -1,51 +1,62 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
-from onnx import numpy_helper
 
-from sacvit_deploy.comparison.graphs import linear_layers, tensor_values
+from sacvit_deploy.comparison.graphs import Graph, tensor_values, written
 from sacvit_deploy.exporters.precision.half_precision import half_model
 from sacvit_deploy.exporters.precision.int8 import rounded_weights
 from sacvit_deploy.exporters.precision.ranges import Channels, ChannelSession, channels_by_place
-from sacvit_deploy.exporters.precision.smooth import smooth, smoothable, with_inserted
-from tests.exporters.graphs import normalised, op_counts, read_graph, run_model
+from sacvit_deploy.exporters.precision.smooth import Smoothing, smooth, smoothable, with_inserted
+from tests.exporters.graphs import normalised, op_counts, placed, run_model
 
 
-def enlarge(model: onnx.ModelProto, layer, channel: int = 3) -> None:
-    """Make one input channel of a layer a hundred times too large, by the constants before it."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    before = {name: node for node in model.graph.node for name in node.output}
-    node = before[layer.linear.input[0]]
-    while layer.norm is None and not (node.op_type == "Add" and set(node.input) & set(stored)):
-        node = before[node.input[0]]
-    name = next(name for name in reversed(node.input) if name in stored)
-    values = numpy_helper.to_array(stored[name]).copy()
-    values[..., values.shape[-1] - 5 if "proj" in layer.place else channel] += 100
-    stored[name].CopyFrom(numpy_helper.from_array(values, name))
+def enlarged(original: Graph, place: str, channel: int = 3) -> Graph:
+    """One input channel of a layer is a hundred times too large, by the constants before it."""
+    graph = gs.import_onnx(original.model)
+    layers = smoothable(graph, original.linear_layers)
+    layer = next(layer for layer in layers if layer.place == place)
+    node = layer.linear.i(0)
+    while layer.norm is None and not (node.op == "Add" and any(map(is_constant, node.inputs))):
+        node = node.i(0)
+    constant = next(filter(is_constant, reversed(node.inputs)))
+    values = constant.values.copy()
+    values[..., values.shape[-1] - 5 if "proj" in place else channel] += 100
+    constant.values = values
+    return dataclasses.replace(original, model=written(graph))
 
 
-def channels_of(model, batches, tmp_path) -> dict[str, Channels]:
-    observed = ChannelSession(model, "early_exit", tmp_path / "taken.onnx")
+def is_constant(tensor: gs.Tensor) -> bool:
+    return isinstance(tensor, gs.Constant)
+
+
+def channels_of(graph: Graph, batches, tmp_path) -> dict[str, Channels]:
+    observed = ChannelSession(graph, tmp_path / "taken.onnx")
     for image in batches:
         observed.run({"image": image})
-    return channels_by_place({"early_exit": model}, {"early_exit": observed})
+    return channels_by_place({"early_exit": graph}, {"early_exit": observed})
+
+
+def smooth_one(graph: Graph, taken) -> tuple[Graph, dict[str, Smoothing]]:
+    graphs, found = smooth({"early_exit": graph}, taken)
+    return graphs["early_exit"], found
 
 
 @pytest.fixture(params=["blocks.0.mlp.fc1", "blocks.1.attn.proj", "blocks.1.mlp.fc2"])
 def smoothed(request, sac_host, tmp_path):
     """The early exit before and after, with an outlier in what one layer takes in."""
-    model = read_graph(sac_host, "early_exit")
-    layers = smoothable(model, "early_exit")
-    layer = next(layer for layer in layers if layer.place == request.param)
-    enlarge(model, layer)
+    graph = enlarged(placed(sac_host, "early_exit"), request.param)
     image = normalised(sac_host, 3)[1]
-    taken = channels_of(model, [image[:1], image[1:]], tmp_path)
-    after = onnx.ModelProto()
-    after.CopyFrom(model)
-    assert layer.place in smooth({"early_exit": after}, taken)
-    return model, after, image, layer
+    taken = channels_of(graph, [image[:1], image[1:]], tmp_path)
+    before = graph.model.SerializeToString()
+    after, found = smooth_one(graph, taken)
+    assert request.param in found
+    assert graph.model.SerializeToString() == before
+    return graph.model, after.model, image, graph.linear_layers[request.param].name
 
 
 def test_it_computes_the_same(smoothed):
@@ -61,7 +72,7 @@ def test_an_outlier_shrinks(smoothed, tmp_path):
     before, after, image, layer = smoothed
 
     def spread(model) -> float:
-        linear = next(node for node in model.graph.node if node.name == layer.linear.name)
+        linear = next(node for node in model.graph.node if node.name == layer)
         name = linear.input[0]
         values = np.abs(tensor_values(model, [name], {"image": image}, tmp_path / "x.onnx")[name])
         largest = values.reshape(-1, values.shape[-1]).max(axis=0)
@@ -73,7 +84,8 @@ def test_an_outlier_shrinks(smoothed, tmp_path):
 def test_every_linear_layer_of_the_blocks_can_be_smoothed(sac_host):
     depth = sac_host.manifest.config.depth
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    found = smoothable(read_graph(sac_host, "refine"), "refine")
+    graph = placed(sac_host, "refine")
+    found = smoothable(gs.import_onnx(graph.model), graph.linear_layers)
     blocks = [f"blocks.{i}.{part}" for i in range(depth) for part in parts]
     assert [layer.place for layer in found] == ["fusion.mlp.fc1", "fusion.mlp.fc2", *blocks]
 
@@ -81,25 +93,24 @@ def test_every_linear_layer_of_the_blocks_can_be_smoothed(sac_host):
 @pytest.mark.parametrize(("gain", "products"), [(0.0, True), (np.inf, False)])
 def test_a_product_of_its_own_has_to_be_worth_it(sac_host, tmp_path, monkeypatch, gain, products):
     monkeypatch.setattr("sacvit_deploy.exporters.precision.smooth._WORTH_A_PRODUCT", gain)
-    model = read_graph(sac_host, "early_exit")
-    before = op_counts(model)
-    smoothed = smooth(
-        {"early_exit": model}, channels_of(model, [normalised(sac_host, 3)[1]], tmp_path)
-    )
+    graph = placed(sac_host, "early_exit")
+    before = op_counts(graph.model)
+    after, smoothed = smooth_one(graph, channels_of(graph, [normalised(sac_host, 3)[1]], tmp_path))
     added = sum(place.endswith("mlp.fc2") for place in smoothed)
     assert any(place.endswith("attn.qkv") for place in smoothed)
     assert added == (sac_host.manifest.config.depth if products else 0)
     for kind in ("Mul", "Add"):
-        assert op_counts(model)[kind] == before[kind] + added
+        assert op_counts(after.model)[kind] == before[kind] + added
 
 
 def test_what_comes_out_of_gelu_is_centred(sac_host, tmp_path):
-    model = read_graph(sac_host, "early_exit")
+    graph = placed(sac_host, "early_exit")
     image = [normalised(sac_host, 3)[1]]
     place = "blocks.0.mlp.fc2"
-    before = channels_of(model, image, tmp_path)[place]
-    smoothing = smooth({"early_exit": model}, {**channels_of(model, image, tmp_path)})[place]
-    after = channels_of(model, image, tmp_path)[place]
+    taken = channels_of(graph, image, tmp_path)
+    changed, found = smooth_one(graph, taken)
+    before, smoothing = taken[place], found[place]
+    after = channels_of(changed, image, tmp_path)[place]
     expected = before.mapped(smoothing.centre, smoothing.factor)
     np.testing.assert_allclose(
         after.lowest, -after.highest, atol=1e-4 * np.abs(after.highest).max()
@@ -109,37 +120,35 @@ def test_what_comes_out_of_gelu_is_centred(sac_host, tmp_path):
 
 
 def test_channels_that_are_dead_or_constant_do_no_harm(sac_host, tmp_path):
-    model = read_graph(sac_host, "early_exit")
-    fc1 = linear_layers(model, "early_exit")["blocks.0.mlp.fc1"]
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    add = next(node for node in model.graph.node if fc1.output[0] in node.input)
-    bias = next(name for name in add.input if name in stored)
-    weight_values = numpy_helper.to_array(stored[fc1.input[1]]).copy()
-    bias_values = numpy_helper.to_array(stored[bias]).copy()
-    weight_values[:, :2], bias_values[:2] = 0, (-50, 3)
-    stored[fc1.input[1]].CopyFrom(numpy_helper.from_array(weight_values, fc1.input[1]))
-    stored[bias].CopyFrom(numpy_helper.from_array(bias_values, bias))
+    original = placed(sac_host, "early_exit")
+    edited = gs.import_onnx(original.model)
+    name = original.linear_layers["blocks.0.mlp.fc1"].name
+    fc1 = next(node for node in edited.nodes if node.name == name)
+    weight, bias = fc1.inputs[1], next(filter(is_constant, fc1.o().inputs))
+    weight.values, bias.values = weight.values.copy(), bias.values.copy()
+    weight.values[:, :2], bias.values[:2] = 0, (-50, 3)
+    graph = dataclasses.replace(original, model=written(edited))
     image = normalised(sac_host, 3)[1]
-    wanted = run_model(model, image=image)
-    taken = channels_of(model, [image], tmp_path)
-    smoothed = smooth({"early_exit": model}, taken)
+    wanted = run_model(graph.model, image=image)
+    taken = channels_of(graph, [image], tmp_path)
+    changed, smoothed = smooth_one(graph, taken)
     after = smoothed["blocks.0.mlp.fc2"]
     assert after.factor.max() / after.factor.min() <= 1.001e3
     taken |= {p: taken[p].mapped(each.centre, each.factor) for p, each in smoothed.items()}
-    weights = rounded_weights({"early_exit": model}, taken)["early_exit"]
+    weights = rounded_weights({"early_exit": changed}, taken)["early_exit"]
     assert all(weight.scale.min() > 0 for weight in weights.values())
-    half = half_model(model)
-    names = [output.name for output in model.graph.output]
+    names = [output.name for output in changed.model.graph.output]
+    half = half_model(changed.model)
     found = tensor_values(half, names, {"image": image}, tmp_path / "half.onnx")
     for name, exact in zip(names, wanted, strict=True):
         assert np.abs(found[name] - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def test_what_was_inserted_is_kept_with_its_layer(sac_host, tmp_path):
-    model = read_graph(sac_host, "early_exit")
-    linear = linear_layers(model, "early_exit")["blocks.0.mlp.fc2"].name
-    before = {node.name for node in model.graph.node}
-    smooth({"early_exit": model}, channels_of(model, [normalised(sac_host, 3)[1]], tmp_path))
-    new = {node.name for node in model.graph.node if linear in node.name} - before
+    graph = placed(sac_host, "early_exit")
+    linear = graph.linear_layers["blocks.0.mlp.fc2"].name
+    taken = channels_of(graph, [normalised(sac_host, 3)[1]], tmp_path)
+    after, _ = smooth_one(graph, taken)
+    new = {node.name for node in after.model.graph.node if linear in node.name} - set(graph.places)
     assert with_inserted(frozenset({linear})) == {linear, *new}
     assert len(new) == 2

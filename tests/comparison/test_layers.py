@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sacvit_deploy.comparison.graphs import read_graph
+from sacvit_deploy.comparison.graphs import fp32_graphs, read_graph
 from sacvit_deploy.comparison.layers import (
     LayerError,
     Probe,
@@ -34,8 +34,7 @@ def stored_half(sac_checkpoint, tmp_path_factory):
 @pytest.mark.parametrize("role", ["early_exit", "refine"])
 def test_weights_stored_in_half_hide_no_layer(sac_host, stored_half, role):
     found, wanted = (
-        [probe.spot for probe in probes(read_graph(b.graph_path(b.graph(role))), role)]
-        for b in (stored_half, sac_host)
+        [probe.spot for probe in probes(fp32_graphs(b)[role])] for b in (stored_half, sac_host)
     )
     assert found == wanted
     as_it_is = onnx.load(stored_half.graph_path(stored_half.graph(role)))
