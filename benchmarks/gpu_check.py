@@ -51,6 +51,7 @@ from benchmarks.measure import (
     measured_rows,
 )
 from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.tensorrt_library import ENGINE_BACKENDS
 from sacvit_deploy.errors import MissingDependencyError
@@ -186,7 +187,7 @@ def run(settings: Settings, output: Path) -> dict[str, Any]:
     document: dict[str, Any] = {
         "device": device_record(settings),
         "versions": versions(),
-        "networks": {"two_stage": settings.two_stage.to_dict(), "dense": settings.dense.to_dict()},
+        "networks": encode({"two_stage": settings.two_stage, "dense": settings.dense}),
         "sac_fraction_asked": settings.fraction,
     }
     steps: dict[str, Callable[[], dict[str, Any]]] = {

@@ -93,11 +93,7 @@ class Bundle:
         return self.manifest.weights.is_random
 
     def graph(self, role: Role, precision: Precision = "fp32") -> GraphEntry:
-        """Find the graph of a role and precision.
-
-        Raises:
-            BundleError: The bundle has none.
-        """
+        """Find the graph of a role and precision; `BundleError` if there is none."""
         for graph in self.manifest.graphs:
             if (graph.role, graph.precision) == (role, precision):
                 return graph
@@ -234,8 +230,7 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
 def locked(path: Path) -> Iterator[Bundle]:
     """Read a bundle and keep others from changing it while the block lasts; they wait.
 
-    Raises:
-        BundleError: It cannot be read.
+    `BundleError` if it cannot be read.
     """
     with contextlib.ExitStack() as held:
         with _told_as_bundle_error(path):
@@ -271,10 +266,8 @@ def check_unchanged(
 def staging_folder(bundle: Bundle) -> Iterator[Path]:
     """Make a hidden folder inside a bundle for new files, and remove it when the block ends.
 
-    SIGTERM ends the block as Ctrl-C does. Folders that a killed process left go, too.
-
-    Raises:
-        BundleError: The folder cannot be written to, or the disk is full.
+    SIGTERM ends the block as Ctrl-C does. Folders that a killed process left go, too. `BundleError`
+    if the folder cannot be written to or the disk is full.
     """
     with _told_as_bundle_error(bundle.path), own_folder(bundle.path) as staging:
         yield staging
@@ -414,11 +407,7 @@ def _check_covered(manifest: Manifest) -> None:
 
 
 def check_replaceable(target: Path, *, force: bool) -> None:
-    """Refuse a path that `new_bundle` would refuse, before any work is done.
-
-    Raises:
-        BundleError: Something is in the way.
-    """
+    """Raise `BundleError` if something is in the way of a new bundle."""
     with _told_as_bundle_error(target):
         exists = target.exists()
         is_bundle = (target / MANIFEST).is_file()

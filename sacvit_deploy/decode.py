@@ -68,28 +68,22 @@ def encode(value: Any) -> Any:
 
 
 def check_field(holds: bool, name: str, found: object, wanted: str) -> None:
-    """Refuse a value of a configuration.
+    """Raise `ConfigError` unless a value of a configuration holds.
 
     Args:
         holds: Whether the value is allowed.
         name: Name of the field.
         found: The value.
         wanted: What is allowed, as in "Make it {wanted}".
-
-    Raises:
-        ConfigError: It does not hold.
     """
     if not holds:
         _refuse(name, found, wanted)
 
 
 def check_types(config: object) -> None:
-    """Refuse a dataclass whose fields are not of the types their hints say.
+    """Raise `ConfigError` if a field of a dataclass is not of the type its hint says.
 
     Call it in `__post_init__`: a caller without a type checker may pass anything.
-
-    Raises:
-        ConfigError: A value is of another type, or not one of the choices.
     """
     kind: Any = type(config)
     for name, hint in _hints(kind).items():

@@ -46,11 +46,7 @@ class FileRecord:
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
-        """Read a file.
-
-        Raises:
-            OSError: It cannot be read.
-        """
+        """Read a file and record it; `OSError` if it cannot be read."""
         digest, size = hashlib.sha256(), 0
         with path.open("rb") as stream:
             while chunk := stream.read(_CHUNK_BYTES):
@@ -110,10 +106,7 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
 def own_folder(parent: Path) -> Iterator[Path]:
     """Make a hidden folder inside another, and remove it when the block ends.
 
-    Folders of owners that were killed go first.
-
-    Raises:
-        OSError: The folder cannot be written to.
+    Folders of owners that were killed go first. `OSError` if the parent cannot be written to.
     """
     with terminated_like_ctrl_c(), contextlib.ExitStack() as owned:
         with folder_lock(parent):  # a folder without a lock looks abandoned
@@ -158,12 +151,9 @@ def terminated_like_ctrl_c() -> Iterator[None]:
 
 
 def swap_in(staging: Path, target: Path) -> None:
-    """Replace an old folder by a new one; if that fails, the old one is back.
+    """Replace an old folder by a new one; after `OSError` the old one is back.
 
     Ctrl-C at any moment leaves one of the two in place, too.
-
-    Raises:
-        OSError: A folder cannot be renamed.
     """
     aside = staging.with_suffix(".old")
     try:
@@ -179,11 +169,7 @@ def swap_in(staging: Path, target: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Flush all files of a folder to disk before a rename: a power cut leaves no empty files.
-
-    Raises:
-        OSError: A file cannot be written.
-    """
+    """Flush all files of a folder to disk, so that a power cut after a rename leaves none empty."""
     for file in folder.rglob("*"):
         if file.is_file():
             _sync_file(file)
@@ -231,21 +217,13 @@ def _beside(file: Path) -> Path:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file through `replacing`; text as UTF-8.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write a file through `replacing`, text as UTF-8; `OSError` if it cannot be written."""
     with replacing(file) as path:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def check_writable(file: Path) -> None:
-    """Check that `replacing` could write a file, and leave nothing behind.
-
-    Raises:
-        OSError: It could not.
-    """
+    """Raise `OSError` if `replacing` could not write a file; leave nothing behind."""
     if file.is_dir():
         raise IsADirectoryError("it is a folder")
     if not file.parent.is_dir():
@@ -260,21 +238,13 @@ def check_writable(file: Path) -> None:
 
 
 def check_output(file: Path) -> None:
-    """Check that `write_output` could write a file, and leave nothing behind.
-
-    Raises:
-        ConfigError: It could not.
-    """
+    """Raise `ConfigError` if `write_output` could not write a file; leave nothing behind."""
     with _told_as_config_error(file):
         check_writable(file)
 
 
 def write_output(file: Path, content: str | bytes) -> None:
-    """Write a result the user asked for, like `write_whole`.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
+    """Write a result like `write_whole`; `ConfigError` if it cannot be written."""
     with _told_as_config_error(file):
         write_whole(file, content)
 

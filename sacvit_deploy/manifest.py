@@ -452,8 +452,9 @@ class Manifest:
         # An unknown key of these would change what the network computes.
         strict = {"config": ModelConfig, "preprocessing": Preprocessing}
         try:
-            for name in strict.keys() & values.keys():
-                values[name] = decode(strict[name], values[name], name, refuse_unknown=True)
+            for name, kind in strict.items():
+                if name in values:
+                    values[name] = decode(kind, values[name], name, refuse_unknown=True)
             return decode(cls, values)
         except ConfigError as error:
             raise BundleError(error.problem, f"{error.fix} Or export the bundle again.") from error

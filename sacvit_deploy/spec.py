@@ -85,11 +85,7 @@ class Preprocessing:
 
 
 def check_eta(eta: float) -> float:
-    """Convert an exit threshold to a float.
-
-    Raises:
-        ConfigError: It is not a number in [0, 1].
-    """
+    """Convert an exit threshold to a float; `ConfigError` if it is not a number in [0, 1]."""
     if isinstance(eta, bool) or not isinstance(eta, numbers.Real) or not 0 <= float(eta) <= 1:
         raise ConfigError(
             f"The exit threshold eta is {eta!r}.",
@@ -99,11 +95,7 @@ def check_eta(eta: float) -> float:
 
 
 def check_temperature(temperature: float) -> float:
-    """Convert an exit temperature to a float.
-
-    Raises:
-        ConfigError: It is not a finite number above 0.
-    """
+    """Convert an exit temperature to a float; `ConfigError` if it is not finite and above 0."""
     if isinstance(temperature, bool) or not 0 < temperature < math.inf:
         raise ConfigError(
             f"The exit temperature is {temperature!r}.", "Make it a finite number above 0."

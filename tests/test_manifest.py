@@ -166,7 +166,7 @@ def test_a_newer_version_is_refused_before_anything_else():
         ({"config": None}, "config is missing"),
         ({"config": {"family": "sac_vit"}}, "config.image_size is missing"),
         ({"config": 3}, "config is 3"),
-        ({"config": {**SAC.to_dict(), "depht": 3}}, "Unknown field: config.depht"),
+        ({"config": {**encode(SAC), "depht": 3}}, "Unknown field: config.depht"),
         ({"preprocessing": {"crop": [24, 32], "zoom": 2}}, "Unknown field: preprocessing.zoom"),
         ({"preprocessing": {"crop": [32, 32]}}, "cropped to"),
         ({"selection": "guess"}, "selection is 'guess'.\nMake it one of 'host', 'graph'"),

@@ -22,11 +22,7 @@ FAMILIES = {family.name: family for family in (SAC_VIT, CF_VIT, VIT)}
 
 
 def family_named(name: object) -> Family:
-    """Find a family by its name.
-
-    Raises:
-        ConfigError: There is none.
-    """
+    """Find a family by its name; `ConfigError` if there is none."""
     if not isinstance(name, str) or name not in FAMILIES:
         raise ConfigError(f"family is {name!r}.", f"Make it one of {', '.join(FAMILIES)}.")
     return FAMILIES[name]

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.decode import check_field, check_types, decode, encode
+from sacvit_deploy.decode import check_field, check_types
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
 from sacvit_deploy.families.two_stage import TwoStageConfig
@@ -69,11 +69,7 @@ class ModelConfig:
 
     @property
     def stages(self) -> TwoStageConfig:
-        """Configuration of the stages.
-
-        Raises:
-            ConfigError: The family has one stage.
-        """
+        """Configuration of the stages; `ConfigError` if the family has one stage."""
         if self.two_stage is None:
             raise ConfigError(
                 f"The family {self.family!r} has one stage, and this needs two.",
@@ -111,8 +107,7 @@ class ModelConfig:
     def replace(self, **fields: Any) -> ModelConfig:
         """Copy with other values; fields of `two_stage` are named without a prefix.
 
-        Raises:
-            ConfigError: A field does not exist, or the values do not fit together.
+        `ConfigError` if a field does not exist or the values do not fit together.
         """
         stage_names = {f.name for f in dataclasses.fields(TwoStageConfig)}
         own_names = {f.name for f in dataclasses.fields(ModelConfig)}
@@ -128,20 +123,6 @@ class ModelConfig:
             base = own_fields.get("two_stage", self.stages)
             own_fields["two_stage"] = dataclasses.replace(base, **stage_fields)
         return dataclasses.replace(self, **own_fields)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping that `from_dict` reads back."""
-        values: dict[str, Any] = encode(self)
-        return values
-
-    @classmethod
-    def from_dict(cls, values: object) -> ModelConfig:
-        """Read a mapping written by `to_dict`.
-
-        Raises:
-            ConfigError: A field is missing, unknown, or out of range.
-        """
-        return decode(cls, values, "config", refuse_unknown=True)
 
 
 def graph_specs(
@@ -198,17 +179,11 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """Find a preset by its name.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise ConfigError(
-            f"There is no preset {name!r}.", f"Choose one of: {', '.join(sorted(PRESETS))}."
-        ) from None
+    """Find a preset by its name; `ConfigError` if there is none."""
+    if name not in PRESETS:
+        known = ", ".join(sorted(PRESETS))
+        raise ConfigError(f"There is no preset {name!r}.", f"Choose one of: {known}.")
+    return PRESETS[name]
 
 
 def preset_preprocessing(config: ModelConfig) -> Preprocessing:

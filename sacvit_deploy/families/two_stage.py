@@ -147,11 +147,7 @@ def two_stage_family(
 
 
 def check_two_stage(config: ModelConfig) -> None:
-    """Refuse a configuration that cannot have two stages.
-
-    Raises:
-        ConfigError: `two_stage` is missing, or does not fit the body.
-    """
+    """Raise `ConfigError` if `two_stage` is missing or does not fit the body."""
     stages = config.two_stage
     if stages is None:
         check_field(False, "two_stage", stages, f"set: the family {config.family} has two stages")

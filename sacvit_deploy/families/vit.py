@@ -110,15 +110,12 @@ def _check(config: ModelConfig) -> None:
 
 
 def check_image_size(config: ModelConfig, step: int, what: str) -> None:
-    """Refuse an image size that the patches do not divide.
+    """Raise `ConfigError` if the patches do not divide the image.
 
     Args:
         config: The network.
         step: Divisor of both sides, in pixels.
         what: `the` or `twice the`, to precede "patch size".
-
-    Raises:
-        ConfigError: A side is not a multiple.
     """
     fits = all(side > 0 and side % step == 0 for side in config.image_size)
     wanted = f"two multiples of {step} ({what} patch size)"

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from sacvit_deploy.decode import decode, encode
 from sacvit_deploy.errors import CheckpointError, ConfigError
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.files import replacing
@@ -162,7 +163,7 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, Tensor], config: ModelC
         CheckpointError: The file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    metadata = {"format": "pt", CONFIG_METADATA: json.dumps(config.to_dict())}
+    metadata = {"format": "pt", CONFIG_METADATA: json.dumps(encode(config))}
     try:
         with replacing(path) as unfinished:
             save_file(tensors, unfinished, metadata=metadata)
@@ -246,8 +247,8 @@ def _parse_config(metadata: Mapping[str, str] | None, path: Path) -> ModelConfig
     if text is None:
         return None
     try:
-        return ModelConfig.from_dict(json.loads(text))
-    except (ValueError, TypeError, AttributeError, ConfigError) as error:
+        return decode(ModelConfig, json.loads(text), "config", refuse_unknown=True)
+    except (ValueError, ConfigError) as error:
         problem = error.problem if isinstance(error, ConfigError) else str(error)
         raise CheckpointError(
             f"The model configuration stored in {path} cannot be read: {problem}",

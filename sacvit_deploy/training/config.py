@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sacvit_deploy.decode import check_field, check_types, decode, encode
+from sacvit_deploy.decode import check_field, check_types, decode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.libraries import require
@@ -207,11 +207,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_field(self.seed >= 0, "seed", self.seed, "0 or more")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Encode the configuration as plain data for JSON, with paths as text."""
-        values: dict[str, Any] = encode(self)
-        return values
 
 
 def read_train_config(path: Path) -> TrainConfig:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import DataError, SacvitDeployError
 from sacvit_deploy.files import write_whole
 from sacvit_deploy.model.checkpoints import save_checkpoint
@@ -232,7 +233,7 @@ def _make_folder(folder: Path) -> None:
 def _write_config(config: TrainConfig) -> None:
     path = config.output / CONFIG_FILE
     try:
-        write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")
+        write_whole(path, json.dumps(encode(config), indent=2) + "\n")
     except OSError as error:
         raise DataError(
             f"{path} cannot be written: {error}.", "Check that folder and the space on its disk."

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import CheckpointError, ConfigError
 from sacvit_deploy.families.config import ModelConfig, preset_preprocessing
 from sacvit_deploy.files import replacing
@@ -205,7 +206,7 @@ def load_run(path: Path, state: RunState, config: TrainConfig) -> None:
 
 def config_digest(config: TrainConfig) -> str:
     """Hash the fields of a configuration that decide the result of a run."""
-    values = {key: value for key, value in config.to_dict().items() if key not in _FREE}
+    values = {key: value for key, value in encode(config).items() if key not in _FREE}
     for part, free in (("data", _FREE_DATA), ("schedule", _FREE_SCHEDULE)):
         values[part] = {key: value for key, value in values[part].items() if key not in free}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from sacvit_deploy.decode import decode, encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import (
     PRESETS,
@@ -89,9 +90,13 @@ def test_grids_of_a_wide_picture():
     assert (TINY.num_fine_tokens, TINY.num_coarse_tokens) == (128, 32)
 
 
+def read(values) -> ModelConfig:
+    return decode(ModelConfig, values, "config", refuse_unknown=True)
+
+
 @pytest.mark.parametrize("config", [TINY, DENSE], ids=lambda c: c.family)
 def test_survives_json(config):
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert read(json.loads(json.dumps(encode(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -105,15 +110,15 @@ def test_survives_json(config):
 )
 def test_unreadable_description_is_refused(change, problem):
     with pytest.raises(ConfigError) as refused:
-        ModelConfig.from_dict({**TINY.to_dict(), **change})
+        read({**encode(TINY), **change})
     assert refused.value.problem == problem
 
 
 def test_missing_field_is_refused():
-    values = TINY.to_dict()
+    values = encode(TINY)
     del values["image_size"]
     with pytest.raises(ConfigError, match="image_size"):
-        ModelConfig.from_dict(values)
+        read(values)
 
 
 def test_every_promised_preset_is_there():

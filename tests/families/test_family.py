@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from sacvit_deploy.decode import decode, encode
 from sacvit_deploy.errors import BundleIntegrityError, ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
 from sacvit_deploy.families.config import ModelConfig, graph_macs, graph_specs, mean_macs_g
@@ -70,7 +71,7 @@ def test_its_graphs_and_costs_are_known(config):
 def test_its_configuration_is_checked_and_survives_json(config):
     with pytest.raises(ConfigError, match="depth is 2"):
         config.replace(depth=2)
-    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert decode(ModelConfig, encode(config)) == config
 
 
 def test_its_bundle_is_described(config):

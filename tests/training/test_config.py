@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.training.config import (
     AugmentationConfig,
@@ -80,7 +81,7 @@ def test_a_config_cannot_be_changed(run):
 
 
 def test_to_dict_is_json(run: TrainConfig):
-    document = json.loads(json.dumps(run.to_dict()))
+    document = json.loads(json.dumps(encode(run)))
     assert document["schedule"]["epochs"] == 3
     assert document["data"]["train"] == str(run.data.train)
 
