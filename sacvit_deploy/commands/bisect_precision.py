@@ -9,7 +9,6 @@ import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
-from sacvit_deploy.decode import encode
 from sacvit_deploy.files import check_output, write_output
 from sacvit_deploy.libraries import require
 
@@ -53,7 +52,7 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
             {
                 "precision": request.precision,
                 "keep": [{"node": node, "place": place} for node, place in pairs],
-                "agreement": encode(found.agreement),
+                "agreement": found.agreement,
                 "trials": found.trials,
             }
         )

@@ -11,7 +11,6 @@ import click
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_engines
-from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.build import (
     BatchRange,
     BuildOptions,
@@ -86,7 +85,7 @@ def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
     with options.Progress() as progress:
         _, engines = build_engines(opened, request, progress.bar)
     if chosen["as_json"]:
-        options.echo_json({"engines": encode(engines)})
+        options.echo_json({"engines": engines})
     else:
         options.echo_lines(describe_engines(engines))
 

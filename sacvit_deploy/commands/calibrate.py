@@ -11,7 +11,6 @@ import click
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_calibration
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.evaluation.class_names import read_class_names
 from sacvit_deploy.evaluation.exit_calibration import CalibrationRequest, calibrate_bundle
 from sacvit_deploy.evaluation.exit_threshold import GOAL_KINDS, ExitGoal, ThresholdSearch
 from sacvit_deploy.visualize.canvas import check_drawing_file
@@ -83,13 +82,11 @@ def command(bundle: Path, data: Path, **chosen: Any) -> None:
     Example:
       sacvit-deploy calibrate bundle val.zip --max-accuracy-drop 0.01 --plot curve.png
     """
-    names, plot = chosen["class_names"], chosen["plot"]
+    plot = chosen["plot"]
     request = CalibrationRequest(
         ThresholdSearch(_goal(chosen), temperature_scaling=chosen["temperature_scaling"]),
-        precision=chosen["precision"],
-        backend=chosen["backend"],
-        class_names=read_class_names(names) if names else None,
         write=not chosen["dry_run"],
+        **{name: chosen[name] for name in ("precision", "backend", "class_names")},
     )
     if plot:
         check_drawing_file(plot)

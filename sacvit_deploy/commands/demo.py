@@ -48,8 +48,7 @@ def command(output: Path, eta: float | None, as_json: bool) -> None:
     drawn.save(file)
     results = [seen.result for seen in drawn.looks]
     if as_json:
-        found = [result.to_dict() for result in results]
-        options.echo_json({"results": found, "sheet": str(file)})
+        options.echo_json({"results": [result.to_dict() for result in results], "sheet": file})
         return
     options.echo_lines(describe_results(results))
     click.echo(_NOTE)

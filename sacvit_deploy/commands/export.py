@@ -12,7 +12,6 @@ import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_export
-from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.families.config import preset as preset_config
@@ -93,7 +92,7 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
     if chosen["as_json"]:
         manifest = bundle.manifest
         found = {"parity": manifest.parity, "precisions": manifest.precisions}
-        options.echo_json({"bundle": str(bundle.path), **encode(found)})
+        options.echo_json({"bundle": bundle.path, **found})
     else:
         options.echo_lines(describe_export(bundle))
 

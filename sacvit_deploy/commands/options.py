@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.registry import AUTO
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -188,8 +189,8 @@ def passed_over_lines(pipeline: Pipeline) -> Iterator[str]:
 
 
 def echo_json(document: object) -> None:
-    """Print one JSON document on stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    """Print plain data, dataclasses and paths as one JSON document on stdout."""
+    click.echo(json.dumps(encode(document), indent=2, ensure_ascii=False))
 
 
 def echo_lines(lines: Iterable[str]) -> None:

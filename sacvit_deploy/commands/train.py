@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.libraries import require
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command("train")
@@ -38,14 +41,10 @@ def command(config: Path, output: Path | None, as_json: bool) -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         return
     if as_json:
-        options.echo_json({key: _plain(value) for key, value in vars(result).items()})
+        options.echo_json(result)
         return
     click.echo(f"{result.checkpoint}: weights after {result.steps} steps")
     for name, value in result.metrics.items():
         click.echo(f"{name} {value:.4f}")
     if result.best is not None:
         click.echo(f"{result.best}: weights of the best validation")
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,14 +29,8 @@ from sacvit_deploy.visualize.token_map import token_map
 @click.option("--scores/--no-scores", default=True, help="Draw the score of every token.")
 @click.option("--columns", type=click.IntRange(min=1), help="Pictures in a row.")
 @options.json_option
-def command(  # noqa: PLR0913  one parameter an option
-    bundle: Path,
-    images: tuple[Path, ...],
-    output: Path,
-    eta: float | None,
-    scores: bool,
-    columns: int | None,
-    as_json: bool,
+def command(
+    bundle: Path, images: tuple[Path, ...], output: Path, as_json: bool, **chosen: Any
 ) -> None:
     """Show which tokens of each IMAGE the network of BUNDLE refined.
 
@@ -44,12 +39,12 @@ def command(  # noqa: PLR0913  one parameter an option
       sacvit-deploy visualize bundle cat.jpg dog.jpg -o tokens.png
     """
     check_drawing_file(output)
-    with load(bundle, eta=eta) as pipeline:
-        drawn = token_map(pipeline, images, scores=scores, columns=columns)
+    with load(bundle, eta=chosen.pop("eta")) as pipeline:
+        drawn = token_map(pipeline, images, **chosen)
     drawn.save(output)
     if as_json:
         found = [{**s.result.to_dict(), "scores": s.score.tolist()} for s in drawn.looks]
-        options.echo_json({"sheet": str(output), "results": found})
+        options.echo_json({"sheet": output, "results": found})
         return
     options.echo_lines(describe_results([seen.result for seen in drawn.looks]))
     click.echo(f"Refined tokens: {output}")

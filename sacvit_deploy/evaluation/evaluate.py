@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import DataError
 from sacvit_deploy.evaluation.answers import (
     OnCorrupt,
@@ -127,19 +128,20 @@ class Evaluation:
             document |= rows[0]
         if several:
             document["rows"] = rows
-        return {
-            **document,
+        document |= {
             "images": self.images,
-            "skipped": [asdict(skipped) for skipped in self.skipped],
+            "skipped": self.skipped,
             "macs_g": self.macs_g,
             "early_path": self.early_alone.latency_ms(),
             "late_path": self.refine_alone and self.refine_alone.latency_ms(),
-            **self.reliability.to_dict(),
-            "classes": [asdict(row) for row in self.classes],
+            "ece": self.reliability.ece,
+            "reliability": self.reliability.bins,
+            "classes": self.classes,
             "confusions": [list(vars(entry).values()) for entry in self.confusions],
             "data_sha256": self.data_sha256,
-            **asdict(self.setting),
+            **vars(self.setting),
         }
+        return dict(encode(document))
 
     def _row(self, point: OperatingPoint) -> dict[str, Any]:
         late = self.refine_alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 from sacvit_deploy.bundle import check_unchanged, locked, update_manifest
 from sacvit_deploy.errors import BundleError, ConfigError
 from sacvit_deploy.evaluation.answers import collect_answers
+from sacvit_deploy.evaluation.class_names import read_class_names
 from sacvit_deploy.evaluation.exit_threshold import (
     Calibration,
     ThresholdSearch,
@@ -31,14 +32,14 @@ class CalibrationRequest:
         search: The goal, and how to search for its threshold.
         precision: Precision of the graphs; None chooses as `load` does.
         backend: See `load`.
-        class_names: Names of the data's classes, if the data has ids.
+        class_names: File with the names of the data's classes, if the data has ids.
         write: Store the result in the bundle.
     """
 
     search: ThresholdSearch = field(default_factory=ThresholdSearch)
     precision: Precision | None = None
     backend: str = "auto"
-    class_names: Mapping[str, str] | None = None
+    class_names: Path | None = None
     write: bool = True
 
 
@@ -89,12 +90,13 @@ def calibrate_bundle(
         BundleError: The bundle cannot be read or written, or was changed meanwhile.
         EngineError: The backend cannot run it.
     """
+    names = read_class_names(request.class_names) if request.class_names else None
     with load(path, backend=request.backend, precision=request.precision) as pipeline:
         _check_can_be_calibrated(path, pipeline.manifest, write=request.write)
         samples = read_samples(data)
         check_enough(len(samples.samples))
         on_open(pipeline)
-        answers = collect_answers(pipeline, samples, request.class_names, report=report)
+        answers = collect_answers(pipeline, samples, names, report=report)
     found = find_threshold(answers, pipeline.manifest.config, request.search)
     precision, backend = pipeline.precision, cast("Backend", pipeline.backend)
     if request.write:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import ConfigError, DataError, GoalError
 from sacvit_deploy.evaluation.exit_sweep import ExitSweep, sweep_exits
 from sacvit_deploy.evaluation.statistics import (
@@ -227,19 +228,20 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `calibrate`."""
-        return {
-            **asdict(self.chosen),
+        document = {
+            **vars(self.chosen),
             "temperature": self.temperature,
-            "goal": {**asdict(self.goal), "reached": self.reached},
+            "goal": {**vars(self.goal), "reached": self.reached},
             "reference_top1": self.reference_top1,
             "intervals": self.intervals,
-            "likelihood": self.likelihood and asdict(self.likelihood),
+            "likelihood": self.likelihood,
             "images": self.images,
-            "skipped": [asdict(entry) for entry in self.skipped],
+            "skipped": self.skipped,
             "data_sha256": self.data_sha256,
             "warnings": self.warnings,
-            "curve": [asdict(point) for point in self.curve],
+            "curve": self.curve,
         }
+        return dict(encode(document))
 
 
 def find_threshold(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -170,10 +170,6 @@ class Reliability:
 
     ece: float
     bins: tuple[ReliabilityBin, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready document."""
-        return {"ece": self.ece, "reliability": [asdict(each) for each in self.bins]}
 
 
 def reliability(
