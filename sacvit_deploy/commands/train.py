@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.libraries import require
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @click.command("train")
