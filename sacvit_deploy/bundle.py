@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from sacvit_deploy.errors import BundleError, BundleIntegrityError
+from sacvit_deploy.errors import BundleError, BundleIntegrityError, raised_as
 from sacvit_deploy.files import (
     FileRecord,
     folder_lock,
@@ -168,7 +168,7 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
     staging = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
     with terminated_like_ctrl_c():
         try:
-            with _told_as_bundle_error(target):
+            with _write_error(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 staging.mkdir()
             yield staging
@@ -183,7 +183,7 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
 
 
 def _put_in_place(staging: Path, target: Path, *, force: bool) -> None:
-    with _told_as_bundle_error(target), contextlib.ExitStack() as held:
+    with _write_error(target), contextlib.ExitStack() as held:
         sync(staging)
         if target.is_dir():  # nobody else may write to it now
             held.enter_context(folder_lock(target))
@@ -221,7 +221,7 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
         BundleError: The folder cannot be written.
     """
     _check_covered(manifest)
-    with _told_as_bundle_error(bundle.path):
+    with _write_error(bundle.path):
         write_whole(bundle.path / MANIFEST, manifest.to_json())
     return dataclasses.replace(bundle, manifest=manifest)
 
@@ -233,7 +233,7 @@ def locked(path: Path) -> Iterator[Bundle]:
     `BundleError` if it cannot be read.
     """
     with contextlib.ExitStack() as held:
-        with _told_as_bundle_error(path):
+        with _write_error(path):
             held.enter_context(folder_lock(path))
         yield Bundle.open(path, check_hashes=False)
 
@@ -269,7 +269,7 @@ def staging_folder(bundle: Bundle) -> Iterator[Path]:
     SIGTERM ends the block as Ctrl-C does. Folders that a killed process left go, too. `BundleError`
     if the folder cannot be written to or the disk is full.
     """
-    with _told_as_bundle_error(bundle.path), own_folder(bundle.path) as staging:
+    with _write_error(bundle.path), own_folder(bundle.path) as staging:
         yield staging
 
 
@@ -289,12 +289,12 @@ def publish(bundle: Bundle, staging: Path, manifest: Manifest) -> Bundle:
     Raises:
         BundleError: The folder cannot be written to.
     """
-    with _told_as_bundle_error(bundle.path):
+    with _write_error(bundle.path):
         sync(staging)
         new = _records(staging)
     if new.keys() & bundle.manifest.files.keys():
         update_manifest(bundle, _without(bundle.manifest, new.keys()))
-    with _told_as_bundle_error(bundle.path):
+    with _write_error(bundle.path):
         for name in new:
             (bundle.path / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staging / name, bundle.path / name)
@@ -408,7 +408,7 @@ def _check_covered(manifest: Manifest) -> None:
 
 def check_replaceable(target: Path, *, force: bool) -> None:
     """Raise `BundleError` if something is in the way of a new bundle."""
-    with _told_as_bundle_error(target):
+    with _write_error(target):
         exists = target.exists()
         is_bundle = (target / MANIFEST).is_file()
         is_empty = target.is_dir() and not any(target.iterdir())
@@ -423,15 +423,9 @@ def check_replaceable(target: Path, *, force: bool) -> None:
         )
 
 
-@contextlib.contextmanager
-def _told_as_bundle_error(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BundleError(
-            f"The bundle {target} cannot be written: {error}.",
-            "Check the permissions of the folder and the space left on the disk.",
-        ) from error
+def _write_error(target: Path) -> contextlib.AbstractContextManager[None]:
+    fix = "Check the permissions of the folder and the space left on the disk."
+    return raised_as(BundleError, f"The bundle {target} cannot be written", fix)
 
 
 def build_command(bundle: Bundle, entry: EngineEntry) -> str:

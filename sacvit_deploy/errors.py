@@ -21,8 +21,13 @@ The command line prints both and exits with 1; a traceback is a defect.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class SacvitDeployError(Exception):
@@ -92,6 +97,27 @@ class BundleIntegrityError(BundleError):
 
 class EngineError(SacvitDeployError):
     """An inference runtime is not available, or refused a graph or its inputs."""
+
+
+@contextlib.contextmanager
+def raised_as(
+    kind: type[SacvitDeployError],
+    problem: str,
+    fix: str,
+    errors: type[Exception] | tuple[type[Exception], ...] = OSError,
+) -> Iterator[None]:
+    """Raise errors of the block that come from elsewhere as one of this package.
+
+    Args:
+        kind: Class to raise.
+        problem: Problem without its reason, which follows after a colon.
+        fix: What the user can do about it.
+        errors: Classes to catch.
+    """
+    try:
+        yield
+    except errors as error:
+        raise kind(f"{problem}: {error}.", fix) from error
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.errors import ConfigError, raised_as
 
 if sys.platform != "win32":
     import fcntl
@@ -239,22 +239,16 @@ def check_writable(file: Path) -> None:
 
 def check_output(file: Path) -> None:
     """Raise `ConfigError` if `write_output` could not write a file; leave nothing behind."""
-    with _told_as_config_error(file):
+    with _output_error(file):
         check_writable(file)
 
 
 def write_output(file: Path, content: str | bytes) -> None:
     """Write a result like `write_whole`; `ConfigError` if it cannot be written."""
-    with _told_as_config_error(file):
+    with _output_error(file):
         write_whole(file, content)
 
 
-@contextlib.contextmanager
-def _told_as_config_error(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{file} cannot be written: {error}.",
-            "Choose another file, in a folder that exists and can be written to.",
-        ) from error
+def _output_error(file: Path) -> contextlib.AbstractContextManager[None]:
+    fix = "Choose another file, in a folder that exists and can be written to."
+    return raised_as(ConfigError, f"{file} cannot be written", fix)

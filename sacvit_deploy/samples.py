@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from sacvit_deploy.errors import DataError
+from sacvit_deploy.errors import DataError, raised_as
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"}
@@ -92,10 +92,9 @@ def read_samples(path: Path) -> SampleSet:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path} is not a data set.", _WANTED)
-    try:
+    wrong = OSError, UnicodeDecodeError, zipfile.BadZipFile, csv.Error
+    with raised_as(DataError, f"The data set {path} cannot be read", _WANTED, wrong):
         return reader(path)
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile, csv.Error) as error:
-        raise DataError(f"The data set {path} cannot be read: {error}.", _WANTED) from error
 
 
 def read_pictures(path: Path) -> tuple[Sample, ...]:

@@ -7,7 +7,11 @@ import pytest
 
 from sacvit_deploy import errors
 
-KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if kind.__module__ == errors.__name__
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -29,3 +33,24 @@ def test_the_tree_is_drawn_as_it_is():
         parents[depth:] = [name]
         assert getattr(errors, name).__base__.__name__ == parents[depth - 1]
     assert {name for _, name in drawn} | {"SacvitDeployError"} == {k.__name__ for k in KINDS}
+
+
+def test_errors_from_elsewhere_are_raised_as_ours():
+    def fail(error: Exception) -> None:
+        with errors.raised_as(errors.DataError, "It cannot be read", "Check it."):
+            raise error
+
+    reason = FileNotFoundError("no such file")
+    with pytest.raises(errors.DataError) as raised:
+        fail(reason)
+    assert str(raised.value) == "It cannot be read: no such file.\nCheck it."
+    assert raised.value.__cause__ is reason
+    for other in (KeyError("key"), errors.ConfigError("a", "b")):
+        with pytest.raises(type(other)):
+            fail(other)
+
+
+def test_a_warning_names_the_caller():
+    with pytest.warns(UserWarning, match="Look") as caught:
+        errors.warn_caller("Look", UserWarning)
+    assert caught[0].filename == __file__

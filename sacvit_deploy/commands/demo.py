@@ -9,7 +9,7 @@ import click
 from sacvit_deploy.bundle import demo_bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_results
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.samples import sample_pictures
 from sacvit_deploy.visualize.token_map import token_map
@@ -39,10 +39,8 @@ def command(output: Path, eta: float | None, as_json: bool) -> None:
       sacvit-deploy demo
     """
     file = output / "tokens.png"
-    try:
+    with raised_as(ConfigError, f"{file} cannot be written", "Choose another -o."):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error}.", "Choose another -o.") from error
     with load(demo_bundle(), eta=eta) as pipeline:
         drawn = token_map(pipeline, list(sample_pictures()), note=_NOTE)
     drawn.save(file)

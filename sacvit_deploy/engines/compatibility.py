@@ -17,7 +17,7 @@ from sacvit_deploy.engines.tensorrt_library import (
     load_library,
     version_numbers,
 )
-from sacvit_deploy.errors import BundleIntegrityError, EngineError
+from sacvit_deploy.errors import BundleIntegrityError, EngineError, raised_as
 from sacvit_deploy.manifest import EngineEntry
 
 
@@ -126,12 +126,8 @@ def _os_mismatch(entry: EngineEntry, machine: Machine) -> str | None:
 def _read(bundle: Bundle, entry: EngineEntry) -> bytes:
     """The bytes of a plan, if they have the hash that the bundle names."""
     fix = f"Build it again: {build_command(bundle, entry)}"
-    try:
+    with raised_as(BundleIntegrityError, f"The engine {entry.file} cannot be read", fix):
         content = bundle.engine_path(entry).read_bytes()
-    except OSError as error:
-        raise BundleIntegrityError(
-            f"The engine {entry.file} cannot be read: {error}.", fix
-        ) from error
     record = bundle.manifest.files.get(entry.file)
     if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
         raise BundleIntegrityError(

@@ -19,7 +19,7 @@ from sacvit_deploy.engines.plan_inspection import (
     precision_share,
 )
 from sacvit_deploy.engines.tensorrt_library import Library, LibraryLog
-from sacvit_deploy.errors import EngineError
+from sacvit_deploy.errors import EngineError, raised_as
 from sacvit_deploy.files import check_writable, write_whole
 
 if TYPE_CHECKING:
@@ -201,15 +201,11 @@ def _save_timing_cache(config: Any, file: Path) -> None:
         write_whole(file, bytes(config.get_timing_cache().serialize()))
 
 
-@contextlib.contextmanager
-def _timing_cache_error(file: Path, done: str, outcome: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise EngineError(
-            f"The timing cache {file} cannot be {done}: {error}.",
-            f"Give another file, or none; {outcome}.",
-        ) from error
+def _timing_cache_error(
+    file: Path, done: str, outcome: str
+) -> contextlib.AbstractContextManager[None]:
+    problem = f"The timing cache {file} cannot be {done}"
+    return raised_as(EngineError, problem, f"Give another file, or none; {outcome}.")
 
 
 @dataclass

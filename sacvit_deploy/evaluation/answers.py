@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.engines.machine import jetson_release, this_machine
-from sacvit_deploy.errors import DataError, ImageError
+from sacvit_deploy.errors import DataError, ImageError, raised_as
 from sacvit_deploy.evaluation.class_names import match_classes
 from sacvit_deploy.libraries import own_versions, versions
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -129,13 +129,9 @@ def _digest(sample: Sample) -> bytes:
     Raises:
         ImageError: It cannot be read any more.
     """
-    try:
-        with sample.open() as stream:
-            return hashlib.sha256(stream.read()).digest()
-    except OSError as error:
-        raise ImageError(
-            f"The picture {sample.name!r} cannot be read: {error}.", "Check the data set."
-        ) from error
+    problem = f"The picture {sample.name!r} cannot be read"
+    with raised_as(ImageError, problem, "Check the data set."), sample.open() as stream:
+        return hashlib.sha256(stream.read()).digest()
 
 
 def _joined(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sacvit_deploy.errors import DataError
+from sacvit_deploy.errors import DataError, raised_as
 
 _SHOWN = 3
 _ID_KEYS = ("id", "wnid")
@@ -27,14 +27,12 @@ def read_class_names(file: Path) -> dict[str, str]:
     Raises:
         DataError: The file cannot be read, is none of these, or gives one id two names.
     """
-    try:
+    unreadable = OSError, UnicodeDecodeError
+    with raised_as(DataError, f"The class names {file} cannot be read", _FORMS, unreadable):
         text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The class names {file} cannot be read: {error}.", _FORMS) from error
-    try:
+    wrong = ValueError, TypeError, LookupError, RecursionError
+    with raised_as(DataError, f"{file} does not give names of classes", _FORMS, wrong):
         pairs = _json_pairs(text) if text.lstrip()[:1] in ("{", "[") else _text_pairs(text)
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise DataError(f"{file} does not give names of classes: {error}.", _FORMS) from error
     if not pairs:
         raise DataError(f"{file} names no class.", _FORMS)
     names = dict(pairs)

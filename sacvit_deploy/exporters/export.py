@@ -11,7 +11,7 @@ from sacvit_deploy.comparison.network import Network
 from sacvit_deploy.comparison.tensors import check_parity, compare_tensors, random_pixels
 from sacvit_deploy.comparison.torch_network import torch_network
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
 from sacvit_deploy.exporters.passes import DEFAULT_PASSES, run_passes
 from sacvit_deploy.exporters.passes.fold_normalisation import FoldNormalisation
@@ -174,13 +174,10 @@ def _config(options: ExportOptions, stored: ModelConfig | None, unknown: str) ->
 def _read_labels(file: Path | None, config: ModelConfig) -> tuple[str, ...]:
     if file is None:
         return tuple(f"class {index}" for index in range(config.num_classes))
-    try:
+    problem = f"The labels file {file} cannot be read"
+    fix = "Give a UTF-8 text file with one class name a line."
+    with raised_as(ConfigError, problem, fix, (OSError, UnicodeDecodeError)):
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"The labels file {file} cannot be read: {error}.",
-            "Give a UTF-8 text file with one class name a line.",
-        ) from error
     labels = tuple(line.strip() for line in lines if line.strip())
     if len(labels) != config.num_classes:
         raise ConfigError(

@@ -24,7 +24,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from sacvit_deploy.decode import decode, encode
-from sacvit_deploy.errors import CheckpointError, ConfigError
+from sacvit_deploy.errors import CheckpointError, ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.files import replacing
 from sacvit_deploy.manifest import WeightsOrigin
@@ -164,14 +164,11 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, Tensor], config: ModelC
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     metadata = {"format": "pt", CONFIG_METADATA: json.dumps(encode(config))}
-    try:
-        with replacing(path) as unfinished:
-            save_file(tensors, unfinished, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"The checkpoint {path} cannot be written: {error}.",
-            "Check that its folder exists, may be written to, and has space left.",
-        ) from error
+    problem = f"The checkpoint {path} cannot be written"
+    fix = "Check that its folder exists, may be written to, and has space left."
+    told = raised_as(CheckpointError, problem, fix, (OSError, SafetensorError))
+    with told, replacing(path) as unfinished:
+        save_file(tensors, unfinished, metadata=metadata)
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sacvit_deploy.decode import check_field, check_types, decode
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.libraries import require
 
@@ -273,24 +273,17 @@ def _model(values: object) -> ModelConfig:
 
 def _parse(path: Path) -> object:
     suffix = path.suffix.lower()
-    try:
+    with raised_as(ConfigError, f"{path} cannot be read", "Check the file.", (OSError, ValueError)):
         if suffix == ".toml":
             module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
             toml = require(module, "Reading a .toml configuration")
             return toml.loads(path.read_text(encoding="utf-8"))
         if suffix in (".yaml", ".yml"):
             yaml = require("yaml", "Reading a .yaml configuration")
-            return _parse_yaml(yaml, path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.", "Check the file.") from error
+            problem, fix = f"{path} is not valid YAML", "Correct that line."
+            with raised_as(ConfigError, problem, fix, yaml.YAMLError):
+                return yaml.safe_load(path.read_text(encoding="utf-8"))
     raise ConfigError(f"{path} is neither .toml nor .yaml.", "Name a .toml or .yaml file.")
-
-
-def _parse_yaml(yaml: Any, path: Path) -> object:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}.", "Correct that line.") from error
 
 
 def _resolve(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sacvit_deploy.decode import encode
-from sacvit_deploy.errors import DataError, SacvitDeployError
+from sacvit_deploy.errors import DataError, SacvitDeployError, raised_as
 from sacvit_deploy.files import write_whole
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from sacvit_deploy.training.augmentation import mix_batch
@@ -222,19 +222,12 @@ class _Loop:
 
 
 def _make_folder(folder: Path) -> None:
-    try:
+    with raised_as(DataError, f"The output folder {folder} cannot be made", "Set another output."):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"The output folder {folder} cannot be made: {error}.", "Set another output."
-        ) from error
 
 
 def _write_config(config: TrainConfig) -> None:
     path = config.output / CONFIG_FILE
-    try:
+    fix = "Check that folder and the space on its disk."
+    with raised_as(DataError, f"{path} cannot be written", fix):
         write_whole(path, json.dumps(encode(config), indent=2) + "\n")
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error}.", "Check that folder and the space on its disk."
-        ) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from sacvit_deploy.errors import DataError
+from sacvit_deploy.errors import DataError, raised_as
 from sacvit_deploy.files import write_whole
 from sacvit_deploy.libraries import require
 from sacvit_deploy.training.data import ValidationPictures, collate, read_batches
@@ -49,14 +49,10 @@ class MetricsLog:
         Raises:
             DataError: The file cannot be written.
         """
-        try:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:
-            raise DataError(
-                f"The metrics cannot be written to {self._path}: {error}.",
-                "Make space on that disk and start the same command again.",
-            ) from error
+        problem = f"The metrics cannot be written to {self._path}"
+        fix = "Make space on that disk and start the same command again."
+        with raised_as(DataError, problem, fix), self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **values}) + "\n")
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)

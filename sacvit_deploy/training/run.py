@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sacvit_deploy.decode import encode
-from sacvit_deploy.errors import CheckpointError, ConfigError
+from sacvit_deploy.errors import CheckpointError, ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig, preset_preprocessing
 from sacvit_deploy.files import replacing
 from sacvit_deploy.model.build import build_model
@@ -166,16 +166,15 @@ def save_run(path: Path, state: RunState, config: TrainConfig) -> None:
         **_optimizer_tensors(state),
     }
     facts = {"step": state.step, "best": state.best, "config": config_digest(config)}
-    try:
-        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with replacing(path) as unfinished:
-            save_file(stored, unfinished, metadata={_FACTS: json.dumps(facts)})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"The run cannot be saved as {path}: {error}.",
-            "Make space on that disk and start the same command again; it goes on from the last "
-            "saved step.",
-        ) from error
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    fix = (
+        "Make space on that disk and start the same command again; it goes on from the last saved "
+        "step."
+    )
+    problem = f"The run cannot be saved as {path}"
+    told = raised_as(CheckpointError, problem, fix, (OSError, SafetensorError))
+    with told, replacing(path) as unfinished:
+        save_file(stored, unfinished, metadata={_FACTS: json.dumps(facts)})
 
 
 def load_run(path: Path, state: RunState, config: TrainConfig) -> None:
@@ -184,14 +183,11 @@ def load_run(path: Path, state: RunState, config: TrainConfig) -> None:
     Raises:
         CheckpointError: The file cannot be read, or its run has another configuration.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[_FACTS])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"The saved run {path} cannot be read: {error}.", "Delete it to start anew."
-        ) from error
+    problem, fix = f"The saved run {path} cannot be read", "Delete it to start anew."
+    wrong = OSError, SafetensorError, KeyError, ValueError
+    with raised_as(CheckpointError, problem, fix, wrong), safe_open(path, framework="pt") as file:
+        facts = json.loads((file.metadata() or {})[_FACTS])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if facts["config"] != config_digest(config):
         raise CheckpointError(
             f"{path} is a run with another configuration.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.samples import read_pictures, sample_pictures
 
 if TYPE_CHECKING:
@@ -82,12 +82,9 @@ def read_keep(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
+    fix, unreadable = "Give a text file with one name a line.", (OSError, UnicodeDecodeError)
+    with raised_as(ConfigError, f"{file} cannot be read", fix, unreadable):
         return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{file} cannot be read: {error}.", "Give a text file with one name a line."
-        ) from error
 
 
 @dataclass(frozen=True)
