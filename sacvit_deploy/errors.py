@@ -1,4 +1,4 @@
-"""Every error the package raises on purpose, and where its warnings point to.
+"""Every error the package raises on purpose, and the place its warnings name.
 
     SacvitDeployError
     ├── ConfigError              a model or preprocessing configuration that cannot exist
@@ -9,11 +9,11 @@
     ├── CheckpointError          weights that do not belong to the model
     ├── ExportError              an ONNX graph that could not be written
     │   ├── ParityError          the ONNX graph does not compute what the torch model computes
-    │   └── PrecisionError       in FP16 or INT8 the network decides otherwise than in FP32
+    │   └── PrecisionError       FP16 or INT8 changes the decisions of the network
     ├── BundleError              a bundle that cannot be used
     │   ├── BundleVersionError   written by a newer release
     │   └── BundleIntegrityError a file is missing or changed since it was written
-    └── EngineError              an inference runtime refused or is not available
+    └── EngineError              a backend refused or is not available
 
 Each carries a `problem` (what was asked and what was found) and a `fix` (what to do next).
 The command line prints both and exits with 1; a traceback is a defect.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class SacvitDeployError(Exception):
-    """Base of the tree: one problem and the way out of it.
+    """Base of the tree: one problem and its fix.
 
     Args:
         problem: What was asked and what was found, one or more lines, no trailing newline.
@@ -96,7 +96,7 @@ class BundleIntegrityError(BundleError):
 
 
 class EngineError(SacvitDeployError):
-    """An inference runtime is not available, or refused a graph or its inputs."""
+    """A backend is not available, or refused a graph or its inputs."""
 
 
 @contextlib.contextmanager
@@ -121,12 +121,7 @@ def raised_as(
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:
-    """Warn, and name the line outside this package that led here.
-
-    Args:
-        message: What happened, and what to do about it.
-        category: Which kind of warning.
-    """
+    """Warn, and name the line outside this package that led here."""
     package, frame, level = __name__.partition(".")[0], sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1

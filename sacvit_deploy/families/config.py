@@ -132,7 +132,7 @@ def graph_specs(
 
     Args:
         config: The network.
-        selection: Place where target tokens are chosen; see `two_stage_tensors`.
+        selection: Place where target tokens are chosen; it sets the inputs of the refine graph.
         input_kind: Kind of the image input.
     """
     family = family_named(config.family)

@@ -136,17 +136,17 @@ def two_stage_family(
             **{key: {**body, "two_stage": demo} for key, body in demo_preset(prefix).items()},
         },
         files=files,
-        check=check_two_stage,
-        tensors=two_stage_tensors,
-        macs=two_stage_macs,
-        layers=two_stage_layers,
+        check=_check,
+        tensors=_tensors,
+        macs=_macs,
+        layers=_layers,
         model="sacvit_deploy.model.two_stage:TwoStageViT",
         view="sacvit_deploy.model.views:two_stage_view",
         checkpoint_names=_PUBLISHED_NAMES,
     )
 
 
-def check_two_stage(config: ModelConfig) -> None:
+def _check(config: ModelConfig) -> None:
     """Raise `ConfigError` if `two_stage` is missing or does not fit the body."""
     stages = config.two_stage
     if stages is None:
@@ -161,7 +161,7 @@ def check_two_stage(config: ModelConfig) -> None:
     check_field(1 <= config.num_targets < tokens, "alpha", stages.alpha, wanted)
 
 
-def two_stage_tensors(
+def _tensors(
     config: ModelConfig, selection: Selection, input_kind: InputKind
 ) -> dict[Role, tuple[Tensors, Tensors]]:
     """Inputs and outputs of both graphs.
@@ -192,12 +192,12 @@ def two_stage_tensors(
     return {"early_exit": early_exit, "refine": refine}
 
 
-def two_stage_macs(config: ModelConfig, attention: Attention) -> dict[Role, int]:
+def _macs(config: ModelConfig, attention: Attention) -> dict[Role, int]:
     """Multiply-accumulates of both graphs; see `graph_macs`."""
     return {"early_exit": _early_exit_macs(config), "refine": _refine_macs(config, attention)}
 
 
-def two_stage_layers(role: Role) -> Iterator[str]:
+def _layers(role: Role) -> Iterator[str]:
     """Yield the layers with weights in order: in the second stage, the fusion comes first."""
     if role == "refine":
         yield from _FUSION_LAYERS
