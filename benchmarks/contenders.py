@@ -269,18 +269,18 @@ def engine_contenders(
     settings: Settings, bundles: Bundles, runtime: EngineBackend
 ) -> Iterator[Contender]:
     """Build TensorRT or TensorRT-RTX engines, and run them with and without CUDA graphs."""
-    from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
+    from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
     from sacvit_deploy.engines.registry import open_sessions
 
     check_target(runtime)
     largest = max(settings.batches)
-    options = BuildOptions(batch=BatchRange(1, min(8, largest), largest))
+    batch = BatchRange(1, min(8, largest), largest)
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in precisions:
         built = []
         for bundle in bundles.get(precision):
             say(f"building {runtime} engines of {bundle.path.name} in {precision}")
-            request = EngineRequest(precision, runtime, options)
+            request = EngineRequest(precision, runtime, batch)
             built.append(build_engines(bundle, request, lambda *_: None)[0])
         for cuda_graphs in (True, False):
             opened = [

@@ -13,7 +13,6 @@ from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_engines
 from sacvit_deploy.engines.build import (
     BatchRange,
-    BuildOptions,
     EngineRequest,
     HardwareCompatibility,
     build_engines,
@@ -73,13 +72,15 @@ def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
     Example:
       sacvit-deploy build-engine bundle --fp16 --runtime tensorrt-rtx --batch 1:8:32
     """
-    targets, same = chosen["compute_capability"], BuildOptions.__dataclass_fields__.keys()
+    targets, same = chosen["compute_capability"], EngineRequest.__dataclass_fields__.keys()
+    precision: Precision = chosen["precision"] or "fp32"
     how = {name: value for name, value in chosen.items() if name in same} | {
+        "precision": precision,
         "batch": BatchRange.parse(chosen["batch"]),
         "compute_capabilities": parse_compute_capabilities(targets) if targets else (),
+        "backend": chosen["runtime"] or default_backend(),
     }
-    precision: Precision = chosen["precision"] or "fp32"
-    request = EngineRequest(precision, chosen["runtime"] or default_backend(), BuildOptions(**how))
+    request = EngineRequest(**how)
     opened, request = Bundle.open(bundle), check_request(request)  # before the graphs are made
     opened = _with_precision(opened, precision, calibration_data)
     with options.Progress() as progress:

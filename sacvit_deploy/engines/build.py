@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -20,7 +20,7 @@ from sacvit_deploy.bundle import (
 from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.machine import Machine, this_machine
 from sacvit_deploy.engines.plan import OnProgress, Plan, build_plan, check_timing_cache
-from sacvit_deploy.engines.plan_inspection import PrecisionDemand, check_plan
+from sacvit_deploy.engines.plan_inspection import check_plan
 from sacvit_deploy.engines.tensorrt_library import (
     RTX_CAPABILITIES,
     TURING,
@@ -29,7 +29,7 @@ from sacvit_deploy.engines.tensorrt_library import (
     load_library,
 )
 from sacvit_deploy.errors import BundleError, EngineError
-from sacvit_deploy.manifest import EngineEntry, EngineFlags, GraphEntry, Manifest
+from sacvit_deploy.manifest import EngineEntry, EngineFlags, GraphEntry
 from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
@@ -80,10 +80,12 @@ class BatchRange:
 
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """Options of a build; graph and precision are not among them.
+class EngineRequest:
+    """One call of `build_engines`.
 
     Attributes:
+        precision: Precision of the graphs.
+        backend: The library that builds.
         batch: The optimization profile.
         compute_capabilities: GPUs to build for, such as `8.6`; empty for the one of this machine.
             TensorRT-RTX only.
@@ -96,6 +98,8 @@ class BuildOptions:
         hardware_compatibility: Other GPUs that the engine runs on. TensorRT only.
     """
 
+    precision: Precision
+    backend: EngineBackend
     batch: BatchRange = BatchRange(1, 8, 32)
     compute_capabilities: tuple[str, ...] = ()
     workspace_mib: int | None = None
@@ -159,21 +163,6 @@ def parse_compute_capabilities(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-@dataclass(frozen=True)
-class EngineRequest:
-    """One call of `build_engines`.
-
-    Attributes:
-        precision: Precision of the graphs.
-        backend: The library that builds.
-        options: Its options.
-    """
-
-    precision: Precision
-    backend: EngineBackend
-    options: BuildOptions = field(default_factory=BuildOptions)
-
-
 def build_engines(
     bundle: Bundle, request: EngineRequest, report: OnProgress
 ) -> tuple[Bundle, tuple[EngineEntry, ...]]:
@@ -199,7 +188,6 @@ def build_engines(
     """
     graphs = graphs_in(bundle, request.precision)
     request = check_request(request)
-    options = request.options
     library, machine = load_library(request.backend), this_machine()
     with staging_folder(bundle) as staging:
         (staging / ENGINE_FOLDER).mkdir()
@@ -208,20 +196,23 @@ def build_engines(
             plan = build_plan(
                 library,
                 bundle.engine_graph_path(graph),
-                _demand(bundle, graph),
-                options,
+                _kept_share(bundle, graph),
+                request,
                 _graph_report(report, graph.role, number, len(graphs)),
             )
-            if set(options.compute_capabilities) & set(_here(machine)):
+            if _here(machine) in request.compute_capabilities:
                 found = check_plan(library, plan.content, request.precision)
                 plan.log.lines.append(("INFO", found))
-            entries.append(_entry(graph, options, plan, machine))
+            entries.append(_entry(graph, request, plan, machine))
             _write(staging, entries[-1], plan)
             del plan  # as large as the engine: not beside the next one
         # Read again: another build may have ended since.
         with locked(bundle.path) as current:
             check_unchanged(current, bundle.graph_files(), "built", "Build again.")
-            return publish(current, staging, _with_engines(current, entries)), tuple(entries)
+            new = {entry.file for entry in entries}
+            kept = (engine for engine in current.manifest.engines if engine.file not in new)
+            manifest = dataclasses.replace(current.manifest, engines=(*kept, *entries))
+            return publish(current, staging, manifest), tuple(entries)
 
 
 def _graph_report(report: OnProgress, role: Role, number: int, count: int) -> OnProgress:
@@ -236,13 +227,10 @@ def check_request(request: EngineRequest) -> EngineRequest:
         EngineError: The library, this machine or an option does not allow it.
         MissingDependencyError: The library is not installed.
     """
-    library, options = load_library(request.backend), request.options
-    targets = _targets(library, options, this_machine())
-    if options.timing_cache is not None:
-        check_timing_cache(options.timing_cache)
-    return dataclasses.replace(
-        request, options=dataclasses.replace(options, compute_capabilities=targets)
-    )
+    targets = _targets(load_library(request.backend), request, _here(this_machine()))
+    if request.timing_cache is not None:
+        check_timing_cache(request.timing_cache)
+    return dataclasses.replace(request, compute_capabilities=targets)
 
 
 def graphs_in(bundle: Bundle, precision: Precision) -> tuple[GraphEntry, ...]:
@@ -260,45 +248,45 @@ def graphs_in(bundle: Bundle, precision: Precision) -> tuple[GraphEntry, ...]:
     )
 
 
-def _demand(bundle: Bundle, graph: GraphEntry) -> PrecisionDemand:
-    """The precision of a graph, less the nodes that were kept in FP32 on request."""
+def _kept_share(bundle: Bundle, graph: GraphEntry) -> float | None:
+    """Share of the weights that was converted, if nodes were kept in FP32 on request."""
     record = bundle.manifest.precisions.get(graph.precision)
     if record is None or not record.kept_in_fp32.get(graph.role):
-        return PrecisionDemand(graph.precision)
+        return None
     shares, kind = record.linear_weight_shares, "int8"
     if graph.precision == "fp16":
         shares, kind = record.weight_shares, "half"
-    return PrecisionDemand(graph.precision, shares.get(graph.role, {}).get(kind))
+    return shares.get(graph.role, {}).get(kind)
 
 
-def _targets(library: Library, options: BuildOptions, machine: Machine) -> tuple[str, ...]:
-    """The compute capabilities to build for."""
-    here = _here(machine)
+def _targets(library: Library, request: EngineRequest, here: str | None) -> tuple[str, ...]:
+    """The compute capabilities to build for; `here` is that of this machine."""
     if library.is_rtx:
-        return _rtx_targets(library, options, here)
-    if not here:
+        return _rtx_targets(library, request, here)
+    if here is None:
         raise EngineError(
             "TensorRT times its kernels on the GPU it builds for, and this machine shows none.",
             "Run build-engine on the machine that will use the engine, or build for an RTX card "
             "with --runtime tensorrt-rtx, which needs no GPU. See: sacvit-deploy doctor",
         )
-    if options.compute_capabilities not in ((), here):
+    if request.compute_capabilities not in ((), (here,)):
         raise EngineError(
-            f"TensorRT builds for the GPU of this machine, {here[0]}; "
-            f"{', '.join(options.compute_capabilities)} was asked for.",
+            f"TensorRT builds for the GPU of this machine, {here}; "
+            f"{', '.join(request.compute_capabilities)} was asked for.",
             "Leave --compute-capability out, or use --runtime tensorrt-rtx.",
         )
-    return here
+    return (here,)
 
 
-def _rtx_targets(library: Library, options: BuildOptions, here: tuple[str, ...]) -> tuple[str, ...]:
-    if options.only_tensorrt:
+def _rtx_targets(library: Library, request: EngineRequest, here: str | None) -> tuple[str, ...]:
+    if request.only_tensorrt:
         raise EngineError(
-            f"TensorRT-RTX has no {', '.join(options.only_tensorrt)}: it chooses kernels on the "
+            f"TensorRT-RTX has no {', '.join(request.only_tensorrt)}: it chooses kernels on the "
             "user's machine, and its engines belong to one release.",
             "Leave the option out, or use --runtime tensorrt.",
         )
-    targets, known = options.compute_capabilities or here or _PORTABLE_TARGETS, library.targets
+    usual, known = (here,) if here else _PORTABLE_TARGETS, library.targets
+    targets = request.compute_capabilities or usual
     unknown = [target for target in targets if target not in known]
     if unknown:
         why = f", and has no FP32 matrix product for {TURING} (Turing)" if TURING in unknown else ""
@@ -311,13 +299,11 @@ def _rtx_targets(library: Library, options: BuildOptions, here: tuple[str, ...])
     return targets
 
 
-def _here(machine: Machine) -> tuple[str, ...]:
-    """Compute capability of the current GPU, if there is one."""
-    gpu = machine.current_gpu
-    return (gpu.compute_capability,) if gpu else ()
+def _here(machine: Machine) -> str | None:
+    return machine.current_gpu.compute_capability if machine.current_gpu else None
 
 
-def _entry(graph: GraphEntry, options: BuildOptions, plan: Plan, machine: Machine) -> EngineEntry:
+def _entry(graph: GraphEntry, request: EngineRequest, plan: Plan, machine: Machine) -> EngineEntry:
     library = plan.library
     stem = PurePosixPath(graph.file).name.partition(".")[0]
     return EngineEntry(
@@ -327,11 +313,11 @@ def _entry(graph: GraphEntry, options: BuildOptions, plan: Plan, machine: Machin
         runtime=library.backend,
         runtime_version=library.version,
         cuda_version=library_cuda(library.backend) or machine.driver_cuda or "",
-        compute_capabilities=options.compute_capabilities,
+        compute_capabilities=request.compute_capabilities,
         os=machine.os,
-        batch=options.batch.triple,
+        batch=request.batch.triple,
         precision_share=_rounded(plan.share.weights),
-        flags=options.flags,
+        flags=request.flags,
         build_s=round(plan.build_s, 3),
         bytes=plan.content.nbytes,
         linear_share=_rounded(plan.share.linear),
@@ -354,9 +340,3 @@ def _write(staging: Path, entry: EngineEntry, plan: Plan) -> None:
     # The bundle may be passed on; the folder's path on this machine stays private.
     text = plan.log.text.replace(f"{staging.parent}{os.sep}", "")
     file.with_suffix(".log").write_text(head + text, encoding="utf-8")
-
-
-def _with_engines(bundle: Bundle, entries: list[EngineEntry]) -> Manifest:
-    new = {entry.file for entry in entries}
-    kept = tuple(engine for engine in bundle.manifest.engines if engine.file not in new)
-    return dataclasses.replace(bundle.manifest, engines=(*kept, *entries))

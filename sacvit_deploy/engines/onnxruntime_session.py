@@ -54,11 +54,6 @@ class OrtTensor:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
-    @classmethod
-    def of(cls, value: Any) -> OrtTensor:
-        """Wrap an `OrtValue`."""
-        return cls(value, np.dtype(_DTYPES[value.data_type()]), tuple(value.shape()))
-
 
 class OnnxRuntimeSession:
     """One ONNX graph in ONNX Runtime.
@@ -138,11 +133,22 @@ class OnnxRuntimeSession:
         """Compute every output; see `DeviceSession.run_on_device`."""
         session = self._opened()
         check_feeds(feeds, self.inputs)
+        device = "cpu" if self.memory is None else "cuda"
         try:
-            inputs, outputs = self._bound_run(session, feeds, keep)
-            both = inputs | outputs
-            kept: dict[str, Tensor] = {name: OrtTensor.of(both[name]) for name in keep}
-            fetched = {name: outputs[name].numpy() for name in outputs if name not in keep}
+            binding = session.io_binding()
+            values = {name: self._uploaded(feed, device) for name, feed in feeds.items()}
+            for name, value in values.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in self._outputs:
+                binding.bind_output(name, device if name in keep else "cpu", 0)
+            session.run_with_iobinding(binding)
+            values |= zip(self._outputs, binding.get_outputs(), strict=True)
+            fetched = {name: values[name].numpy() for name in self._outputs if name not in keep}
+            kept: dict[str, Tensor] = {
+                name: OrtTensor(value, np.dtype(_DTYPES[value.data_type()]), tuple(value.shape()))
+                for name, value in values.items()
+                if name in keep
+            }
         except Exception as error:  # its exceptions share no other base
             raise self._failure(error) from error
         return fetched, kept
@@ -158,26 +164,11 @@ class OnnxRuntimeSession:
             raise closed_error(f"The session of {self._path}")
         return session
 
-    def _bound_run(
-        self, session: Any, feeds: Mapping[str, Tensor], keep: Collection[str]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The `OrtValue` of every input and of every output, those in `keep` on the device."""
-        device = "cpu" if self.memory is None else "cuda"
-        binding = session.io_binding()
-        inputs = {name: self._uploaded(feed, device) for name, feed in feeds.items()}
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
-            binding.bind_output(name, device if name in keep else "cpu", 0)
-        session.run_with_iobinding(binding)
-        return inputs, dict(zip(self._outputs, binding.get_outputs(), strict=True))
-
     def _uploaded(self, feed: Tensor, device: str) -> Any:
         """An `OrtValue` on the device; only a host array has to be copied there."""
         if isinstance(feed, OrtTensor):
             return feed.value
-        array = np.ascontiguousarray(feed)
-        return self._ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+        return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feed), device, 0)
 
     def _failure(self, error: Exception) -> EngineError:
         return EngineError(

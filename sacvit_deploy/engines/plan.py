@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.engines.plan_inspection import (
-    PrecisionDemand,
     PrecisionShare,
+    check_precision,
     network_layers,
     precision_share,
 )
@@ -23,7 +23,7 @@ from sacvit_deploy.errors import EngineError, raised_as
 from sacvit_deploy.files import check_writable, write_whole
 
 if TYPE_CHECKING:
-    from sacvit_deploy.engines.build import BatchRange, BuildOptions
+    from sacvit_deploy.engines.build import BatchRange, EngineRequest
 
 
 # Share of the work that is done, in [0, 1], and the name of the phase.
@@ -56,8 +56,8 @@ class Plan:
 def build_plan(
     library: Library,
     graph: Path,
-    demand: PrecisionDemand,
-    options: BuildOptions,
+    kept_share: float | None,
+    request: EngineRequest,
     on_progress: OnProgress,
 ) -> Plan:
     """Build one engine in memory.
@@ -65,8 +65,8 @@ def build_plan(
     Args:
         library: The library that builds.
         graph: The `.onnx` file, its external weights beside it.
-        demand: The precision of the graph, checked before the build begins.
-        options: Its compute capabilities are the ones to build for.
+        kept_share: See `check_precision`, which runs before the build begins.
+        request: Its compute capabilities are the ones to build for.
         on_progress: Called with the share of the work done.
 
     Raises:
@@ -81,9 +81,9 @@ def build_plan(
     parser = trt.OnnxParser(network, builder.logger)
     _parse(parser, graph, library)
     share = precision_share(network_layers(trt, network))
-    demand.check(share, graph.name)
-    config = _config(library, builder, options)
-    _add_profile(builder, network, config, options.batch)
+    check_precision(share, graph.name, request.precision, kept_share)
+    config = _config(library, builder, request)
+    _add_profile(builder, network, config, request.batch)
     with cancelled_by_ctrl_c() as cancelled:
         progress = config.progress_monitor = _progress_monitor(trt, on_progress, cancelled)
         content = builder.build_serialized_network(network, config)
@@ -91,8 +91,9 @@ def build_plan(
         raise progress.failure
     if content is None:
         raise _refused(library, graph, log)
-    if options.timing_cache is not None:
-        _save_timing_cache(config, options.timing_cache)
+    if request.timing_cache is not None:
+        with _timing_cache_error(request.timing_cache, "written", "the engine has not been kept"):
+            write_whole(request.timing_cache, bytes(config.get_timing_cache().serialize()))
     return Plan(library, memoryview(content), share, log, time.perf_counter() - start)
 
 
@@ -111,7 +112,7 @@ def _parse(parser: Any, graph: Path, library: Library) -> None:
     )
 
 
-def _config(library: Library, builder: Any, options: BuildOptions) -> Any:
+def _config(library: Library, builder: Any, request: EngineRequest) -> Any:
     trt, config = library.module, builder.create_builder_config()
     if "TF32" in trt.BuilderFlag.__members__:
         # On by default: it rounds the factors of FP32 products to 10 bits, and tokens are ranked by
@@ -119,21 +120,21 @@ def _config(library: Library, builder: Any, options: BuildOptions) -> Any:
         config.clear_flag(trt.BuilderFlag.TF32)
     # Names and types of all layers, for the engine inspector.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if options.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * _MIB)
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
-    if options.version_compatible:
+    if request.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib * _MIB)
+    if request.optimization_level is not None:
+        config.builder_optimization_level = request.optimization_level
+    if request.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatibility != "none":
-        level = _HARDWARE[options.hardware_compatibility]
+    if request.hardware_compatibility != "none":
+        level = _HARDWARE[request.hardware_compatibility]
         kind = trt.HardwareCompatibilityLevel
         config.hardware_compatibility_level = _member(library, kind, level)
-    if options.timing_cache is not None:
-        _load_timing_cache(config, options.timing_cache)
+    if request.timing_cache is not None:
+        _load_timing_cache(config, request.timing_cache)
     if library.is_rtx:
-        config.num_compute_capabilities = len(options.compute_capabilities)
-        for index, target in enumerate(options.compute_capabilities):
+        config.num_compute_capabilities = len(request.compute_capabilities)
+        for index, target in enumerate(request.compute_capabilities):
             name = "SM" + target.replace(".", "")
             kind = trt.ComputeCapability
             config.set_compute_capability(_member(library, kind, name), index)
@@ -194,11 +195,6 @@ def _load_timing_cache(config: Any, file: Path) -> None:
             f"The timing cache {file} is not one of this library, release and GPU.",
             "Remove the file; the build makes a new one.",
         )
-
-
-def _save_timing_cache(config: Any, file: Path) -> None:
-    with _timing_cache_error(file, "written", "the engine has not been kept"):
-        write_whole(file, bytes(config.get_timing_cache().serialize()))
 
 
 def _timing_cache_error(

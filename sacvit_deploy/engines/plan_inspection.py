@@ -20,9 +20,9 @@ from sacvit_deploy.spec import Precision
 
 # Which weights count, the type they need, and the share that is enough.
 _NEEDED: dict[Precision, tuple[str, str, float]] = {
-    "fp32": ("weights", "float", 1.0),
-    "fp16": ("weights", "half", 0.95),
-    "int8": ("linear", "int8", 0.80),
+    "fp32": ("all weights", "float", 1.0),
+    "fp16": ("all weights", "half", 0.95),
+    "int8": ("linear weights", "int8", 0.80),
 }
 # A weight may be stored in one type and computed in another, such as a head kept in float.
 _KEPT_SLACK = 0.05
@@ -60,41 +60,6 @@ class PrecisionShare:
     weights: dict[str, float]
     linear: dict[str, float]
     layers: dict[str, float]
-
-
-@dataclass(frozen=True)
-class PrecisionDemand:
-    """The precision that a network must have.
-
-    Attributes:
-        precision: The requested precision.
-        kept_share: Share of the weights that was converted, as recorded when the graph was made,
-            if nodes were kept in FP32 on request; else None.
-    """
-
-    precision: Precision
-    kept_share: float | None = None
-
-    def check(self, share: PrecisionShare, graph: str) -> None:
-        """Refuse the network of a graph, given by its types, if it is of another precision.
-
-        Raises:
-            EngineError: FP32 holds another type, FP16 less than 95 % half by weight bytes, or INT8
-                less than 80 % int8 by bytes of linear weights.
-        """
-        which, kind, needed = _NEEDED[self.precision]
-        if self.kept_share is not None:
-            needed = min(needed, self.kept_share - _KEPT_SLACK)
-        found = share.weights if which == "weights" else share.linear
-        if found[kind] >= needed and found[kind] > 0:
-            return
-        shown = ", ".join(f"{part:.1%} {name}" for name, part in found.items())
-        of = "all weights" if which == "weights" else "linear weights"
-        raise EngineError(
-            f"The graph {graph} is not {self.precision}: of the bytes of {of} it has {shown}; "
-            f"{needed:.0%} {kind} are needed. Nothing was written.",
-            f"Make the graph again: sacvit-deploy export --precision {self.precision}.",
-        )
 
 
 @dataclass(frozen=True)
@@ -212,6 +177,36 @@ def _shares(sizes: Mapping[str, float]) -> dict[str, float]:
         kind = _KINDS.get(dtype, _OTHER)
         parts[kind] = parts.get(kind, 0.0) + size / total
     return parts
+
+
+def check_precision(
+    share: PrecisionShare, graph: str, precision: Precision, kept_share: float | None = None
+) -> None:
+    """Refuse the network of a graph, given by its types, if it is of another precision.
+
+    Args:
+        share: The types.
+        graph: Name of the graph, for the error.
+        precision: The requested precision.
+        kept_share: Share of the weights that was converted, as recorded when the graph was made,
+            if nodes were kept in FP32 on request; else None.
+
+    Raises:
+        EngineError: FP32 holds another type, FP16 less than 95 % half by weight bytes, or INT8
+            less than 80 % int8 by bytes of linear weights.
+    """
+    of, kind, needed = _NEEDED[precision]
+    if kept_share is not None:
+        needed = min(needed, kept_share - _KEPT_SLACK)
+    found = share.linear if of == "linear weights" else share.weights
+    if found[kind] >= needed and found[kind] > 0:
+        return
+    shown = ", ".join(f"{part:.1%} {name}" for name, part in found.items())
+    raise EngineError(
+        f"The graph {graph} is not {precision}: of the bytes of {of} it has {shown}; "
+        f"{needed:.0%} {kind} are needed. Nothing was written.",
+        f"Make the graph again: sacvit-deploy export --precision {precision}.",
+    )
 
 
 def check_plan(library: Library, content: memoryview, precision: Precision) -> str:

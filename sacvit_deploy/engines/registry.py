@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.compatibility import checked_plan
@@ -75,8 +76,8 @@ Prepare = Callable[["Bundle", "Precision | None", SessionOptions], Start]
 def backends() -> dict[str, Prepare]:
     """How each backend prepares a bundle, the fastest backend first."""
     return {
-        "tensorrt": _engines_of("tensorrt"),
-        "tensorrt-rtx": _engines_of("tensorrt-rtx"),
+        "tensorrt": partial(_prepare_engines, "tensorrt"),
+        "tensorrt-rtx": partial(_prepare_engines, "tensorrt-rtx"),
         "onnxruntime": _prepare_onnxruntime,
     }
 
@@ -134,22 +135,18 @@ def _open_first(
             if fits or isinstance(error, BundleIntegrityError):
                 failed[name] = error
         else:
-            _warn_of_failures(failed, name)
+            for unused, cause in failed.items():
+                warn_caller(
+                    f"The bundle's {unused} engines fit this machine and could not be started, so "
+                    f"{name} computes, which is slower. {cause}",
+                    EngineWarning,
+                )
             return replace(opened, skipped=skipped | dict(opened.skipped))
     reasons = "\n".join(f"  {name}: {why}" for name, why in skipped.items())
     raise EngineError(
         f"No backend can run bundle {bundle.path}:\n{reasons}",
         "Install onnxruntime, or build an engine for this machine.",
     )
-
-
-def _warn_of_failures(failed: Mapping[str, SacvitDeployError], used: str) -> None:
-    for name, error in failed.items():
-        warn_caller(
-            f"The bundle's {name} engines fit this machine and could not be started, so {used} "
-            f"computes, which is slower. {error}",
-            EngineWarning,
-        )
 
 
 def _prepare_onnxruntime(
@@ -174,25 +171,23 @@ def _prepare_onnxruntime(
     return start
 
 
-def _engines_of(backend: EngineBackend) -> Prepare:
-    def prepare(bundle: Bundle, precision: Precision | None, options: SessionOptions) -> Start:
-        if options.providers:
-            asked = ", ".join(options.providers)
-            raise EngineError(
-                f"Execution providers of ONNX Runtime were asked for: {asked}.",
-                f"Leave them out to use {backend} itself.",
-            )
-        entries = _engine_entries(bundle, precision, backend)
-        plans = [checked_plan(bundle, entry) for entry in entries]
-        largest = min(entry.batch[-1] for entry in entries)
-        return lambda: OpenedSessions(
-            backend,
-            open_engines(bundle, plans, options),
-            precision=entries[0].precision,
-            largest_batch=largest,
+def _prepare_engines(
+    backend: EngineBackend, bundle: Bundle, precision: Precision | None, options: SessionOptions
+) -> Start:
+    if options.providers:
+        asked = ", ".join(options.providers)
+        raise EngineError(
+            f"Execution providers of ONNX Runtime were asked for: {asked}.",
+            f"Leave them out to use {backend} itself.",
         )
-
-    return prepare
+    entries = _engine_entries(bundle, precision, backend)
+    plans = [checked_plan(bundle, entry) for entry in entries]
+    return lambda: OpenedSessions(
+        backend,
+        open_engines(bundle, plans, options),
+        precision=entries[0].precision,
+        largest_batch=min(entry.batch[-1] for entry in entries),
+    )
 
 
 def _engine_entries(

@@ -106,34 +106,25 @@ class SessionOptions:
             (`CUDA`, `CPU`); None uses the fastest that needs no preparation.
         threads: CPU threads of one operator, 1 or more; None leaves it to the backend.
         cuda_graphs: Record each batch size of an engine once and replay it, which saves the launch
-            of a hundred kernels; a batch is then padded to the next of `batch_buckets`.
-        batch_buckets: Batch sizes to record, ascending; None records 1, 2, 3, 4, 6, 8, 12, 16, 24,
-            ... up to the largest the engine was built for.
+            of a hundred kernels; a batch is then padded to the next of 1, 2, 3, 4, 6, 8, 12, 16,
+            24, ... up to the largest the engine was built for.
     """
 
     providers: tuple[str, ...] | None = None
     threads: int | None = None
     cuda_graphs: bool = True
-    batch_buckets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise EngineError(
                 f"{self.threads} threads were asked for.", "Ask for 1 or more, or for none."
             )
-        buckets = self.batch_buckets
-        if buckets is not None and (
-            not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets))
-        ):
-            raise EngineError(
-                f"The batch buckets are {buckets}.", "Give ascending whole numbers, 1 or more."
-            )
 
 
-def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> None:
-    """Raise `EngineError` if names, dtypes or shapes of feeds differ from a graph's inputs.
+def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> dict[str, int]:
+    """Return the size of each dynamic axis, 1 or more, by its name.
 
-    A dynamic axis has one size per name, 1 or more.
+    Raise `EngineError` if names, dtypes or shapes of feeds differ from a graph's inputs.
     """
     names = {spec.name for spec in inputs}
     if feeds.keys() != names:
@@ -151,6 +142,7 @@ def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> No
                 f"{spec.dtype} of shape ({', '.join(map(str, spec.shape))}).",
                 "Prepare the input as the bundle describes: sacvit-deploy inspect BUNDLE.",
             )
+    return sizes
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | str, ...], sizes: dict[str, int]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,17 +42,13 @@ class BatchBuckets:
     recorded: tuple[int, ...] = ()
 
     @classmethod
-    def of_range(
-        cls, smallest: int, largest: int, chosen: Sequence[int] | None = None
-    ) -> BatchBuckets:
+    def of_range(cls, smallest: int, largest: int) -> BatchBuckets:
         """Buckets within the limits of an engine, both limits included.
 
-        By default there are two for each doubling, so that less than a third of a batch is padding.
+        There are two for each doubling, so that less than a third of a batch is padding.
         """
-        if chosen is None:
-            powers = [1 << bit for bit in range(largest.bit_length())]
-            chosen = sorted({*powers, *(3 * power for power in powers)})
-        inside = {size for size in chosen if smallest <= size <= largest}
+        sizes = {factor << bit for factor in (1, 3) for bit in range(largest.bit_length())}
+        inside = {size for size in sizes if smallest <= size <= largest}
         return cls(smallest, largest, tuple(sorted(inside | {smallest, largest})))
 
     def padded(self, size: int) -> int:
@@ -107,8 +102,8 @@ class TensorRTEngine:
         self._settings, self._cache = None, None
         if plan.library.is_rtx:
             file = cache_folder(bundle) / f"{entry.role}.{entry.precision}.rtx-cache"
-            self._cache = _KernelCache(file)
-            self._settings = self._rtx_settings(self._cache, options)
+            self._settings = self._rtx_settings(options)
+            self._cache = _KernelCache(file, self._settings)
 
     def create_context(self) -> Any:
         """An `IExecutionContext`, which needs scratch memory before it runs."""
@@ -162,12 +157,10 @@ class TensorRTEngine:
                 if isinstance(axis, str):
                     before = ranges.get(axis, (smallest, largest))
                     ranges[axis] = max(before[0], smallest), min(before[1], largest)
-        if not options.cuda_graphs:
-            return {axis: BatchBuckets(*ends) for axis, ends in ranges.items()}
-        chosen = options.batch_buckets
-        return {axis: BatchBuckets.of_range(*ends, chosen) for axis, ends in ranges.items()}
+        buckets = BatchBuckets.of_range if options.cuda_graphs else BatchBuckets
+        return {axis: buckets(*ends) for axis, ends in ranges.items()}
 
-    def _rtx_settings(self, cache: _KernelCache, options: SessionOptions) -> Any:
+    def _rtx_settings(self, options: SessionOptions) -> Any:
         """Settings of TensorRT-RTX, which compiles kernels for its shapes and records graphs."""
         trt = self._trt
         settings = self._engine.create_runtime_config()
@@ -181,26 +174,22 @@ class TensorRTEngine:
             settings.dynamic_shapes_kernel_specialization_strategy = (
                 trt.DynamicShapesKernelSpecializationStrategy.EAGER
             )
-        settings.set_runtime_cache(cache.open(settings))
         return settings
 
 
 class _KernelCache:
     """Kernels that TensorRT-RTX compiled, kept in a file."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, settings: Any) -> None:
+        """Add the kernels in a file to settings, unless another machine or release wrote it."""
         self._file = file
-        self._cache: Any = None
-        self._written: bytes | None = None
-
-    def open(self, settings: Any) -> Any:
-        """An `IRuntimeCache`, filled from the file unless another machine or release wrote it."""
         self._cache = settings.create_runtime_cache()
+        self._written: bytes | None = None
         with contextlib.suppress(OSError):  # without it they are compiled once more
-            content = self._file.read_bytes()
+            content = file.read_bytes()
             if self._cache.deserialize(content):
                 self._written = content
-        return self._cache
+        settings.set_runtime_cache(self._cache)
 
     def write(self) -> None:
         """Replace the file, if there is anything new."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,9 +101,7 @@ class TensorRTSession:
         Raises:
             EngineError: The device has too little memory.
         """
-        self._engine = engine
-        self._device = device
-        self._scratch = scratch
+        self._engine, self._device, self._scratch = engine, device, scratch
         self._recording = record
         self._inputs, self._outputs = engine.graph.inputs, engine.graph.outputs
         self._specs = {spec.name: spec for spec in (*self._inputs, *self._outputs)}
@@ -136,8 +134,7 @@ class TensorRTSession:
         self, feeds: Mapping[str, Tensor], keep: Collection[str]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Tensor]]:
         """Compute every output; see `DeviceSession.run_on_device`."""
-        check_feeds(feeds, self._inputs)
-        sizes = _axis_sizes(feeds, self._inputs)
+        sizes = check_feeds(feeds, self._inputs)
         padded = {axis: self._engine.buckets[axis].padded(size) for axis, size in sizes.items()}
         fetched = [spec for spec in self._outputs if spec.name not in keep]
         with self._device.turn():
@@ -183,8 +180,7 @@ class TensorRTSession:
                 self._device.close()
 
     def _new_slot(self) -> _Slot:
-        buffers = {name: self._device.allocate(size) for name, size in self._bytes.items()}
-        slot = _Slot(buffers)
+        slot = _Slot({name: self._device.allocate(size) for name, size in self._bytes.items()})
         self._slots.add(slot)
         return slot
 
@@ -300,16 +296,6 @@ def open_engines(
     return {
         engine.entry.role: TensorRTSession(engine, device, scratch, record=options.cuda_graphs)
         for engine in engines
-    }
-
-
-def _axis_sizes(feeds: Mapping[str, Tensor], specs: Iterable[TensorSpec]) -> dict[str, int]:
-    """The size of each dynamic axis, by its name."""
-    return {
-        axis: size
-        for spec in specs
-        for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
-        if isinstance(axis, str)
     }
 
 

@@ -17,7 +17,7 @@ import pytest
 from sacvit_deploy.bundle import Bundle, publish, update_manifest
 from sacvit_deploy.decode import encode
 from sacvit_deploy.engines import build, plan
-from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
+from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.tensorrt_library import Library
 from sacvit_deploy.errors import (
@@ -58,7 +58,7 @@ def quiet(*_: object) -> None:
 
 
 def request(precision="fp32", backend="tensorrt-rtx", **options) -> EngineRequest:
-    return EngineRequest(precision, backend, BuildOptions(**options))
+    return EngineRequest(precision, backend, **options)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -84,9 +84,9 @@ def test_every_graph_becomes_an_engine(typed, precision):
 
 
 def test_fp32_means_fp32_and_not_tf32():
-    options = BuildOptions(compute_capabilities=("8.6",))
+    wanted = request(compute_capabilities=("8.6",))
     builder = rtx.Builder(rtx.Logger())
-    config = plan._config(Library("tensorrt-rtx", rtx), builder, options)
+    config = plan._config(Library("tensorrt-rtx", rtx), builder, wanted)
     assert not config.get_flag(rtx.BuilderFlag.TF32)
 
 
@@ -341,8 +341,7 @@ def test_by_default_rtx_builds_for_the_gpu_here_or_for_all_recent_ones(typed, ma
     _, entries = build_engines(typed, request(), quiet)
     assert entries[0].compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
     machine(ADA)
-    build_engines_for = build._targets(Library("tensorrt-rtx", rtx), BuildOptions(), ADA)
-    assert build_engines_for == ("8.9",)
+    assert build.check_request(request()).compute_capabilities == ("8.9",)
 
 
 @pytest.mark.parametrize("target", ["8.7", "9.0", "5.0"])
@@ -489,7 +488,7 @@ def test_nodes_kept_on_purpose_are_not_held_against_a_graph(typed):
     )
     manifest = dataclasses.replace(typed.manifest, precisions={"fp16": record})
     bundle = dataclasses.replace(typed, manifest=manifest)
-    assert build._demand(bundle, bundle.graph("early_exit", "fp16")).kept_share == 0.02
-    assert build._demand(bundle, bundle.graph("refine", "fp16")).kept_share is None
+    assert build._kept_share(bundle, bundle.graph("early_exit", "fp16")) == 0.02
+    assert build._kept_share(bundle, bundle.graph("refine", "fp16")) is None
     with pytest.raises(EngineError, match="is not fp16"):  # no half at all is never enough
         build_engines(bundle, request("fp16"), quiet)

@@ -9,7 +9,7 @@ import pytest
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines import build
-from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
+from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
 from sacvit_deploy.engines.machine import Machine
 
 pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
@@ -45,8 +45,9 @@ def deit_small(request, tmp_path_factory) -> Bundle:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_deit_small_becomes_engines(deit_small, precision, monkeypatch):
     monkeypatch.setattr(build, "this_machine", lambda: Machine("linux-x86_64", None, ()))
-    options = BuildOptions(BatchRange(1, 8, 32), compute_capabilities=_TARGETS)
-    request = EngineRequest(precision, "tensorrt-rtx", options)
+    request = EngineRequest(
+        precision, "tensorrt-rtx", BatchRange(1, 8, 32), compute_capabilities=_TARGETS
+    )
     bundle, engines = build_engines(deit_small, request, lambda *_: None)
     assert [engine.role for engine in engines] == ["early_exit", "refine"]
     for engine in engines:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.engines.build import BatchRange, BuildOptions, parse_compute_capabilities
+from sacvit_deploy.engines.build import BatchRange, EngineRequest, parse_compute_capabilities
 from sacvit_deploy.errors import EngineError
 
 
@@ -65,10 +66,11 @@ def test_a_wrong_compute_capability_is_refused(text):
 )
 def test_options_out_of_range_are_refused(field):
     with pytest.raises(EngineError):
-        BuildOptions(**field)
+        EngineRequest("fp32", "tensorrt", **field)
 
 
 def test_what_only_tensorrt_has_is_listed():
-    assert BuildOptions(workspace_mib=1, optimization_level=0).only_tensorrt == []
-    options = BuildOptions(timing_cache=Path("x"), version_compatible=True)
-    assert options.only_tensorrt == ["--timing-cache", "--version-compatible"]
+    common = EngineRequest("fp32", "tensorrt", workspace_mib=1, optimization_level=0)
+    assert common.only_tensorrt == []
+    request = dataclasses.replace(common, timing_cache=Path("x"), version_compatible=True)
+    assert request.only_tensorrt == ["--timing-cache", "--version-compatible"]

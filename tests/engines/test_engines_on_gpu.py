@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines.build import BatchRange, BuildOptions, EngineRequest, build_engines
+from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import SessionOptions, sharing_memory
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
@@ -27,7 +27,7 @@ def built(request, sac_graph, tmp_path_factory):
     bundle = Bundle.open(
         shutil.copytree(sac_graph.path, tmp_path_factory.mktemp("gpu") / request.param)
     )
-    engines = EngineRequest("fp32", request.param, BuildOptions(BatchRange(1, 4, 8)))
+    engines = EngineRequest("fp32", request.param, BatchRange(1, 4, 8))
     return request.param, build_engines(bundle, engines, lambda *_: None)[0]
 
 

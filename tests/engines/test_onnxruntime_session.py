@@ -214,7 +214,7 @@ def test_the_cpu_has_no_memory_of_its_own(path) -> None:
 
 def test_a_failure_of_a_bound_run_is_one_error(path, monkeypatch) -> None:
     session = OnnxRuntimeSession(path, SessionOptions(("CPU",)))
-    monkeypatch.setattr(session, "_bound_run", lambda *_: 1 / 0)
+    monkeypatch.setattr(session, "_uploaded", lambda *_: 1 / 0)
     with pytest.raises(EngineError, match="failed on CPUExecutionProvider: division by zero"):
         session.run_on_device({IMAGE: random_images(1)}, ())
 

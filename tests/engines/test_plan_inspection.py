@@ -7,9 +7,9 @@ import pytest
 
 from sacvit_deploy.engines.plan_inspection import (
     Layer,
-    PrecisionDemand,
     PrecisionShare,
     check_plan,
+    check_precision,
     precision_share,
 )
 from sacvit_deploy.engines.tensorrt_library import Library
@@ -122,7 +122,7 @@ def test_another_type_is_not_counted_as_one_of_the_three():
     share = precision_share([constant("w", "BF16", 8), matmul("x", "w", dtype="BF16")])
     assert share.weights == {"half": 0, "int8": 0, "float": 0, "other": 1}
     with pytest.raises(EngineError, match=r"100\.0% other"):
-        PrecisionDemand("fp32").check(share, "ee.onnx")
+        check_precision(share, "ee.onnx", "fp32")
 
 
 def shares(half: float = 0, int8: float = 0) -> dict[str, float]:
@@ -139,7 +139,7 @@ def shares(half: float = 0, int8: float = 0) -> dict[str, float]:
     ],
 )
 def test_what_was_asked_for_passes(asked, weights, linear):
-    PrecisionDemand(asked).check(PrecisionShare(weights, linear, {}), "ee.onnx")
+    check_precision(PrecisionShare(weights, linear, {}), "ee.onnx", asked)
 
 
 @pytest.mark.parametrize(
@@ -155,21 +155,19 @@ def test_what_was_asked_for_passes(asked, weights, linear):
 )
 def test_anything_else_is_refused(asked, weights, linear):
     with pytest.raises(EngineError, match=f"ee.onnx is not {asked}.*Nothing was written"):
-        PrecisionDemand(asked).check(PrecisionShare(weights, linear, {}), "ee.onnx")
+        check_precision(PrecisionShare(weights, linear, {}), "ee.onnx", asked)
 
 
 def test_what_was_kept_on_purpose_is_not_asked_for():
     """With nodes kept in FP32 on request, the recorded share is needed."""
     half = PrecisionShare(shares(half=0.68), shares(), {})
-    PrecisionDemand("fp16", kept_share=0.7).check(half, "ee.onnx")
+    check_precision(half, "ee.onnx", "fp16", kept_share=0.7)
+    less = PrecisionShare(shares(half=0.6), shares(), {})
     with pytest.raises(EngineError, match="65% half are needed"):
-        PrecisionDemand("fp16", kept_share=0.7).check(
-            PrecisionShare(shares(half=0.6), shares(), {}), "ee.onnx"
-        )
+        check_precision(less, "ee.onnx", "fp16", kept_share=0.7)
+    none = PrecisionShare(shares(), shares(), {})
     with pytest.raises(EngineError):
-        PrecisionDemand("fp16", kept_share=0.0).check(
-            PrecisionShare(shares(), shares(), {}), "ee.onnx"
-        )
+        check_precision(none, "ee.onnx", "fp16", kept_share=0.0)
 
 
 def test_bytes_are_those_that_are_stored():
@@ -187,7 +185,7 @@ def test_bytes_are_those_that_are_stored():
 def test_a_network_without_weights_is_no_precision_at_all():
     for asked in ("fp32", "fp16", "int8"):
         with pytest.raises(EngineError, match="is not"):
-            PrecisionDemand(asked).check(precision_share([]), "ee.onnx")
+            check_precision(precision_share([]), "ee.onnx", asked)
 
 
 # As TensorRT writes uint8 and int64; neither makes an engine int8.
