@@ -7,16 +7,42 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from sacvit_deploy.decode import check_field, check_types, decode
 from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.libraries import require
 
+_IN_RANGE: dict[str, Callable[[float], bool]] = {
+    "positive": lambda value: value > 0,
+    "0 or more": lambda value: value >= 0,
+    "1 or more": lambda value: value >= 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in [0, 10]": lambda value: 0 <= value <= 10,
+}
+_NotNegative = Annotated[float, "0 or more"]
+_Positive = Annotated[float, "positive"]
+_Count = Annotated[int, "1 or more"]
+_Share = Annotated[float, "in [0, 1]"]
+
+
+class _Section:
+    """A section of the file. The annotation of a field may name a range of `_IN_RANGE`."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        section = type(self).__name__.removesuffix("Config").lower()
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            for wanted in getattr(hint, "__metadata__", ()):
+                check_field(_IN_RANGE[wanted](value), f"{section}.{name}", value, wanted)
+
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Section):
     """The pictures.
 
     Attributes:
@@ -30,16 +56,12 @@ class DataConfig:
 
     train: Path
     validation: Path | None = None
-    workers: int = 0
+    workers: Annotated[int, "0 or more"] = 0
     on_corrupt: Literal["stop", "skip"] = "stop"
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        _check(self, "0 or more", "workers")
 
 
 @dataclass(frozen=True)
-class AugmentationConfig:
+class AugmentationConfig(_Section):
     """DeiT's augmentation (Touvron et al. 2021, table 9); 0 switches a part off.
 
     Attributes:
@@ -52,24 +74,17 @@ class AugmentationConfig:
         cutmix: Parameter of cutmix's beta distribution. With both, each batch uses one.
     """
 
-    crop_scale: float = 0.08
-    flip: float = 0.5
-    rand_augment_ops: int = 2
-    rand_augment_magnitude: float = 9.0
-    erasing: float = 0.25
-    mixup: float = 0.8
-    cutmix: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        _check(self, "in (0, 1]", "crop_scale")
-        _check(self, "in [0, 1]", "flip", "erasing")
-        _check(self, "0 or more", "rand_augment_ops", "mixup", "cutmix")
-        _check(self, "in [0, 10]", "rand_augment_magnitude")
+    crop_scale: Annotated[float, "in (0, 1]"] = 0.08
+    flip: _Share = 0.5
+    rand_augment_ops: Annotated[int, "0 or more"] = 2
+    rand_augment_magnitude: Annotated[float, "in [0, 10]"] = 9.0
+    erasing: _Share = 0.25
+    mixup: _NotNegative = 0.8
+    cutmix: _NotNegative = 1.0
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(_Section):
     """The length of a run, its phases and its steps.
 
     Attributes:
@@ -84,19 +99,17 @@ class ScheduleConfig:
         log_every: Steps between lines of training metrics.
     """
 
-    epochs: int = 350
+    epochs: _Count = 350
     all_tokens_epochs: int = 200
-    batch_size: int = 1024
-    accumulate: int = 1
+    batch_size: _Count = 1024
+    accumulate: _Count = 1
     warmup_epochs: float = 5.0
-    validate_every: int = 1
-    checkpoint_every: int = 1000
-    log_every: int = 50
+    validate_every: _Count = 1
+    checkpoint_every: _Count = 1000
+    log_every: _Count = 50
 
     def __post_init__(self) -> None:
-        check_types(self)
-        _check(self, "1 or more", "epochs", "batch_size", "accumulate")
-        _check(self, "1 or more", "validate_every", "checkpoint_every", "log_every")
+        super().__post_init__()
         phase, warm = self.all_tokens_epochs, self.warmup_epochs
         fits = 0 <= phase <= self.epochs
         check_field(fits, "schedule.all_tokens_epochs", phase, f"0 to {self.epochs}, the epochs")
@@ -107,7 +120,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(_Section):
     """AdamW with DeiT's settings.
 
     Attributes:
@@ -127,26 +140,19 @@ class OptimizerConfig:
             for GPUs and CPUs with instructions for it. On others it is many times slower.
     """
 
-    learning_rate: float = 5e-4
-    min_learning_rate: float = 1e-5
-    weight_decay: float = 0.05
+    learning_rate: _Positive = 5e-4
+    min_learning_rate: _NotNegative = 1e-5
+    weight_decay: _NotNegative = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 0.0
-    ema_decay: float = 0.99996
-    drop_path: float = 0.1
-    layer_decay: float = 1.0
+    clip_norm: _NotNegative = 0.0
+    ema_decay: Annotated[float, "in [0, 1)"] = 0.99996
+    drop_path: Annotated[float, "in [0, 1)"] = 0.1
+    layer_decay: Annotated[float, "in (0, 1]"] = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        _check(self, "positive", "learning_rate")
-        _check(self, "0 or more", "min_learning_rate", "weight_decay", "clip_norm")
-        _check(self, "in [0, 1)", "ema_decay", "drop_path")
-        _check(self, "in (0, 1]", "layer_decay")
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(_Section):
     """The loss.
 
     Attributes:
@@ -159,19 +165,12 @@ class LossConfig:
         teacher_temperature: Temperature of both answers in the distillation.
     """
 
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, "in [0, 1)"] = 0.1
     early_exit: Literal["kl", "ce"] = "kl"
-    early_exit_weight: float = 1.0
+    early_exit_weight: _NotNegative = 1.0
     teacher: Path | None = None
-    teacher_weight: float = 0.5
-    teacher_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        _check(self, "in [0, 1)", "label_smoothing")
-        _check(self, "in [0, 1]", "teacher_weight")
-        _check(self, "0 or more", "early_exit_weight")
-        _check(self, "positive", "teacher_temperature")
+    teacher_weight: _Share = 0.5
+    teacher_temperature: _Positive = 1.0
 
 
 @dataclass(frozen=True)
@@ -239,25 +238,6 @@ def train_config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     if "model" in fields:
         fields["model"] = _model(fields["model"])
     return decode(TrainConfig, fields, refuse_unknown=True)
-
-
-_IN_RANGE: dict[str, Callable[[float], bool]] = {
-    "positive": lambda value: value > 0,
-    "0 or more": lambda value: value >= 0,
-    "1 or more": lambda value: value >= 1,
-    "in (0, 1]": lambda value: 0 < value <= 1,
-    "in [0, 1)": lambda value: 0 <= value < 1,
-    "in [0, 1]": lambda value: 0 <= value <= 1,
-    "in [0, 10]": lambda value: 0 <= value <= 10,
-}
-
-
-def _check(part: object, wanted: str, *names: str) -> None:
-    """Refuse a part of the configuration with a field outside a range of `_IN_RANGE`."""
-    section = type(part).__name__.removesuffix("Config").lower()
-    for name in names:
-        value = getattr(part, name)
-        check_field(_IN_RANGE[wanted](value), f"{section}.{name}", value, wanted)
 
 
 def _model(values: object) -> ModelConfig:

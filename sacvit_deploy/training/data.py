@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -100,21 +100,52 @@ class UnreadablePictureWarning(UserWarning):
     """A picture could not be read and was replaced by another."""
 
 
-class TrainingPictures(Dataset[Item]):
+class _Pictures(Dataset[Item], Generic[_K]):
+    """Labelled pictures, whose zip each process opens: a file position cannot be shared."""
+
+    def __init__(self, samples: SampleSet, spec: Preprocessing) -> None:
+        self.preprocessor = Preprocessor(spec)
+        index_of = {label: index for index, label in enumerate(samples.classes)}
+        self._rows = [(x.name, x.label, index_of[x.label]) for x in samples.samples]
+        archives = {sample.archive.filename for sample in samples.samples if sample.archive}
+        self._archive_path = next(iter(archives), None)
+        self._archive: tuple[int, zipfile.ZipFile] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: _K) -> Item:
+        try:
+            return self.read(key)
+        except DataError as error:
+            return error
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_archive": None}
+
+    def read(self, key: _K) -> LabelledImage:
+        raise NotImplementedError
+
+    def sample(self, index: int) -> tuple[Sample, int]:
+        """A picture, not read yet, and the index of its class."""
+        name, label, label_index = self._rows[index]
+        if self._archive_path is None:
+            return Sample(name, label), label_index
+        worker = torch.utils.data.get_worker_info()
+        owner = worker.id if worker else -1
+        if self._archive is None or self._archive[0] != owner:
+            self._archive = (owner, zipfile.ZipFile(self._archive_path))
+        return Sample(name, label, self._archive[1]), label_index
+
+
+class TrainingPictures(_Pictures[Key]):
     """Augmented pictures by `Key`."""
 
     def __init__(self, samples: SampleSet, spec: Preprocessing, config: TrainConfig) -> None:
-        self.samples = _Reopened(samples)
-        self.preprocessor = Preprocessor(spec)
+        super().__init__(samples, spec)
         self.augmentation = config.augmentation
         self.seed = config.seed
         self.skip = config.data.on_corrupt == "skip"
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: Key) -> Item:
-        return _item(self.read, key)
 
     def read(self, key: Key) -> LabelledImage:
         """Read a picture and augment it for its epoch.
@@ -129,7 +160,7 @@ class TrainingPictures(Dataset[Item]):
     def _read(self, index: int) -> tuple[int, Image.Image]:
         """Read a picture, or the next readable one if pictures may be skipped."""
         for offset in range(len(self)):
-            sample, label = self.samples[(index + offset) % len(self)]
+            sample, label = self.sample((index + offset) % len(self))
             try:
                 return label, read_picture(sample)
             except ImageError as error:
@@ -140,18 +171,8 @@ class TrainingPictures(Dataset[Item]):
         raise DataError("No picture of the data set can be read.", "Give another data set.")
 
 
-class ValidationPictures(Dataset[Item]):
+class ValidationPictures(_Pictures[int]):
     """Pictures preprocessed as in deployment, in the order of the data set."""
-
-    def __init__(self, samples: SampleSet, spec: Preprocessing) -> None:
-        self.samples = _Reopened(samples)
-        self.preprocessor = Preprocessor(spec)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Item:
-        return _item(self.read, index)
 
     def read(self, index: int) -> LabelledImage:
         """Read and preprocess a picture by its position.
@@ -159,49 +180,11 @@ class ValidationPictures(Dataset[Item]):
         Raises:
             DataError: The picture cannot be read.
         """
-        sample, label = self.samples[index]
+        sample, label = self.sample(index)
         try:
             return torch.from_numpy(self.preprocessor(sample)), label
         except ImageError as error:
             raise DataError(error.problem, "Replace or remove it.") from error
-
-
-def _item(read: Callable[[_K], LabelledImage], key: _K) -> Item:
-    try:
-        return read(key)
-    except DataError as error:
-        return error
-
-
-class _Reopened:
-    """Samples whose zip each process opens for itself, since a file position cannot be shared."""
-
-    def __init__(self, samples: SampleSet) -> None:
-        index_of = {label: index for index, label in enumerate(samples.classes)}
-        self._rows = [(sample.name, sample.label) for sample in samples.samples]
-        self._labels = [index_of[sample.label] for sample in samples.samples]
-        archives = {sample.archive.filename for sample in samples.samples if sample.archive}
-        self._archive_path = next(iter(archives), None)
-        self._archive: tuple[int, zipfile.ZipFile] | None = None
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> tuple[Sample, int]:
-        name, label = self._rows[index]
-        return Sample(name, label, self._own_archive()), self._labels[index]
-
-    def _own_archive(self) -> zipfile.ZipFile | None:
-        if self._archive_path is None:
-            return None
-        worker = torch.utils.data.get_worker_info()
-        owner = worker.id if worker else -1
-        if self._archive is None or self._archive[0] != owner:
-            self._archive = (owner, zipfile.ZipFile(self._archive_path))
-        return self._archive[1]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_archive": None}
 
 
 @dataclass(frozen=True)
@@ -262,43 +245,38 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     return generator_for(seed, "order", epoch).permutation(size)
 
 
-def epoch_loader(
-    pictures: TrainingPictures, plan: BatchPlan, step: int, config: TrainConfig
-) -> DataLoader[Item]:
-    """Load this process's parts from a step to the end of its epoch; to be iterated once.
+def read_batches(
+    pictures: TrainingPictures | ValidationPictures,
+    batches: Iterable[list[Key]] | Iterable[list[int]],
+    workers: int,
+    *,
+    pin_memory: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images (B, 3, H, W) and labels (B,) by the keys of each batch.
 
     Args:
-        pictures: Training pictures.
-        plan: Division into parts.
-        step: First step, counted over the whole run.
-        config: Names the number of workers.
-    """
-    return DataLoader(
-        pictures,
-        batch_sampler=plan.parts_from(step),
-        num_workers=config.data.workers,
-        collate_fn=collate,
-        pin_memory=plan.processes.device.type == "cuda",
-    )
-
-
-def collate(items: list[Item]) -> tuple[Tensor, Tensor] | DataError:
-    """Stack items to a batch (B, 3, H, W) and (B,), or return their first error."""
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-    batch: tuple[Tensor, Tensor] = default_collate(items)
-    return batch
-
-
-def read_batches(loader: DataLoader[Item]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of a loader that uses `collate`.
+        pictures: Data set.
+        batches: Keys of each batch.
+        workers: Number of reading processes; 0 reads in this one.
+        pin_memory: Copy batches to page-locked memory, for a GPU.
 
     Raises:
         DataError: A picture cannot be read.
     """
-    for batch in loader:
+    for batch in DataLoader(
+        pictures,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+    ):
         if isinstance(batch, DataError):
             raise batch
         image, label = batch
         yield image, label
+
+
+def _collate(items: list[Item]) -> tuple[Tensor, Tensor] | DataError:
+    """Stack items, or return their first error."""
+    errors = (item for item in items if isinstance(item, DataError))
+    return next(errors, None) or default_collate(items)

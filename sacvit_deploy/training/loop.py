@@ -18,10 +18,10 @@ from sacvit_deploy.files import write_whole
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from sacvit_deploy.training.augmentation import mix_batch
 from sacvit_deploy.training.config import TrainConfig
-from sacvit_deploy.training.data import epoch_loader, generator_for, read_batches, seed_torch
+from sacvit_deploy.training.data import generator_for, read_batches, seed_torch
 from sacvit_deploy.training.metrics import MetricsLog, validate
 from sacvit_deploy.training.objective import Losses, recipe_loss, smooth_targets
-from sacvit_deploy.training.optimizer import learning_rate
+from sacvit_deploy.training.optimizer import learning_rate, update_average
 from sacvit_deploy.training.run import Run, joined_processes, load_run, save_run, set_up
 
 RUN_FILE, LAST_FILE, BEST_FILE = "run.safetensors", "last.safetensors", "best.safetensors"
@@ -65,7 +65,9 @@ def train(
         SacvitDeployError: The loss is not finite.
     """
     with joined_processes(config.device) as processes:
-        _make_folder(config.output)
+        problem = f"The output folder {config.output} cannot be made"
+        with raised_as(DataError, problem, "Set another output."):
+            config.output.mkdir(parents=True, exist_ok=True)
         run = set_up(config, processes)
         run_file = config.output / RUN_FILE
         if run_file.exists():
@@ -85,7 +87,10 @@ class _Loop:
     def complete(self) -> TrainResult:
         output = self.config.output
         if self.processes.first:
-            _write_config(self.config)
+            path = output / CONFIG_FILE
+            fix = "Check that folder and the space on its disk."
+            with raised_as(DataError, f"{path} cannot be written", fix):
+                write_whole(path, json.dumps(encode(self.config), indent=2) + "\n")
             events = output / "tensorboard" if self.config.tensorboard else None
             self.log = MetricsLog(output / METRICS_FILE, self.state.step, events)
         if self.state.step == self.total_steps:
@@ -99,12 +104,16 @@ class _Loop:
         return TrainResult(output / LAST_FILE, best, self.metrics, self.state.step)
 
     def _rest_of_epoch(self) -> None:
-        config, state = self.config, self.state
-        parts = read_batches(epoch_loader(self.run.training, self.plan, state.step, config))
-        left = self.plan.steps_per_epoch - state.step % self.plan.steps_per_epoch
+        parts = read_batches(
+            self.run.training,
+            self.plan.parts_from(self.state.step),
+            self.config.data.workers,
+            pin_memory=self.processes.device.type == "cuda",
+        )
+        left = self.plan.steps_per_epoch - self.state.step % self.plan.steps_per_epoch
         for _ in range(left):
             losses = self._step([next(parts) for _ in range(self.plan.parts)])
-            state.step += 1
+            self.state.step += 1
             self._after_step(losses)
 
     def _step(self, parts: list[tuple[Tensor, Tensor]]) -> Losses:
@@ -117,16 +126,19 @@ class _Loop:
         state.optimizer.zero_grad(set_to_none=True)
         summed = torch.zeros(len(Losses._fields), device=self.processes.device)
         for number, (image, label) in enumerate(parts):
-            with self._synchronised(last=number == len(parts) - 1):
+            # Processes exchange gradients only in the last part of a step.
+            shared = self.processes.count > 1 and number < len(parts) - 1
+            with self.run.forward.no_sync() if shared else nullcontext():  # type: ignore[operator]
                 losses = self._losses(image, label, number)
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             summed += torch.stack(losses).detach()
-        means = Losses(*self.processes.mean(summed / len(parts)))
+        means = Losses(*self.processes.sum(summed / len(parts)) / self.processes.count)
         self._check_finite(means)
         if clip := self.config.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
         state.optimizer.step()
-        state.average.update(state.model.state_dict(), state.step)
+        decay = self.config.optimizer.ema_decay
+        update_average(state.average, state.model.state_dict(), decay, state.step)
         return means
 
     def _losses(self, image: Tensor, label: Tensor, part: int) -> Losses:
@@ -142,13 +154,6 @@ class _Loop:
             with torch.no_grad():
                 teacher = run.teacher(image) if run.teacher else None
         return recipe_loss(answers, target, config.loss, teacher)
-
-    def _synchronised(self, *, last: bool) -> nullcontext[None]:
-        """Exchange gradients between processes only in the last part of a step."""
-        if last or self.processes.count == 1:
-            return nullcontext()
-        without: nullcontext[None] = self.run.forward.no_sync()  # type: ignore[operator]
-        return without
 
     def _check_finite(self, losses: Losses) -> None:
         if torch.isfinite(losses.total):
@@ -183,11 +188,14 @@ class _Loop:
 
     def _end_epoch(self) -> None:
         """Validate and save. The run comes last: after a kill before that, the rest is repeated."""
-        epoch = self.state.step // self.plan.steps_per_epoch
-        last = self.state.step == self.total_steps
-        if last or epoch % self.config.schedule.validate_every == 0:
+        state = self.state
+        epoch = state.step // self.plan.steps_per_epoch
+        if state.step == self.total_steps or epoch % self.config.schedule.validate_every == 0:
             self.metrics = self._validate()
-            self._keep_best()
+            top1 = self.metrics.get("top1")
+            if top1 is not None and (state.best is None or top1 > state.best):
+                state.best = top1
+                self._save_average(BEST_FILE)
         self._save_average(LAST_FILE)
         self._save()
 
@@ -195,7 +203,7 @@ class _Loop:
         run = self.run
         if run.validation is None:
             return {}
-        run.averaged.model.load_state_dict(self.state.average.weights)
+        run.averaged.model.load_state_dict(self.state.average)
         workers = self.config.data.workers
         metrics = validate(run.averaged, run.validation, self.processes, workers)
         if self.log:
@@ -203,31 +211,11 @@ class _Loop:
             self.log.write(self.state.step, {"epoch": epoch, **metrics})
         return metrics
 
-    def _keep_best(self) -> None:
-        top1 = self.metrics.get("top1")
-        if top1 is None or (self.state.best is not None and top1 <= self.state.best):
-            return
-        self.state.best = top1
-        self._save_average(BEST_FILE)
-
     def _save_average(self, name: str) -> None:
         if self.processes.first:
-            weights = self.state.average.weights
-            save_checkpoint(self.config.output / name, weights, self.config.model)
+            save_checkpoint(self.config.output / name, self.state.average, self.config.model)
 
     def _save(self) -> None:
         if self.processes.first:
             save_run(self.config.output / RUN_FILE, self.state, self.config)
         self.processes.wait()
-
-
-def _make_folder(folder: Path) -> None:
-    with raised_as(DataError, f"The output folder {folder} cannot be made", "Set another output."):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write_config(config: TrainConfig) -> None:
-    path = config.output / CONFIG_FILE
-    fix = "Check that folder and the space on its disk."
-    with raised_as(DataError, f"{path} cannot be written", fix):
-        write_whole(path, json.dumps(encode(config), indent=2) + "\n")

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
 
 from sacvit_deploy.errors import DataError, raised_as
 from sacvit_deploy.files import write_whole
 from sacvit_deploy.libraries import require
-from sacvit_deploy.training.data import ValidationPictures, collate, read_batches
+from sacvit_deploy.training.data import ValidationPictures, read_batches
 from sacvit_deploy.training.objective import StagedForward
 
 if TYPE_CHECKING:
@@ -35,7 +34,14 @@ class MetricsLog:
 
     def __init__(self, path: Path, from_step: int, tensorboard: Path | None = None) -> None:
         self._path = path
-        self._drop_after(from_step)
+        if path.exists():
+            kept = []
+            for line in path.read_text(encoding="utf-8").splitlines():
+                # A kill may leave half of the last line; its step is repeated.
+                with suppress(ValueError):
+                    if json.loads(line)["step"] <= from_step:
+                        kept.append(line + "\n")
+            write_whole(path, "".join(kept))
         self._events: Any = None
         if tensorboard is not None:
             require("tensorboard", "Writing TensorBoard files")
@@ -62,17 +68,6 @@ class MetricsLog:
         if self._events is not None:
             self._events.close()
 
-    def _drop_after(self, step: int) -> None:
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            # A kill may leave half of the last line; its step is repeated.
-            with suppress(ValueError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_whole(self._path, "".join(kept))
-
 
 @torch.no_grad()
 def validate(
@@ -93,17 +88,15 @@ def validate(
     Raises:
         DataError: A picture cannot be read.
     """
-    share = Subset(pictures, range(processes.rank, len(pictures), processes.count))
+    share = range(processes.rank, len(pictures), processes.count)
+    batches = [list(share[start : start + _BATCH]) for start in range(0, len(share), _BATCH)]
     # Gloo and NCCL both sum doubles, so that counts stay exact.
     correct = torch.zeros(2, dtype=torch.float64, device=processes.device)
-    two_stages = False
-    loader = DataLoader(share, batch_size=_BATCH, num_workers=workers, collate_fn=collate)
-    for image, label in read_batches(loader):
+    for image, label in read_batches(pictures, batches, workers):
         image, label = image.to(processes.device), label.to(processes.device)
         answers = forward(image, all_tokens=False)
         correct[0] += (answers.last.argmax(1) == label).sum()
         if answers.early_exit is not None:
-            two_stages = True
             correct[1] += (answers.early_exit.argmax(1) == label).sum()
     last, first = (processes.sum(correct) / len(pictures)).tolist()
-    return {"top1": last, "top1_early_exit": first} if two_stages else {"top1": last}
+    return {"top1": last} | ({"top1_early_exit": first} if forward.model.config.two_stage else {})

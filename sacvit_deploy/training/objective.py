@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -128,15 +128,12 @@ def add_drop_path(model: Backbone, rate: float) -> None:
         probability = rate * index / max(1, len(blocks) - 1)
         if probability > 0:
             for last_layer in (block.attn.proj, block.mlp.fc2):
-                last_layer.register_forward_hook(_dropper(probability))
+                last_layer.register_forward_hook(partial(_drop, probability))
 
 
-def _dropper(probability: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    def drop(module: nn.Module, inputs: tuple[Tensor, ...], branch: Tensor) -> Tensor:
-        if not module.training:
-            return branch
-        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        kept = torch.rand(shape, device=branch.device) >= probability
-        return branch * kept.to(branch.dtype) / (1 - probability)
-
-    return drop
+def _drop(probability: float, module: nn.Module, _inputs: object, branch: Tensor) -> Tensor:
+    if not module.training:
+        return branch
+    shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+    kept = torch.rand(shape, device=branch.device) >= probability
+    return branch * kept.to(branch.dtype) / (1 - probability)

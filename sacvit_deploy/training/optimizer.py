@@ -71,20 +71,15 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
     return least + (peak - least) * (1 + math.cos(math.pi * share)) / 2
 
 
-class AveragedWeights:
-    """Exponential moving average of a model's weights.
+@torch.no_grad()
+def update_average(
+    average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int
+) -> None:
+    """Add the weights after a step (0-based) to their exponential moving average, in place.
 
     The decay is at most `(1 + step) / (10 + step)`, so that short runs forget the first weights
     too. With decay 0 the average equals the weights.
     """
-
-    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
-        self.decay = decay
-        self.weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
-
-    @torch.no_grad()
-    def update(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Add the weights after a step (0-based)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, average in self.weights.items():
-            average.lerp_(weights[name].detach(), 1 - decay)
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    for name, tensor in average.items():
+        tensor.lerp_(weights[name].detach(), share)

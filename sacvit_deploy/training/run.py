@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,19 +33,18 @@ from sacvit_deploy.training.data import (
     seed_torch,
 )
 from sacvit_deploy.training.objective import StagedForward, add_drop_path
-from sacvit_deploy.training.optimizer import AveragedWeights, make_optimizer
+from sacvit_deploy.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
-    from sacvit_deploy.training.config import TrainConfig
+    from sacvit_deploy.training.config import OptimizerConfig, TrainConfig
 
 
 # Prefixes of tensor names in a saved run, and its metadata key.
 _MODEL, _AVERAGE, _OPTIMIZER = "model.", "average.", "optimizer."
 _FACTS = "sacvit_deploy_run"
 # Fields that may differ in a resumed run, because they do not change the result.
-_FREE = {"output", "device", "tensorboard"}
-_FREE_DATA = {"workers"}
-_FREE_SCHEDULE = {"checkpoint_every", "log_every"}
+_FREE = ("output", "device", "tensorboard")
+_FREE_IN = (("data", "workers"), ("schedule", "checkpoint_every"), ("schedule", "log_every"))
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def set_up(config: TrainConfig, processes: Processes) -> Run:
         model.load_state_dict(Checkpoint.read(config.init).weights(config.model))
     averaged = StagedForward(build_model(config.model).to(device)).eval()
     add_drop_path(model, config.optimizer.drop_path)
-    average = AveragedWeights(model.state_dict(), config.optimizer.ema_decay)
+    forward = StagedForward(model).train()
     return Run(
-        RunState(model, make_optimizer(model, config.optimizer), average),
-        processes.wrap(StagedForward(model).train()),
+        RunState.fresh(model, config.optimizer),
+        forward if processes.count == 1 else DistributedDataParallel(forward),
         averaged,
         _teacher(config.loss.teacher, config.model).to(device) if config.loss.teacher else None,
         training,
@@ -142,16 +142,22 @@ class RunState:
     Attributes:
         model: Network with the current weights.
         optimizer: AdamW over these weights.
-        average: Moving average of the weights.
+        average: Moving average of the weights, by name.
         step: Number of steps done.
         best: Highest validation accuracy so far, in [0, 1]; None before the first validation.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: AveragedWeights
+    average: dict[str, Tensor]
     step: int = 0
     best: float | None = None
+
+    @classmethod
+    def fresh(cls, model: nn.Module, config: OptimizerConfig) -> RunState:
+        """Start from the weights of a model."""
+        average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        return cls(model, make_optimizer(model, config), average)
 
 
 def save_run(path: Path, state: RunState, config: TrainConfig) -> None:
@@ -160,10 +166,12 @@ def save_run(path: Path, state: RunState, config: TrainConfig) -> None:
     Raises:
         CheckpointError: The file cannot be written. The old one is unchanged.
     """
+    # The optimiser's moments are called `optimizer.<parameter number>.<moment>`.
+    moments: dict[int, dict[str, Tensor]] = state.optimizer.state_dict()["state"]
     tensors = {
         **{_MODEL + k: v for k, v in state.model.state_dict().items()},
-        **{_AVERAGE + k: v for k, v in state.average.weights.items()},
-        **_optimizer_tensors(state),
+        **{_AVERAGE + k: v for k, v in state.average.items()},
+        **{f"{_OPTIMIZER}{i}.{k}": v for i, named in moments.items() for k, v in named.items()},
     }
     facts = {"step": state.step, "best": state.best, "config": config_digest(config)}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -195,40 +203,27 @@ def load_run(path: Path, state: RunState, config: TrainConfig) -> None:
         )
     state.model.load_state_dict(_under(_MODEL, tensors))
     for name, tensor in _under(_AVERAGE, tensors).items():
-        state.average.weights[name].copy_(tensor)
-    _load_optimizer(state, _under(_OPTIMIZER, tensors))
+        state.average[name].copy_(tensor)
+    moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in _under(_OPTIMIZER, tensors).items():
+        number, _, name = key.partition(".")
+        moments[int(number)][name] = tensor
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
     state.step, state.best = facts["step"], facts["best"]
 
 
 def config_digest(config: TrainConfig) -> str:
     """Hash the fields of a configuration that decide the result of a run."""
-    values = {key: value for key, value in encode(config).items() if key not in _FREE}
-    for part, free in (("data", _FREE_DATA), ("schedule", _FREE_SCHEDULE)):
-        values[part] = {key: value for key, value in values[part].items() if key not in free}
+    values = encode(config)
+    for name in _FREE:
+        del values[name]
+    for section, name in _FREE_IN:
+        del values[section][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _optimizer_tensors(state: RunState) -> dict[str, Tensor]:
-    """Name the optimiser's moments `optimizer.<parameter number>.<moment>`."""
-    moments: dict[int, dict[str, Any]] = state.optimizer.state_dict()["state"]
-    return {
-        f"{_OPTIMIZER}{number}.{name}": tensor
-        for number, values in moments.items()
-        for name, tensor in values.items()
-    }
-
-
-def _load_optimizer(state: RunState, tensors: dict[str, Tensor]) -> None:
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        moments.setdefault(int(number), {})[name] = tensor
-    whole = state.optimizer.state_dict()
-    state.optimizer.load_state_dict({**whole, "state": moments})
 
 
 @dataclass(frozen=True)
@@ -249,14 +244,6 @@ class Processes:
     def first(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Make a network average its gradients over all processes."""
-        return module if self.count == 1 else DistributedDataParallel(module)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Average a tensor of any shape over all processes."""
-        return self.sum(values) / self.count
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum a tensor of any shape over all processes."""

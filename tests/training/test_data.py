@@ -19,7 +19,6 @@ from sacvit_deploy.training.data import (
     UnreadablePictureWarning,
     ValidationPictures,
     check_same_classes,
-    collate,
     epoch_order,
     open_samples,
     read_batches,
@@ -85,14 +84,9 @@ def test_a_corrupt_picture_stops_by_name(run, with_a_broken_one):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_error_survives_a_reading_process(run, with_a_broken_one, workers):
-    loader = torch.utils.data.DataLoader(
-        pictures_of(run, with_a_broken_one),
-        batch_sampler=[[Key(0, 9), Key(0, 10)]],
-        num_workers=workers,
-        collate_fn=collate,
-    )
+    pictures = pictures_of(run, with_a_broken_one)
     with pytest.raises(DataError, match=r"green.2\.png.* is not a picture that can be read"):
-        list(read_batches(loader))
+        list(read_batches(pictures, [[Key(0, 9), Key(0, 10)]], workers))
 
 
 def test_a_corrupt_picture_is_skipped_by_choice(run, with_a_broken_one):

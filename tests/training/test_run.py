@@ -8,15 +8,13 @@ import torch
 
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.model.build import build_model
-from sacvit_deploy.training.optimizer import AveragedWeights, make_optimizer
+from sacvit_deploy.training.optimizer import update_average
 from sacvit_deploy.training.run import RunState, config_digest, load_run, save_run
 
 
 def fresh(run, seed: int) -> RunState:
     torch.manual_seed(seed)
-    model = build_model(run.model)
-    average = AveragedWeights(model.state_dict(), 0.5)
-    return RunState(model, make_optimizer(model, run.optimizer), average)
+    return RunState.fresh(build_model(run.model), run.optimizer)
 
 
 def advance(state: RunState) -> None:
@@ -24,7 +22,7 @@ def advance(state: RunState) -> None:
     out = state.model(image)
     (out.refined_logits.square().sum() + out.early_exit.logits.square().sum()).backward()
     state.optimizer.step()
-    state.average.update(state.model.state_dict(), state.step)
+    update_average(state.average, state.model.state_dict(), 0.5, state.step)
     state.step += 1
 
 
@@ -40,7 +38,15 @@ def test_a_saved_run_goes_on_the_same(run, tmp_path):
         advance(each)
     for name, tensor in state.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[name]), name
-        assert torch.equal(state.average.weights[name], other.average.weights[name]), name
+        assert torch.equal(state.average[name], other.average[name]), name
+
+
+def test_the_average_is_a_copy(run):
+    state = fresh(run, 0)
+    before = state.model.state_dict()["head.weight"].clone()
+    update_average(state.average, {k: v + 1 for k, v in state.average.items()}, 0.5, step=1000)
+    assert torch.equal(state.model.state_dict()["head.weight"], before)
+    torch.testing.assert_close(state.average["head.weight"], before + 0.5)
 
 
 def test_a_full_disk_leaves_the_last_good_run(run, tmp_path, monkeypatch):
