@@ -217,16 +217,12 @@ class TensorRTSession:
         # The first run after a change of shape does work on the host that cannot be recorded.
         self._device.synchronize()
         if self._recording and not self._engine.library.is_rtx:  # that one records by itself
-            shaped.recorded = self._record(shaped.context)
+            try:
+                shaped.recorded = self._device.record(lambda: self._enqueue(shaped.context))
+            except EngineError as error:
+                name = self._engine.entry.file
+                warn_caller(f"{name} runs without CUDA graphs: {error.problem}", CudaGraphWarning)
         self._engine.keep_compiled()
-
-    def _record(self, context: Any) -> CudaGraph | None:
-        try:
-            return self._device.record(lambda: self._enqueue(context))
-        except EngineError as error:
-            name = self._engine.entry.file
-            warn_caller(f"{name} runs without CUDA graphs: {error.problem}", CudaGraphWarning)
-            return None
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self._device.stream):

@@ -76,18 +76,22 @@ def read_picture(source: PictureSource) -> Image.Image:
     if isinstance(source, Sample):
         return _read_stream(f"The picture {source.name!r}", source.open)
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(os.fsdecode(source))
+        path = os.fsdecode(source)
+        name = f"The picture {path!r}"
+        if os.path.isdir(path):
+            raise ImageError(f"{name} is a folder.", "Name the picture files in it.")
+        return _read_stream(name, lambda: open(path, "rb"))
     raise ImageError(
         f"A picture was asked for and {type(source).__name__} found.",
         "Pass a path, a PIL picture, or a uint8 array of shape (height, width, 3).",
     )
 
 
-def _read_file(path: str) -> Image.Image:
-    name = f"The picture {path!r}"
-    if os.path.isdir(path):
-        raise ImageError(f"{name} is a folder.", "Name the picture files in it.")
-    return _read_stream(name, lambda: open(path, "rb"))
+def name_of(source: PictureSource) -> str | None:
+    """Return the path as it was given; None for a picture without one."""
+    if isinstance(source, Sample):
+        return source.name
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
 
 
 def _read_stream(name: str, opener: Callable[[], IO[bytes]]) -> Image.Image:

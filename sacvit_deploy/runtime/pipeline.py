@@ -20,8 +20,8 @@ from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal
 from sacvit_deploy.runtime.control.budget_controller import BudgetController
 from sacvit_deploy.runtime.control.drift import DriftMonitor, DriftReport
 from sacvit_deploy.runtime.control.stats import Stats
+from sacvit_deploy.runtime.pictures import name_of
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from sacvit_deploy.runtime.reader import PictureReader, name_of
 from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
@@ -92,13 +92,11 @@ class Pipeline:
         if self.calibration is not None:
             comparison = manifest.config.stages.exit_comparison
             self._drift = DriftMonitor(self.calibration, comparison)
-        self._reader = PictureReader(self.preprocess, clock, self._prepared)
         self._controller: BudgetController | None = None
-        self._policy: ExitPolicy = FixedExit(eta)
         if goal is not None:
             bounded = goal.bounded(self.calibration)
             self._controller = BudgetController(bounded, manifest.config, eta)
-            self._policy = self._controller
+        self._policy: ExitPolicy = self._controller or FixedExit(eta)
 
     @property
     def eta(self) -> float:
@@ -195,12 +193,12 @@ class Pipeline:
         policy = self._asked_policy(eta)
         batch_size = self._batch_size(batch_size, CALL_BATCH)
         if not isinstance(images, (list, tuple)):
-            outcomes = self._scheduler.run(self._reader.read(images)[None], policy)
+            outcomes = self._scheduler.run(self._read(images)[None], policy)
             return self._result(self._counted(outcomes)[0], name_of(images))
         results: list[Result] = []
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
-            arrays, failure = self._reader.read_all(chunk, start)
+            arrays, failure = self._read_all(chunk, start)
             if failure is not None:
                 raise failure
             outcomes = self._counted(self._scheduler.run(np.stack(arrays), policy))
@@ -239,8 +237,7 @@ class Pipeline:
         """
         # Checked here and not in the generator, so that a mistake shows where it was made.
         batch_size = self._batch_size(batch_size, STREAM_BATCH)
-        max_waiting = _BATCHES_HELD * batch_size if max_waiting is None else max_waiting
-        _check_count("max_waiting", max_waiting)
+        max_waiting = _checked_count("max_waiting", max_waiting, _BATCHES_HELD * batch_size)
         rebatcher = Rebatcher(
             self._scheduler,
             self._asked_policy(eta),
@@ -340,7 +337,7 @@ class Pipeline:
         failure: ImageError | None = None
         read = 0
         while failure is None and (chunk := list(islice(frames, batch_size))):
-            arrays, failure = self._reader.read_all(chunk, read)
+            arrays, failure = self._read_all(chunk, read)
             names.extend(map(name_of, chunk))
             read += len(arrays)
             if arrays:
@@ -364,16 +361,34 @@ class Pipeline:
         return FixedExit(check_eta(eta))
 
     def _batch_size(self, asked: int | None, usual: int) -> int:
-        if asked is None:
-            return min(usual, self.largest_batch or usual)
-        _check_count("batch_size", asked)
-        return asked
+        return _checked_count("batch_size", asked, min(usual, self.largest_batch or usual))
 
-    def _prepared(self, ms: float) -> None:
-        """Count a picture that was read and prepared."""
+    def _read(self, source: PictureSource) -> Array:
+        """Read one picture into its input tensor (3, H, W), and count the time it took."""
+        start = self._clock()
+        array = self.preprocess(source)
+        ms = (self._clock() - start) * 1e3
         self.stats.add_preprocess(ms)
         if self._controller is not None:
             self._controller.saw_preprocess(ms)
+        return array
+
+    def _read_all(
+        self, sources: Sequence[PictureSource], start: int
+    ) -> tuple[list[Array], ImageError | None]:
+        """Read pictures up to the first that cannot be read; return them and its error, if any.
+
+        The error names its index, counted from `start` for the first of these pictures.
+        """
+        arrays: list[Array] = []
+        for index, source in enumerate(sources, start):
+            try:
+                arrays.append(self._read(source))
+            except ImageError as error:  # noqa: PERF203  the loop ends here
+                failure = ImageError(f"At index {index}: {error.problem}", error.fix)
+                failure.__cause__ = error
+                return arrays, failure
+        return arrays, None
 
     def _counted(self, outcomes: list[Outcome]) -> list[Outcome]:
         """Count classified pictures, and pass them on."""
@@ -422,6 +437,9 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     return Pipeline(bundle.manifest, opened, eta=eta)
 
 
-def _check_count(name: str, value: int) -> None:
+def _checked_count(name: str, value: int | None, usual: int) -> int:
+    if value is None:
+        return usual
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} is {value!r}.", "Make it a whole number, 1 or more.")
+    return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sacvit_deploy.decode import OPTIONAL, encode
 from sacvit_deploy.runtime.algorithm import softmax
 from sacvit_deploy.spec import Role
 
@@ -41,16 +42,11 @@ class Result:
     stage: Role
     early_exit_probability: float | None
     top5: tuple[tuple[int, str, float], ...]
-    target_tokens: tuple[int, ...] | None = None
+    target_tokens: tuple[int, ...] | None = field(default=None, metadata=OPTIONAL)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; `target_tokens` only for a refined picture."""
-        values = asdict(self)
-        values["top5"] = [list(entry) for entry in self.top5]
-        if self.target_tokens is None:
-            del values["target_tokens"]
-        else:
-            values["target_tokens"] = list(self.target_tokens)
+        values: dict[str, Any] = encode(self)
         return values
 
 

@@ -127,7 +127,6 @@ class Scheduler:
 
     Where both graphs compute on one device and the second chooses its tokens itself, the hand-off
     stays there: `run` copies the images in, the logits out, and the surviving row numbers in.
-    `first_pass` works with host arrays.
     """
 
     def __init__(
@@ -181,10 +180,7 @@ class Scheduler:
         Raises:
             EngineError: A session failed, or gave logits that are not finite.
         """
-        if self._device_pair is not None and not scores:
-            first = self._first_on_device(images, policy, self._device_pair[0])
-        else:
-            first = self.first_pass(images, policy)
+        first = self.first_pass(images, policy, on_device=not scores)
         if first.survivors.size:
             waiting = [first.outcomes[row] for row in first.survivors]
             refined = self.refine(waiting, first.hand_off, first.survivors, policy)
@@ -192,12 +188,37 @@ class Scheduler:
                 first.outcomes[row] = outcome
         return first.outcomes
 
-    def first_pass(self, images: Array, policy: ExitPolicy) -> FirstPass:
-        """Run the first stage, or the only one; arguments and errors as in `run`."""
+    def first_pass(
+        self, images: Array, policy: ExitPolicy, *, on_device: bool = False
+    ) -> FirstPass:
+        """Run the first stage, or the only one; arguments and errors as in `run`.
+
+        With `on_device`, everything but the logits stays on the device, if it can.
+        """
         start = self._clock()
-        outputs = self._sessions[self._first].run({IMAGE: images})
-        hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
-        return self._decided(outputs, hand_off, policy, start)
+        outputs: Tensors
+        hand_off: Mapping[str, Tensor]
+        if on_device and self._device_pair is not None:
+            kept = self._handed_on | {IMAGE}
+            outputs, hand_off = self._device_pair[0].run_on_device({IMAGE: images}, kept)
+        else:
+            outputs = self._sessions[self._first].run({IMAGE: images})
+            hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
+        logits = _finite(outputs[LOGITS], self._first)
+        if self._first == "single":
+            ms = self._ms_each(start, len(logits))
+            outcomes = [Outcome(row, early_ms=ms) for row in logits]
+            return FirstPass(outcomes, hand_off, np.empty(0, np.int64))
+        confidences = confidence(logits, self.temperature)
+        leaving = exits(confidences, policy.threshold(), self._config.stages.exit_comparison)
+        ms = self._ms_each(start, len(logits))
+        scores = outputs[SCORE] if SCORE in outputs else [None] * len(logits)
+        outcomes = [
+            Outcome(row, value, score, early_ms=ms)
+            for row, value, score in zip(logits, confidences.tolist(), scores, strict=True)
+        ]
+        policy.saw(outcomes)
+        return FirstPass(outcomes, hand_off, np.flatnonzero(~leaving))
 
     def refine(
         self,
@@ -252,34 +273,6 @@ class Scheduler:
         feeds[TARGET_INDEX], feeds[NON_TARGET_INDEX] = target, non_target
         feeds[FINE_INDEX] = fine_index(target, self._config.coarse_grid[1])
         return feeds
-
-    def _first_on_device(
-        self, images: Array, policy: ExitPolicy, session: DeviceSession
-    ) -> FirstPass:
-        """Run the first stage and leave everything but the logits on the device."""
-        start = self._clock()
-        outputs, kept = session.run_on_device({IMAGE: images}, self._handed_on | {IMAGE})
-        return self._decided(outputs, kept, policy, start)
-
-    def _decided(
-        self, outputs: Tensors, hand_off: Mapping[str, Tensor], policy: ExitPolicy, start: float
-    ) -> FirstPass:
-        """Decide which rows go on after a first stage that began at `start`."""
-        logits = _finite(outputs[LOGITS], self._first)
-        if self._first == "single":
-            ms = self._ms_each(start, len(logits))
-            outcomes = [Outcome(row, early_ms=ms) for row in logits]
-            return FirstPass(outcomes, hand_off, np.empty(0, np.int64))
-        confidences = confidence(logits, self.temperature)
-        leaving = exits(confidences, policy.threshold(), self._config.stages.exit_comparison)
-        ms = self._ms_each(start, len(logits))
-        scores = outputs[SCORE] if SCORE in outputs else [None] * len(logits)
-        outcomes = [
-            Outcome(row, value, score, early_ms=ms)
-            for row, value, score in zip(logits, confidences.tolist(), scores, strict=True)
-        ]
-        policy.saw(outcomes)
-        return FirstPass(outcomes, hand_off, np.flatnonzero(~leaving))
 
     def _ms_each(self, start: float, pictures: int) -> float:
         """Divide the milliseconds since `start` among some pictures."""

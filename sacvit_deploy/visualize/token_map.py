@@ -12,9 +12,8 @@ from PIL import Image
 
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import family_named
-from sacvit_deploy.runtime.pictures import PictureSource, read_picture
+from sacvit_deploy.runtime.pictures import PictureSource, name_of, read_picture
 from sacvit_deploy.runtime.pipeline import Pipeline
-from sacvit_deploy.runtime.reader import name_of
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.spec import check_eta
 from sacvit_deploy.visualize.token_sheet import TokenSheet

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from sacvit_deploy.errors import ImageError
-from sacvit_deploy.runtime.pictures import FORMATS, MAX_PIXELS, read_picture
-from sacvit_deploy.samples import sample_pictures
+from sacvit_deploy.runtime.pictures import FORMATS, MAX_PIXELS, name_of, read_picture
+from sacvit_deploy.samples import Sample, sample_pictures
 
 ORIENTATION = 0x0112
 
@@ -311,3 +311,11 @@ def test_sample_pictures_ship_with_their_licences():
 def test_formats_are_names_pillow_knows():
     Image.init()
     assert set(FORMATS) - set(Image.OPEN) <= {"AVIF"}
+
+
+def test_names_are_the_paths_as_given(tmp_path, rgb):
+    assert name_of("a/b.png") == "a/b.png"
+    assert name_of(tmp_path / "c.png") == str(tmp_path / "c.png")
+    assert name_of(Sample("val/cat/1.jpg", "cat")) == "val/cat/1.jpg"
+    assert name_of(rgb) is None
+    assert name_of(np.asarray(rgb)) is None

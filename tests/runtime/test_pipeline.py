@@ -116,6 +116,33 @@ def test_a_bad_picture_in_a_list_is_named(pipeline, tmp_path) -> None:
         pipeline([*PICTURES[:4], broken, *PICTURES[4:]], batch_size=3)
 
 
+def ticking() -> Pipeline:
+    """A pipeline whose clock goes on by a second whenever it is read."""
+    ticks = itertools.count()
+    return Pipeline(fake_manifest(), fake_opened(SAC), clock=lambda: float(next(ticks)))
+
+
+def test_every_picture_is_prepared_and_timed() -> None:
+    pipeline = ticking()
+    arrays, failure = pipeline._read_all(PICTURES[:3], 0)
+    assert failure is None
+    np.testing.assert_array_equal(arrays, [pipeline.preprocess(p) for p in PICTURES[:3]])
+    found = pipeline.stats.snapshot().preprocess
+    assert found is not None
+    assert (found.pictures, found.latency_ms_mean) == (3, 1000.0)
+
+
+def test_reading_ends_at_the_first_bad_picture_and_names_it() -> None:
+    pipeline = ticking()
+    arrays, failure = pipeline._read_all([PICTURES[0], "no such file.png", PICTURES[1]], 40)
+    found = pipeline.stats.snapshot().preprocess
+    assert found is not None
+    assert len(arrays) == found.pictures == 1
+    assert failure is not None
+    assert "At index 41" in failure.problem
+    assert isinstance(failure.__cause__, ImageError)
+
+
 def test_a_bad_frame_comes_after_the_results_before_it(pipeline, tmp_path) -> None:
     missing = tmp_path / "missing.jpg"
     stream = pipeline.stream([*PICTURES[:7], missing, *PICTURES[7:]], batch_size=3)

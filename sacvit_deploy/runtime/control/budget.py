@@ -91,15 +91,11 @@ class BudgetGoal:
                 "backend, so that the eta that keeps it is unknown.",
                 "Calibrate it: sacvit-deploy calibrate BUNDLE DATA, or give min_eta.",
             )
-        wanted = self._wanted_top1(record)
-        low, high = _stretch([point.top1 >= wanted for point in record.curve], _best(record))
-        if low is None or high is None:
-            raise ConfigError(
-                f"A top-1 accuracy of {wanted:.1%} is to be kept; the most in the calibration is "
-                f"{record.curve[_best(record)].top1:.1%}.",
-                "Ask for less.",
-            )
-        first, last = record.curve[low].eta, record.curve[high].eta
+        wanted = self.min_top1
+        if wanted is None:
+            # 1e-9: the difference of two counted shares is rounded.
+            wanted = record.curve[-1].top1 - (self.max_accuracy_drop or 0.0) - 1e-9
+        first, last = _measured_bounds(record, wanted)
         if first > self.max_eta or last < self.min_eta:
             raise ConfigError(
                 f"A top-1 accuracy of {wanted:.1%} needs an eta from {first:g} to {last:g}; the "
@@ -107,12 +103,6 @@ class BudgetGoal:
                 "Widen the bounds, or ask for less accuracy.",
             )
         return replace(self, min_eta=max(self.min_eta, first), max_eta=min(self.max_eta, last))
-
-    def _wanted_top1(self, record: ExitCalibration) -> float:
-        if self.min_top1 is not None:
-            return self.min_top1
-        # 1e-9: the difference of two counted shares is rounded.
-        return record.curve[-1].top1 - (self.max_accuracy_drop or 0.0) - 1e-9
 
     def __str__(self) -> str:
         return (
@@ -156,18 +146,18 @@ class Budget:
         return asdict(self)
 
 
-def _best(record: ExitCalibration) -> int:
+def _measured_bounds(record: ExitCalibration, wanted: float) -> tuple[float, float]:
+    """Find the lowest and highest eta around the best that are all as accurate as `wanted`."""
     top1 = [point.top1 for point in record.curve]
-    return top1.index(max(top1))
-
-
-def _stretch(good: list[bool], around: int) -> tuple[int | None, int | None]:
-    """Find the first and last neighbor that are all good; None and None if `around` is not."""
-    if not good[around]:
-        return None, None
-    low = high = around
-    while low > 0 and good[low - 1]:
+    low = high = top1.index(max(top1))
+    if top1[low] < wanted:
+        raise ConfigError(
+            f"A top-1 accuracy of {wanted:.1%} is to be kept; the most in the calibration is "
+            f"{top1[low]:.1%}.",
+            "Ask for less.",
+        )
+    while low > 0 and top1[low - 1] >= wanted:
         low -= 1
-    while high < len(good) - 1 and good[high + 1]:
+    while high < len(top1) - 1 and top1[high + 1] >= wanted:
         high += 1
-    return low, high
+    return record.curve[low].eta, record.curve[high].eta

@@ -61,7 +61,8 @@ class BudgetController:
         self.goal = goal
         self._comparison = config.stages.exit_comparison
         self._eta = min(max(eta, goal.min_eta), goal.max_eta)
-        self._costs = StageCosts(_token_ratio(config))
+        # Until a picture was refined, a stage is taken to cost as much as its tokens.
+        self._costs = StageCosts(1 + 3 * config.num_targets / config.num_coarse_tokens)
         self._preprocess = MovingAverage()
         self._recent = RecentConfidences()
         self._pictures_over = 0
@@ -81,8 +82,10 @@ class BudgetController:
         """
         if outcomes[0].refined_logits is None:
             self._saw_first(outcomes)
-        else:
-            self._saw_refined(outcomes)
+            return
+        early_ms = sum(outcome.early_ms for outcome in outcomes) / len(outcomes)
+        with self._lock:
+            self._costs.add_refine(outcomes[0].refine_ms, early_ms, len(outcomes))
 
     def saw_preprocess(self, ms: float) -> None:
         """Learn how long it took to read and prepare a picture."""
@@ -103,23 +106,17 @@ class BudgetController:
         if tell:
             warn_caller(self._cannot(), BudgetWarning)
 
-    def _saw_refined(self, outcomes: Sequence[Outcome]) -> None:
-        early_ms = sum(outcome.early_ms for outcome in outcomes) / len(outcomes)
-        with self._lock:
-            self._costs.add_refine(outcomes[0].refine_ms, early_ms, len(outcomes))
-
     def report(self) -> Budget:
         """Report the state at this moment."""
         with self._lock:
-            share = self._share()
             return Budget(
                 state=self._state,
                 eta=self._eta,
                 min_eta=self.goal.min_eta,
                 max_eta=self.goal.max_eta,
                 goal_ms=self._goal_ms(),
-                expected_ms=self._expected_ms(share),
-                refine_fraction=share,
+                expected_ms=self._expected_ms(),
+                refine_fraction=self._share(),
                 early_ms=self._costs.early_ms,
                 refine_ms=self._costs.refine_ms,
                 preprocess_ms=self._preprocess.value,
@@ -130,8 +127,8 @@ class BudgetController:
             return self.goal.ms or 0.0
         return max(0.0, 1e3 / self.goal.fps - self._preprocess.value)
 
-    def _expected_ms(self, share: float) -> float:
-        return self._costs.early_ms + share * self._costs.refine_ms
+    def _expected_ms(self) -> float:
+        return self._costs.early_ms + self._share() * self._costs.refine_ms
 
     def _share(self) -> float:
         """Compute the share of recent pictures that are refined at the current threshold."""
@@ -141,11 +138,11 @@ class BudgetController:
         """Move the threshold if the expected cost is too far from the goal, and set the state."""
         goal_ms = self._goal_ms()
         slack_ms = self.goal.hysteresis * goal_ms
-        if abs(self._expected_ms(self._share()) - goal_ms) > slack_ms:
+        if abs(self._expected_ms() - goal_ms) > slack_ms:
             share = (goal_ms - self._costs.early_ms) / self._costs.refine_ms
             eta = self._recent.eta_for_share(share)
             self._eta = min(max(eta, self.goal.min_eta), self.goal.max_eta)
-        excess_ms = self._expected_ms(self._share()) - goal_ms
+        excess_ms = self._expected_ms() - goal_ms
         self._state = "holding"
         if self._eta <= self.goal.min_eta and excess_ms > slack_ms:
             self._state = "over"
@@ -296,8 +293,3 @@ class RecentConfidences:
     def _keep(self, count: int) -> None:
         while len(self._values) > count:
             del self._ordered[bisect_left(self._ordered, self._values.popleft())]
-
-
-def _token_ratio(config: ModelConfig) -> float:
-    """Estimate the cost of the second stage over the first from the numbers of tokens."""
-    return 1 + 3 * config.num_targets / config.num_coarse_tokens

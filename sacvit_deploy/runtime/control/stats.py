@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.manifest import HISTOGRAM_BINS
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.runtime.scheduler import Outcome
 
 
+_PERCENTILES = (0.50, 0.95, 0.99)
 _SHORTEST_MS = 1e-3
 _LONGEST_MS = 1e5
 _GROWTH = math.log(1.02)
@@ -145,20 +148,8 @@ class _Times:
 
     def latency(self) -> Latency:
         """Summarize what was added; at least one picture."""
-        return Latency(
-            self.count,
-            self.total_ms / self.count,
-            self._percentile(0.50),
-            self._percentile(0.95),
-            self._percentile(0.99),
-        )
-
-    def _percentile(self, share: float) -> float:
-        """Find the bin that reaches a share of the count, and return its middle by ratio."""
-        wanted = math.ceil(share * self.count)
-        seen = 0
-        for index, count in enumerate(self._bins):  # noqa: B007  the last index is the answer
-            seen += count
-            if seen >= wanted:
-                break
-        return _SHORTEST_MS * math.exp((index + 0.5) * _GROWTH)
+        seen = list(accumulate(self._bins))
+        # The first bin that reaches a share of the count, and its middle by ratio.
+        reached = (bisect_left(seen, math.ceil(share * self.count)) for share in _PERCENTILES)
+        percentiles = (_SHORTEST_MS * math.exp((index + 0.5) * _GROWTH) for index in reached)
+        return Latency(self.count, self.total_ms / self.count, *percentiles)

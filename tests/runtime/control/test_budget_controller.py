@@ -147,13 +147,13 @@ def test_a_frame_rate_counts_what_prepares_the_frames(monkeypatch) -> None:
     machine = Machine(7)
     plain = machine.pipeline()
     pipeline = plain.with_budget(fps=125)
-    prepare = pipeline._reader._preprocess
+    prepare = pipeline.preprocess
 
     def slow(source):
         machine.now_s += 3e-3
         return prepare(source)
 
-    monkeypatch.setattr(pipeline._reader, "_preprocess", slow)
+    monkeypatch.setattr(pipeline, "preprocess", slow)
     classify(pipeline, 300)
     assert pipeline.budget.goal_ms == pytest.approx(8 - 3)
     assert spent_ms(machine, pipeline, 400) == pytest.approx(8, rel=0.1)
