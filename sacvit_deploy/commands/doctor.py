@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,8 +39,7 @@ from sacvit_deploy.libraries import version
 from sacvit_deploy.spec import EngineBackend
 
 _GIB = 1 << 30
-_NEEDED_MEMORY = 2 * _GIB
-_NEEDED_DISK = 2 * _GIB
+_NEEDED_MEMORY = _NEEDED_DISK = 2 * _GIB
 
 # A distribution, the extra that brings it, and its purpose.
 _DISTRIBUTIONS = {
@@ -78,14 +77,14 @@ class Finding:
     Attributes:
         name: The thing that was looked for.
         found: The result, in words.
-        fix: The next step; None if there is none.
         facts: The result as JSON-ready values.
+        fix: The next step; None if there is none.
     """
 
     name: str
     found: str
+    facts: dict[str, Any]
     fix: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping."""
@@ -110,23 +109,20 @@ def examine() -> list[Finding]:
 
 def _python() -> Finding:
     release = platform.python_version()
-    system = f"{platform.system()}-{platform.machine()}".lower()
-    return Finding(
-        "python", f"{release} on {platform.platform()}", facts={"version": release, "os": system}
-    )
+    facts = {"version": release, "os": f"{platform.system()}-{platform.machine()}".lower()}
+    return Finding("python", f"{release} on {platform.platform()}", facts)
 
 
 def _driver(machine: Machine) -> Finding:
     facts = {"cuda": machine.driver_cuda}
     if machine.driver_cuda:
-        return Finding("cuda-driver", f"up to CUDA {machine.driver_cuda}", facts=facts)
+        return Finding("cuda-driver", f"up to CUDA {machine.driver_cuda}", facts)
+    fix = "With an NVIDIA GPU, install the driver from NVIDIA's download page"
     if jetson_release():
         fix = "It comes with JetPack: sudo apt install nvidia-jetpack, and restart"
     elif sys.platform.startswith("linux"):
         fix = "With an NVIDIA GPU: sudo ubuntu-drivers install (or your distribution's way)"
-    else:
-        fix = "With an NVIDIA GPU, install the driver from NVIDIA's download page"
-    return Finding("cuda-driver", "none; bundles run on the CPU", fix, facts)
+    return Finding("cuda-driver", "none; bundles run on the CPU", facts, fix)
 
 
 def _gpus(machine: Machine) -> Finding:
@@ -136,53 +132,45 @@ def _gpus(machine: Machine) -> Finding:
         if free is not None:
             memory = f"{free / _GIB:.1f} of {memory} free"
         shown.append(f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}")
-        facts.append(
-            {
-                "name": gpu.name,
-                "compute_capability": gpu.compute_capability,
-                "memory_bytes": gpu.memory_bytes,
-                "free_bytes": free,
-            }
-        )
-    return Finding("gpu", "; ".join(shown) or "none that CUDA can use", facts={"gpus": facts})
+        facts.append({**asdict(gpu), "free_bytes": free})
+    return Finding("gpu", "; ".join(shown) or "none that CUDA can use", {"gpus": facts})
 
 
 def _jetson() -> Finding:
     board = jetson_release()
     if board is None:
-        return Finding("jetpack", "none; this is not a Jetson", facts={"version": None})
+        return Finding("jetpack", "none; this is not a Jetson", {"version": None})
     found = f"{board.jetpack or 'not known'} (Jetson Linux {board.linux}), {board.board}"
     facts = {"version": board.jetpack, "jetson_linux": board.linux, "board": board.board}
     old = board.jetpack is not None and version_numbers(board.jetpack) < (6, 1)
     fix = "TensorRT 10.3 or later comes with JetPack 6.1: install that" if old else None
-    return Finding("jetpack", found.rstrip(", "), fix, facts)
+    return Finding("jetpack", found.rstrip(", "), facts, fix)
 
 
 def _engine_library(name: EngineBackend, machine: Machine) -> Finding:
-    gpu = machine.current_gpu
-    here = gpu.compute_capability if gpu else None
+    here = machine.current_gpu.compute_capability if machine.current_gpu else None
     useless = name == "tensorrt-rtx" and here is not None and here not in RTX_CAPABILITIES
     remark = f" (has no engines for this GPU, compute capability {here})" if useless else ""
     try:
         library = load_library(name)
     except SacvitDeployError as error:
         fix = None if useless else error.fix
-        return Finding(name, error.problem + remark, fix, {"version": None})
+        return Finding(name, error.problem + remark, {"version": None}, fix)
     cuda = library_cuda(name)
     made_for = f", for CUDA {cuda}" if cuda else ""
     facts = {"version": library.version, "cuda": cuda}
-    return Finding(name, f"{library.version}{made_for}{remark}", facts=facts)
+    return Finding(name, f"{library.version}{made_for}{remark}", facts)
 
 
 def _onnxruntime(machine: Machine) -> Finding:
     try:
         ort = onnxruntime()
     except SacvitDeployError as error:
-        return Finding("onnxruntime", error.problem, error.fix, {"version": None, "providers": []})
+        return Finding("onnxruntime", error.problem, {"version": None, "providers": []}, error.fix)
     providers = available_providers(ort)
     found = f"{ort.__version__} with {', '.join(providers)}"
     facts = {"version": str(ort.__version__), "providers": providers}
-    return Finding("onnxruntime", found, _provider_fix(ort, machine), facts)
+    return Finding("onnxruntime", found, facts, _provider_fix(ort, machine))
 
 
 def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:
@@ -200,25 +188,24 @@ def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:
 
 
 def _distribution(name: str, machine: Machine) -> Finding:
-    found = version(name)
-    if found is not None:
-        return Finding(name, found, facts={"version": found})
+    if found := version(name):
+        return Finding(name, found, {"version": found})
     extra, purpose = _DISTRIBUTIONS[name]
     package = f"'sacvit-deploy[{extra}]'"
     if name == "cuda-python":  # the extra would bring TensorRT too
         major = (machine.driver_cuda or "").partition(".")[0]
         package = f"'cuda-python=={major}.*'" if major else name
     fix = f"Needed {purpose}: pip install {package}"
-    return Finding(name, "not installed", fix, {"version": None})
+    return Finding(name, "not installed", {"version": None}, fix)
 
 
 def _memory() -> Finding:
     free = free_memory_bytes()
     if free is None:
-        return Finding("memory", "not known", facts={"free_bytes": None})
+        return Finding("memory", "not known", {"free_bytes": None})
     more = "Building an engine may need more: close programs, or add swap"
     fix = more if free < _NEEDED_MEMORY else None
-    return Finding("memory", f"{free / _GIB:.1f} GiB free", fix, {"free_bytes": free})
+    return Finding("memory", f"{free / _GIB:.1f} GiB free", {"free_bytes": free}, fix)
 
 
 def _disk() -> Finding:
@@ -226,6 +213,6 @@ def _disk() -> Finding:
         free = shutil.disk_usage(Path.cwd()).free
     except OSError as error:
         where = "Go to a folder that exists and can be read"
-        return Finding("disk", f"not known: {error}", where, {"free_bytes": None})
+        return Finding("disk", f"not known: {error}", {"free_bytes": None}, where)
     fix = "Engines may need more: free some space" if free < _NEEDED_DISK else None
-    return Finding("disk", f"{free / _GIB:.1f} GiB free here", fix, {"free_bytes": free})
+    return Finding("disk", f"{free / _GIB:.1f} GiB free here", {"free_bytes": free}, fix)

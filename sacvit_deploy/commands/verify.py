@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -10,10 +10,8 @@ import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
-from sacvit_deploy.comparison.decisions import MissedLimit
 from sacvit_deploy.comparison.network import of_bundle, reference_for
 from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
-from sacvit_deploy.manifest import Agreement, TensorParity
 from sacvit_deploy.samples import read_pictures, sample_pictures
 from sacvit_deploy.spec import Backend, Precision, check_eta
 
@@ -53,7 +51,7 @@ def _limit_options(command: _Command) -> _Command:
 @options.choice_option("--backend", get_args(Backend), "Backend to verify.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     help="Pictures to compare decisions on; without it, those of the package.",
 )
 @click.option("--layers", is_flag=True, help="Also compare every layer, to find the first error.")
@@ -90,49 +88,35 @@ def _echo(verification: Verification) -> None:
     """Print what was compared, tensors, decisions, layers, and by how much limits were missed."""
     click.echo(f"{verification.candidate} against {verification.reference}")
     for record in verification.graphs:
-        click.echo(_graph(record))
-    if verification.agreement:
-        click.echo(_decisions(verification.agreement))
+        click.echo(
+            f"{record.role}: worst tensor {record.tensor}, off by {record.max_abs_error:.2g} "
+            f"({record.relative_error:.2g} of its largest value) at batch {record.batch}"
+        )
+    if agreement := verification.agreement:
+        click.echo(
+            f"decisions on {agreement.images} pictures: {agreement.exit_flip_rate:.1%} exit flips, "
+            f"{agreement.target_overlap:.1%} of target tokens the same, "
+            f"{agreement.label_agreement:.1%} of labels the same, "
+            f"probabilities off by {agreement.max_probability_error:.2g} at most"
+        )
     else:
         click.echo("decisions: not compared, since a graph gives numbers that are not finite")
     if verification.layers is not None:
-        _echo_layers(verification)
+        _echo_layers(verification, verification.layers)
     for missed in verification.missed:
-        click.echo(_missed(missed))
+        side, much = ("most", "much") if missed.limit.startswith("max_") else ("least", "little")
+        where = f" ({missed.where})" if missed.where else ""
+        click.echo(
+            f"missed: {missed.limit}{where} is {missed.found:.3g}, at {side} {missed.allowed:.3g} "
+            f"is allowed: {abs(missed.found - missed.allowed):.3g} too {much}"
+        )
     click.echo("passed" if verification.passed else "FAILED")
 
 
-def _graph(record: TensorParity) -> str:
-    return (
-        f"{record.role}: worst tensor {record.tensor}, off by {record.max_abs_error:.2g} "
-        f"({record.relative_error:.2g} of its largest value) at batch {record.batch}"
-    )
-
-
-def _decisions(agreement: Agreement) -> str:
-    return (
-        f"decisions on {agreement.images} pictures: {agreement.exit_flip_rate:.1%} exit flips, "
-        f"{agreement.target_overlap:.1%} of target tokens the same, "
-        f"{agreement.label_agreement:.1%} of labels the same, "
-        f"probabilities off by {agreement.max_probability_error:.2g} at most"
-    )
-
-
-def _missed(missed: MissedLimit) -> str:
-    side = "at most" if missed.limit.startswith("max_") else "at least"
-    where = f" ({missed.where})" if missed.where else ""
-    return (
-        f"missed: {missed.limit}{where} is {missed.found:.3g}, {side} {missed.allowed:.3g} is "
-        f"allowed: {abs(missed.found - missed.allowed):.3g} too "
-        f"{'much' if side == 'at most' else 'little'}"
-    )
-
-
-def _echo_layers(verification: Verification) -> None:
-    layers = verification.layers or ()
+def _echo_layers(verification: Verification, layers: Sequence[LayerError]) -> None:
     click.echo("layer by layer: norm of the difference over norm of the reference")
     width = max((len(layer.place) for layer in layers), default=0)
-    finite = [layer.error for layer in layers if layer.error < float("inf")]
+    finite = (layer.error for layer in layers if layer.error < float("inf"))
     largest = max(finite, default=0.0) or 1.0
     for layer in layers:
         bar = "#" * round(_BAR_WIDTH * min(1.0, layer.error / largest))
@@ -142,10 +126,8 @@ def _echo_layers(verification: Verification) -> None:
             f"{layer.error:8.2e}  {bar:<{_BAR_WIDTH}}  {layer.tensor}"
         )
     first, limit = verification.first_diverging, verification.limits.max_tensor_error
-    if first:
-        click.echo(f"first beyond {limit:g}: {_layer(first)}")
-    else:
-        click.echo(f"no layer is more than {limit:g} off")
+    beyond = f"first beyond {limit:g}: {_layer(first)}" if first else ""
+    click.echo(beyond or f"no layer is more than {limit:g} off")
     if step := verification.worst_step:
         click.echo(f"the error grows most at {_layer(step)}")
 

@@ -6,7 +6,7 @@ are whether the same pictures exit early, the same tokens are refined, and the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.manifest import PROBABILITIES, Agreement, TensorParity
 from sacvit_deploy.runtime.algorithm import confidence, exits, softmax
-from sacvit_deploy.runtime.scheduler import EVERY_PICTURE, Outcome, Scheduler
+from sacvit_deploy.runtime.scheduler import Outcome
 from sacvit_deploy.spec import Precision
 
 
@@ -37,27 +37,18 @@ class Decisions:
     target_index: NDArray[np.int64]
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> Decisions:
+    def of(cls, outcomes: Iterable[Outcome]) -> Decisions:
         """Collect outcomes of `EVERY_PICTURE`, at least one."""
         none = np.empty(0, np.int64)
-        targets = [none if o.target_index is None else o.target_index for o in outcomes]
-        early = [outcome.early_logits for outcome in outcomes]
-        late = [outcome.logits for outcome in outcomes]
-        return cls(np.stack(early), np.stack(late), np.stack(targets))
-
-
-def scheduler_decisions(scheduler: Scheduler, batches: Iterable[NDArray[Any]]) -> Decisions:
-    """Run both stages on every picture.
-
-    Args:
-        scheduler: Runs the network.
-        batches: Images (B, 3, H, W) as the graphs take them; at least one batch.
-
-    Raises:
-        EngineError: A session failed, or gave logits that are not finite.
-    """
-    found = (scheduler.run(images, EVERY_PICTURE) for images in batches)
-    return Decisions.of([outcome for outcomes in found for outcome in outcomes])
+        rows = [
+            (
+                each.early_logits,
+                each.logits,
+                none if each.target_index is None else each.target_index,
+            )
+            for each in outcomes
+        ]
+        return cls(*map(np.stack, zip(*rows, strict=True)))
 
 
 def compare_decisions(
@@ -83,29 +74,22 @@ def compare_decisions(
         for left, d in zip(leaves, both, strict=True)
     ]
     shared = [
-        np.isin(found, wanted).mean() if wanted.size else 1.0
-        for wanted, found in zip(reference.target_index, candidate.target_index, strict=True)
+        np.isin(other, targets).mean() if targets.size else 1.0
+        for targets, other in zip(reference.target_index, candidate.target_index, strict=True)
     ]
-    errors = [
-        np.abs(softmax(wanted) - softmax(found)).max()
-        for wanted, found in (
-            (reference.early_logits, candidate.early_logits),
-            (reference.refined_logits, candidate.refined_logits),
-        )
-    ]
+    wanted, found = (softmax(np.stack([d.early_logits, d.refined_logits])) for d in both)
     return Agreement(
         images=len(labels[0]),
         exit_flip_rate=float((leaves[0] != leaves[1]).mean()),
         target_overlap=float(np.mean(shared)),
         label_agreement=float((labels[0] == labels[1]).mean()),
-        max_probability_error=float(max(errors)),
+        max_probability_error=float(np.abs(wanted - found).max()),
     )
 
 
 def _leaves(
     decisions: Decisions, config: ModelConfig, eta: float, temperature: float
 ) -> NDArray[np.bool_]:
-    """Decide which pictures exit early; all of them where there is one stage."""
     if config.two_stage is None:
         return np.ones(len(decisions.early_logits), np.bool_)
     confidences = confidence(decisions.early_logits, temperature)

@@ -22,7 +22,7 @@ from sacvit_deploy.comparison.graphs import (
     tensor_values,
 )
 from sacvit_deploy.comparison.network import ONNXRUNTIME
-from sacvit_deploy.comparison.tensors import reference_tensors
+from sacvit_deploy.comparison.tensors import ReferenceTensors
 from sacvit_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def compare_layers(
         ConfigError: A network runs engines, or the candidate is torch.
         EngineError: A session failed.
     """
-    known = reference_tensors(reference, pixels)
+    known = ReferenceTensors(reference, pixels)
     errors: list[LayerError] = []
     with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
         graphs = _graph_layers(candidate, Path(scratch))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.comparison.decisions import Decisions, scheduler_decisions
+from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import Session
 from sacvit_deploy.errors import ConfigError
@@ -20,7 +20,7 @@ from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.libraries import require
 from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.runtime.scheduler import EVERY_PICTURE, Scheduler
 from sacvit_deploy.spec import Backend, Precision, Role, Selection
 
 ONNXRUNTIME = "onnxruntime"
@@ -99,7 +99,7 @@ class Network:
         size = min(_BATCH, self.largest_batch or _BATCH)
         starts = range(0, len(pictures), size)
         batches = (self.images(self.pixels(pictures[s : s + size])) for s in starts)
-        return scheduler_decisions(self.scheduler, batches)
+        return Decisions.of(o for b in batches for o in self.scheduler.run(b, EVERY_PICTURE))
 
 
 def of_bundle(
@@ -172,7 +172,11 @@ def reference_for(bundle: Bundle, against: str | None, candidate: Network) -> Ne
         SacvitDeployError: See `of_bundle`, `of_torch` and `Bundle.open`.
     """
     reference = _named(bundle, against, candidate)
-    if _is_same(reference, candidate):
+    one, other = (
+        (network.bundle and network.bundle.path.resolve(), network.precision, network.backend)
+        for network in (reference, candidate)
+    )
+    if candidate.bundle and one == other:
         raise ConfigError(
             f"{candidate.name} was to be compared with itself.",
             "Name another precision, bundle or checkpoint with --against.",
@@ -203,13 +207,6 @@ def _named(bundle: Bundle, against: str | None, candidate: Network) -> Network:
     if path.is_file():
         return of_torch(bundle, path)
     raise ConfigError(f"--against {against}: there is no file or folder of that name.", _SYNTAX)
-
-
-def _is_same(one: Network, other: Network) -> bool:
-    if one.bundle is None or other.bundle is None:
-        return False
-    same_folder = one.bundle.path.resolve() == other.bundle.path.resolve()
-    return same_folder and (one.precision, one.backend) == (other.precision, other.backend)
 
 
 def _check_comparable(reference: Network, candidate: Network) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
 
 def finite_fields(record: Any) -> dict[str, Any]:
     """Turn a dataclass into a mapping; NaN and infinity, which JSON cannot say, become None."""
-    values = dataclasses.asdict(record)
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
-    }
+    values = asdict(record).items()
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values}
 
 
 def random_pixels(crop: tuple[int, int], batch: int) -> NDArray[np.uint8]:
@@ -53,7 +50,7 @@ def compare_tensors(
     """
     records: list[TensorParity] = []
     for pixels in batches:
-        known = reference_tensors(reference, pixels)
+        known = ReferenceTensors(reference, pixels)
         for role, session in candidate.sessions.items():
             found = session.run(known.feeds(candidate, role))
             records += _errors(role, known.tensors[role], found)
@@ -78,21 +75,33 @@ def check_parity(records: Sequence[TensorParity]) -> None:
         )
 
 
-@dataclass(frozen=True)
 class ReferenceTensors:
-    """Inputs and outputs of every graph of a network for one batch.
+    """Inputs and outputs of every graph of a network for one batch, as it runs them when made.
+
+    The second stage runs on all pictures. Unlike the scheduler it lets NaN and infinity pass: the
+    question is in which tensor they are.
+
+    Args:
+        network: Trusted network, with one or two stages.
+        pixels: The batch, (B, 3, H, W), cropped to its input size.
 
     Attributes:
-        pixels: The batch, (B, 3, H, W).
         tensors: By role and by name.
+
+    Raises:
+        EngineError: A session failed.
     """
 
-    pixels: NDArray[np.uint8]
-    tensors: dict[Role, Arrays] = field(default_factory=dict)
+    def __init__(self, network: Network, pixels: NDArray[np.uint8]) -> None:
+        self._pixels = pixels
+        self.tensors: dict[Role, Arrays] = {}
+        for role, session in network.sessions.items():
+            feeds = self.feeds(network, role)
+            self.tensors[role] = {**feeds, **session.run(feeds)}
 
     def feeds(self, network: Network, role: Role) -> Arrays:
         """Make the inputs of one graph of any network of this configuration."""
-        image = network.images(self.pixels)
+        image = network.images(self._pixels)
         if role != "refine":
             return {IMAGE: image}
         hand_off = {**self.tensors["early_exit"], IMAGE: image}
@@ -101,36 +110,16 @@ class ReferenceTensors:
         return dict(feeds)
 
 
-def reference_tensors(network: Network, pixels: NDArray[np.uint8]) -> ReferenceTensors:
-    """Run every graph of a network, the second stage on all pictures.
-
-    Unlike the scheduler it lets NaN and infinity pass: the question is in which tensor they are.
-
-    Args:
-        network: Trusted network, with one or two stages.
-        pixels: (B, 3, H, W), cropped to its input size.
-
-    Raises:
-        EngineError: A session failed.
-    """
-    known = ReferenceTensors(pixels)
-    for role, session in network.sessions.items():
-        feeds = known.feeds(network, role)
-        known.tensors[role] = {**feeds, **session.run(feeds)}
-    return known
-
-
 def _errors(role: str, wanted: Arrays, found: Arrays) -> list[TensorParity]:
     pairs = {name: (wanted[name], found[name]) for name in found}
+    batch = len(found[LOGITS])
     with np.errstate(invalid="ignore"):
         pairs[PROBABILITIES] = (softmax(wanted[LOGITS]), softmax(found[LOGITS]))
-    batch = len(found[LOGITS])
-    return [TensorParity(role, name, batch, *_error(*pair)) for name, pair in pairs.items()]
+        return [TensorParity(role, name, batch, *_error(*pair)) for name, pair in pairs.items()]
 
 
 def _error(wanted: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(found.astype(np.float64) - wanted)
+    difference = np.abs(found.astype(np.float64) - wanted)
     if not np.isfinite(difference).all():
         return math.inf, math.inf
     worst = float(difference.max())

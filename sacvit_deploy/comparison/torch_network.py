@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sacvit_deploy.comparison.layers import Probe, Spot
-
-
-# Every other place is named after its module.
-_MODULES = {INPUT: "patch_embed.proj"}
 
 
 class TorchSession:
@@ -55,24 +53,21 @@ class TorchSession:
     ) -> dict[Spot, NDArray[Any]]:
         """See `LayerSource.values`."""
         found: dict[Spot, NDArray[Any]] = {}
-        hooks = []
-        for spot in (probe.spot for probe in probes):
-            module = self._modules.get(_MODULES.get(spot.place, spot.place))
-            if module is not None:
-                hooks.append(module.register_forward_hook(_recorder(found, spot)))
-        try:
+        with ExitStack() as hooks:
+            for spot in (probe.spot for probe in probes):
+                # Every other place is named after its module.
+                name = "patch_embed.proj" if spot.place == INPUT else spot.place
+                if (module := self._modules.get(name)) is not None:
+                    record = partial(_record, found, spot)
+                    hooks.enter_context(module.register_forward_hook(record))
             self.run(feeds)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return found
 
 
-def _recorder(found: dict[Spot, NDArray[Any]], spot: Spot) -> Callable[..., None]:
-    def record(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        found[spot] = (inputs[0] if spot.enters else output).numpy()
-
-    return record
+def _record(
+    found: dict[Spot, NDArray[Any]], spot: Spot, _: object, inputs: Any, output: torch.Tensor
+) -> None:
+    found[spot] = (inputs[0] if spot.enters else output).numpy()
 
 
 def torch_network(
@@ -88,15 +83,8 @@ def torch_network(
     """
     specs = graph_specs(model.config, selection="graph")
     sessions = {spec.role: TorchSession(model, spec) for spec in specs}
-    return Network(
-        name,
-        model.config,
-        Preprocessor(preprocessing),
-        sessions,
-        selection="graph",
-        backend=TORCH,
-        random=random,
-    )
+    preprocess = Preprocessor(preprocessing)
+    return Network(name, model.config, preprocess, sessions, "graph", backend=TORCH, random=random)
 
 
 def bundle_model(bundle: Bundle, checkpoint: Path | None) -> Backbone:

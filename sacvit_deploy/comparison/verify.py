@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.comparison.decisions import LIMITS, Limits, MissedLimit, compare_decisions
 from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields
 from sacvit_deploy.errors import ConfigError
@@ -126,7 +125,10 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
         EngineError: A session failed.
         ConfigError: The candidate is torch, or layers were asked for of an engine.
     """
-    limits = replace(_usual_limits(reference, candidate, request), **request.limits)
+    precision = max(reference.precision, candidate.precision, key=list(LIMITS).index)
+    random = reference.random or candidate.random
+    usual = Limits.of(precision, len(request.pictures), random=random)
+    limits = replace(usual, **request.limits)
     records = _compare_tensors(reference, candidate, request.pictures)
     layers, worst_step = None, None
     if request.layers:
@@ -147,20 +149,13 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
     )
 
 
-def _usual_limits(reference: Network, candidate: Network, request: VerifyRequest) -> Limits:
-    precision = max(reference.precision, candidate.precision, key=list(LIMITS).index)
-    random = reference.random or candidate.random
-    return Limits.of(precision, len(request.pictures), random=random)
-
-
 def _compare_tensors(
     reference: Network, candidate: Network, pictures: Sequence[PictureSource]
 ) -> list[TensorParity]:
     largest = min(network.largest_batch or _BATCHES[-1] for network in (reference, candidate))
     sizes = dict.fromkeys(min(size, largest) for size in _BATCHES)
-    return compare_tensors(
-        reference, candidate, (_pixels(candidate, pictures, size) for size in sizes)
-    )
+    batches = (_pixels(candidate, pictures, size) for size in sizes)
+    return compare_tensors(reference, candidate, batches)
 
 
 def _pixels(network: Network, pictures: Sequence[PictureSource], size: int) -> NDArray[Any]:
@@ -182,16 +177,12 @@ def _compare_layers(
 
 def _compare_decisions(reference: Network, candidate: Network, request: VerifyRequest) -> Agreement:
     """Compare at the threshold of the candidate, or the requested one."""
-    manifest = _bundle_of(candidate).manifest
-    eta, temperature = manifest.usual_exit(candidate.precision, candidate.backend)
-    eta = eta if request.eta is None else request.eta
-    wanted, found = (n.decisions(request.pictures) for n in (reference, candidate))
-    return compare_decisions(wanted, found, candidate.config, eta, temperature)
-
-
-def _bundle_of(candidate: Network) -> Bundle:
     if candidate.bundle is None:
         raise ConfigError(
             f"{candidate.name} was to be verified.", "Verify a graph or an engine of a bundle."
         )
-    return candidate.bundle
+    manifest = candidate.bundle.manifest
+    eta, temperature = manifest.usual_exit(candidate.precision, candidate.backend)
+    eta = eta if request.eta is None else request.eta
+    wanted, found = (n.decisions(request.pictures) for n in (reference, candidate))
+    return compare_decisions(wanted, found, candidate.config, eta, temperature)

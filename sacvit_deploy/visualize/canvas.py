@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import io
 import itertools
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,8 +23,6 @@ from sacvit_deploy.files import check_output, write_output
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
-
-
 RGB = tuple[int, int, int]
 Role = Literal["page", "card", "ink", "quiet", "rule", "early", "late", "other", "wrong"]
 Colour = RGB | Role
@@ -55,13 +54,9 @@ _VIRIDIS = (
 def viridis(value: float) -> RGB:
     """Colour of a value in [0, 1], from dark violet over green to yellow; others are clipped."""
     x = min(max(value, 0.0), 1.0)
-    red, green, blue = (_channel(x, coefficients) for coefficients in _VIRIDIS)
+    sums = (sum(factor * x**power for power, factor in enumerate(row)) for row in _VIRIDIS)
+    red, green, blue = (round(255 * min(max(total, 0.0), 1.0)) for total in sums)
     return red, green, blue
-
-
-def _channel(x: float, coefficients: tuple[float, ...]) -> int:
-    total = sum(factor * x**power for power, factor in enumerate(coefficients))
-    return round(255 * min(max(total, 0.0), 1.0))
 
 
 _FONTS = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -72,7 +67,6 @@ _DASH, _DASH_GAP = 5, 4
 _JPEG_QUALITY = 92
 _FINE = 4
 _FILE_SCALE = 2
-_SUFFIXES = (".png", ".svg")
 
 
 @dataclass(frozen=True)
@@ -156,17 +150,22 @@ class PixelCanvas:
 
     def area(self, points: Sequence[Point], ink: Ink) -> None:
         """See `Canvas.area`."""
-        self._smooth(ink, lambda draw: draw.polygon(self._fine(points), fill=255))
+        with self._smooth(ink) as mask:
+            mask.polygon(self._fine(points), fill=255)
 
     def dot(self, centre: Point, radius: float, ink: Ink, tip: str = "") -> None:
         """See `Canvas.dot`."""
         corners = self._fine([(centre[0] + side, centre[1] + side) for side in (-radius, radius)])
-        self._smooth(ink, lambda draw: draw.ellipse(corners, fill=255))
+        with self._smooth(ink) as mask:
+            mask.ellipse(corners, fill=255)
 
     def line(self, points: Sequence[Point], pen: Pen) -> None:
         """See `Canvas.line`."""
         if pen.dashed or not _is_upright(points):
-            self._smooth(Ink(pen.colour), lambda draw: self._stroke(draw, points, pen))
+            width = round(pen.width * self._scale * _FINE)
+            with self._smooth(Ink(pen.colour)) as mask:
+                for piece in dashes(points) if pen.dashed else [points]:
+                    mask.line(self._fine(piece), 255, width, "curve")
             return
         reach = pen.width * self._scale / 2
         # Rectangles, since Pillow's lines leave out the corner where two of them meet.
@@ -180,8 +179,7 @@ class PixelCanvas:
         """See `Canvas.picture`."""
         left, top, right, bottom = (round(side * self._scale) for side in box)
         size = (right - left, bottom - top)
-        fitted = image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
-        self.image.paste(fitted, (left, top))
+        self.image.paste(image.resize(size, Image.Resampling.LANCZOS), (left, top))
 
     def text(self, at: Point, text: str, style: Type) -> None:
         """See `Canvas.text`."""
@@ -201,15 +199,11 @@ class PixelCanvas:
         if style.turned:
             self.image.paste(image.transpose(Image.Transpose.ROTATE_90))
 
-    def _stroke(self, draw: ImageDraw.ImageDraw, points: Sequence[Point], pen: Pen) -> None:
-        width = round(pen.width * self._scale * _FINE)
-        for piece in dashes(points) if pen.dashed else [points]:
-            draw.line(self._fine(piece), 255, width, "curve")
-
-    def _smooth(self, ink: Ink, shape: Callable[[ImageDraw.ImageDraw], None]) -> None:
-        """Lay a colour through a mask that `shape` draws with 255 on a finer canvas."""
+    @contextlib.contextmanager
+    def _smooth(self, ink: Ink) -> Iterator[ImageDraw.ImageDraw]:
+        """Lay a colour through a mask that the block draws with 255 on a finer canvas."""
         mask = Image.new("L", (self.image.width * _FINE, self.image.height * _FINE))
-        shape(ImageDraw.Draw(mask))
+        yield ImageDraw.Draw(mask)
         reduced = mask.reduce(_FINE).point(lambda value: value * ink.opacity)
         self.image.paste(_rgb(ink.colour), mask=reduced)
 
@@ -226,7 +220,7 @@ class VectorCanvas:
 
     def __init__(self, size: tuple[int, int], title: str, *, inline: bool = False) -> None:
         self._size = size
-        self._title = escape(_printable(title))
+        self._title = _escaped(title)
         self._inline = inline
         self._parts: list[str] = []
         self._known: dict[int, str] = {}
@@ -289,7 +283,7 @@ class VectorCanvas:
         self._parts.append(
             f'<text {place} font-size="{style.size}" fill="{self._paint(style.colour)}" '
             f'textLength="{text_width(text, style.size):.1f}" lengthAdjust="spacingAndGlyphs"'
-            f"{anchor}{halo if style.halo else ''}>{escape(_printable(text))}</text>"
+            f"{anchor}{halo if style.halo else ''}>{_escaped(text)}</text>"
         )
 
     def svg(self) -> str:
@@ -308,7 +302,7 @@ class VectorCanvas:
     def _shape(self, outline: str, ink: Ink, tip: str = "", extra: str = "") -> None:
         opacity = "" if ink.opacity == 1 else f' fill-opacity="{ink.opacity:g}"'
         start = f'<{outline} fill="{self._paint(ink.colour)}"{opacity}{extra}'
-        title = f"<title>{escape(_printable(tip))}</title>"
+        title = f"<title>{_escaped(tip)}</title>"
         self._parts.append(f"{start}>{title}</{outline.split()[0]}>" if tip else f"{start}/>")
 
     def _paint(self, colour: Colour) -> str:
@@ -373,7 +367,7 @@ def check_drawing_file(path: str | os.PathLike[str]) -> Path:
         ConfigError: The name does not end in .png or .svg, or the file cannot be written.
     """
     file = Path(path)
-    if file.suffix.lower() not in _SUFFIXES:
+    if file.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"{file} does not say which format to write.", "Name it .png or .svg.")
     check_output(file)
     return file
@@ -405,6 +399,12 @@ def wrapped(text: str, size: int, width: float) -> list[str]:
     return [fitted(line, size, width) for line in lines]
 
 
+def outline(box: Box) -> list[Point]:
+    """The closed line around a box, clockwise from its left top corner."""
+    left, top, right, bottom = box
+    return [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+
+
 def dashes(points: Sequence[Point]) -> Iterator[list[Point]]:
     """The pieces of each side that are drawn if a line is dashed."""
     for (x, y), (x_end, y_end) in itertools.pairwise(points):
@@ -432,6 +432,6 @@ def _path(points: Sequence[Point]) -> str:
     return " ".join(f"{x:g},{y:g}" for x, y in points)
 
 
-def _printable(text: str) -> str:
-    """Text without control characters, which XML cannot say."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+def _escaped(text: str) -> str:
+    """Text for XML, which cannot say control characters."""
+    return escape("".join(letter if letter.isprintable() else " " for letter in text))

@@ -9,7 +9,7 @@ from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
 from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
 from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
 from sacvit_deploy.evaluation.exit_threshold import Calibration
-from sacvit_deploy.visualize.canvas import Canvas, Drawing, Ink, Pen, Point, Type
+from sacvit_deploy.visualize.canvas import Canvas, Drawing, Ink, Pen, Point, Type, outline
 from sacvit_deploy.visualize.plot import Axis, Mark, Plot
 
 Cost = Literal["macs_mean_g", "latency_ms_mean"]
@@ -97,11 +97,9 @@ def reliability_diagram(evaluation: Evaluation) -> Plot:
     x_axis = Axis("confidence", 0, 1, percent=True)
     plot = Plot(x_axis, Axis("share of correct answers", 0, 1, True), "Reliability diagram")
     for each in evaluation.reliability.bins:
-        tip = (
-            f"{each.images} pictures, mean confidence {each.confidence:.1%}, "
-            f"{each.accuracy:.1%} correct"
-        )
         if each.images:
+            shares = f"mean confidence {each.confidence:.1%}, {each.accuracy:.1%} correct"
+            tip = f"{each.images} pictures, {shares}"
             plot.bar(each.lower, each.upper, each.accuracy, Ink("early", 0.8), tip)
     plot.line([(0, 0), (1, 1)], _IDEAL)
     return plot
@@ -113,15 +111,14 @@ class ConfusionMatrix(Drawing):
     title = "Confusion matrix"
 
     def __init__(self, evaluation: Evaluation) -> None:
-        self._labels = evaluation.labels
-        self._confusions = evaluation.confusions
+        self._evaluation = evaluation
         self._images = {row.class_index: row.images for row in evaluation.classes}
         shown = sorted({*self._images, *(entry.predicted for entry in evaluation.confusions)})
         self._place = {index: number for number, index in enumerate(shown)}
-        names = [self._labels[index] for index in shown]
+        names = [evaluation.labels[index] for index in shown if len(shown) <= _MOST_CLASSES_NAMED]
         self._names = [
             name if len(name) <= _NAME_LETTERS else name[: _NAME_LETTERS - 1] + "…"
-            for name in (names if len(names) <= _MOST_CLASSES_NAMED else [])
+            for name in names
         ]
         # Room for the names, if there are few enough to be read.
         self._margin = 16 + 6 * max(map(len, self._names)) if self._names else _CELL
@@ -135,17 +132,17 @@ class ConfusionMatrix(Drawing):
     def draw(self, canvas: Canvas) -> None:
         """Draw on a canvas of this size."""
         start, end = self._margin - 0.5, self.size[0] - _CELL - 0.5
-        corners = [(start, start), (end, start), (end, end), (start, end), (start, start)]
-        canvas.line(corners, Pen("rule"))
+        canvas.line(outline((start, start, end, end)), Pen("rule"))
         for number, name in enumerate(self._names):
             at = self._margin + number * _CELL
             canvas.text((self._margin - 5, at + 1), name, Type(10, "ink", "end"))
             canvas.text((at + 1, self._margin - 5), name, Type(10, "ink", turned=True))
-        for entry in self._confusions:
+        labels = self._evaluation.labels
+        for entry in self._evaluation.confusions:
             images, of = entry.images, self._images[entry.true]
             x = self._margin + self._place[entry.predicted] * _CELL
             y = self._margin + self._place[entry.true] * _CELL
-            true, taken = self._labels[entry.true], self._labels[entry.predicted]
+            true, taken = labels[entry.true], labels[entry.predicted]
             ink = Ink("early" if true == taken else "wrong", 0.12 + 0.88 * (images / of) ** 0.5)
             tip = f"{true}, taken for {taken}: {images} of {of} pictures"
             canvas.fill((x, y, x + _CELL - 1, y + _CELL - 1), ink, tip)

@@ -93,17 +93,15 @@ class Plot(Drawing):
     """A chart to which elements are added, in the units of its axes.
 
     Later elements cover earlier ones; names lie over all lines, and points over all names.
+
+    Args:
+        x: Axis to the right.
+        y: Axis upwards.
+        title: The chart in words, for readers who cannot see it.
+        heading: Lines above the axes, the first in larger letters.
     """
 
     def __init__(self, x: Axis, y: Axis, title: str, heading: Sequence[str] = ()) -> None:
-        """Begin with empty axes.
-
-        Args:
-            x: To the right.
-            y: Upwards.
-            title: The chart in words, for readers who cannot see it.
-            heading: Lines above the axes, the first in larger letters.
-        """
         self.title = title
         self._x, self._y = x, y
         self._heading = [line for text in heading for line in wrapped(text, 14, _WIDTH - 2 * _TOP)]
@@ -205,8 +203,11 @@ class Plot(Drawing):
                 for x, top in spots
                 for left in (x + 4, x - 4 - width)
             ]
-            axes = (_LEFT, self._top, _RIGHT, self._bottom)
-            inside = [box for box in boxes if _holds(axes, box)]
+            inside = [
+                (left, top, right, bottom)
+                for left, top, right, bottom in boxes
+                if left >= _LEFT and top >= self._top and right <= _RIGHT and bottom <= self._bottom
+            ]
             free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
             box = (free + inside + boxes)[0]
             if name:
@@ -229,10 +230,6 @@ def _step(low: float, high: float) -> float:
     rough = (high - low) / _MOST_STEPS
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in _STEPS if factor * power >= rough * (1 - 1e-9))
-
-
-def _holds(outer: Box, inner: Box) -> bool:
-    return all(outer[i] <= inner[i] and inner[i + 2] <= outer[i + 2] for i in (0, 1))
 
 
 def _overlap(one: Box, other: Box) -> bool:

@@ -12,13 +12,9 @@ from sacvit_deploy.visualize import charts
 from sacvit_deploy.visualize.canvas import ROLES, Drawing
 from sacvit_deploy.visualize.charts import row_name
 
-Mark = tuple[str, str, str]
-
-
 # Titles of columns of words, which are aligned to the left.
 _WORDS = ("", "class", "taken for")
-_MOST_CONFUSIONS = 20
-_MOST_SKIPPED = 20
+_MOST_CONFUSIONS = _MOST_SKIPPED = 20
 # Legends: class of the mark, role of its colour, and meaning.
 _CURVE = (
     ("stroke", "ink", "mixture of both stages, one point for each eta"),
@@ -48,14 +44,14 @@ def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> st
         compared: Other evaluations, shown as points in the charts.
     """
     setting = evaluation.setting
-    title = f"{setting.bundle} on {setting.data}"
+    title = escape(f"{setting.bundle} on {setting.data}")
     subtitle = (
         f"{evaluation.images} pictures; {setting.network}; {setting.precision} with "
         f"{setting.runtime} on {setting.device}"
     )
     body = "\n".join(
         (
-            f"<h1>{escape(title)}</h1>",
+            f"<h1>{title}</h1>",
             f'<p class="quiet">{escape(subtitle)}</p>',
             _key_figures(evaluation),
             _card("At each threshold", _row_table(evaluation, compared), _rows_note(evaluation)),
@@ -68,21 +64,18 @@ def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> st
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n"
+        f"<title>{title}</title>\n<style>\n{_style()}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
 def _style() -> str:
     """The style sheet, with one variable for each role of the charts."""
-    light, dark = (
-        " ".join(f"--{role}: {colours[side]};" for role, colours in ROLES.items())
-        for side in (0, 1)
-    )
-    file = resources.files("sacvit_deploy") / "assets" / "report.css"
+    roles = ([f"--{role}: {each};" for each in colours] for role, colours in ROLES.items())
+    light, dark = map(" ".join, zip(*roles, strict=True))
+    rest = (resources.files("sacvit_deploy") / "assets" / "report.css").read_text(encoding="utf-8")
     return (
-        f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
-        f"{file.read_text(encoding='utf-8')}"
+        f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{rest}"
     )
 
 
@@ -151,23 +144,16 @@ def _figures(evaluation: Evaluation, compared: Sequence[Compared]) -> list[str]:
     two_stage = evaluation.refine_alone is not None
     others = _OTHERS if compared else ()
     curve = _CURVE if two_stage else (("round", "ink", "this network"),)
-    found = [
-        _figure(
-            "Accuracy against cost",
-            "Share of correct answers for the mean cost of a picture.",
-            (*curve, *(_DENSE if two_stage else ()), *others),
-            charts.accuracy_against("macs_mean_g", evaluation, compared),
-        ),
-        _figure(
-            "Accuracy against latency",
-            f"Measured picture by picture on {evaluation.setting.device}.",
-            (*curve, *others),
-            charts.accuracy_against("latency_ms_mean", evaluation, compared),
-        ),
-    ]
+    chart: Drawing = charts.accuracy_against("macs_mean_g", evaluation, compared)
+    caption = "Share of correct answers for the mean cost of a picture."
+    marks = (*curve, *(_DENSE if two_stage else ()), *others)
+    found = [_figure("Accuracy against cost", caption, marks, chart)]
+    chart = charts.accuracy_against("latency_ms_mean", evaluation, compared)
+    caption = f"Measured picture by picture on {evaluation.setting.device}."
+    found.append(_figure("Accuracy against latency", caption, (*curve, *others), chart))
     if two_stage:
-        caption = "Where pictures leave as the exit threshold rises (SAC-ViT, Fig. 4)."
         chart = charts.shares_by_stage(evaluation)
+        caption = "Where pictures leave as the exit threshold rises (SAC-ViT, Fig. 4)."
         found.append(_figure("Pictures by stage", caption, _STAGES, chart))
     where = "at the early exit" if two_stage else "of the network"
     caption = (
@@ -183,30 +169,16 @@ def _class_table(evaluation: Evaluation) -> str:
     head = ["class", "pictures", "top-1"]
     if two_stage:
         head += ["leave early", "early exit alone", "second stage alone"]
-    rows: list[Sequence[str | _Share]] = []
+    rows: list[Sequence[str | float]] = []
     for row in sorted(evaluation.classes, key=lambda row: (row.top1, row.class_index)):
-        shares = [row.top1]
-        if two_stage:
-            others = (row.early_exit_fraction, row.top1_early_exit_only, row.top1_refine_only)
-            shares += [share or 0.0 for share in others]
-        rows.append((escape(row.label), str(row.images), *map(_Share, shares)))
+        shares = (row.early_exit_fraction, row.top1_early_exit_only, row.top1_refine_only)
+        others = [share or 0.0 for share in shares] if two_stage else []
+        rows.append((escape(row.label), str(row.images), row.top1, *others))
     return _table(head, rows)
 
 
 def _confusions(evaluation: Evaluation) -> str:
     """The matrix where it can be read, and the most frequent pairs."""
-    table = _card("Most frequent confusions", _confusion_table(evaluation))
-    if len(evaluation.labels) > charts.MOST_CLASSES_DRAWN:
-        return table
-    caption = (
-        "Rows: true class; columns: what it was taken for. The stronger the colour, the larger "
-        "the share of the row."
-    )
-    figure = _figure("Confusion matrix", caption, _MATRIX, charts.ConfusionMatrix(evaluation))
-    return f'<div class="wide">{figure}</div>{table}'
-
-
-def _confusion_table(evaluation: Evaluation) -> str:
     wrong = [entry for entry in evaluation.confusions if entry.true != entry.predicted]
     wrong.sort(key=lambda entry: -entry.images)
     images = {row.class_index: row.images for row in evaluation.classes}
@@ -215,11 +187,20 @@ def _confusion_table(evaluation: Evaluation) -> str:
             escape(evaluation.labels[entry.true]),
             escape(evaluation.labels[entry.predicted]),
             str(entry.images),
-            _Share(entry.images / images[entry.true]),
+            entry.images / images[entry.true],
         )
         for entry in wrong[:_MOST_CONFUSIONS]
     )
-    return _table(("class", "taken for", "pictures", "of its class"), rows)
+    table = _table(("class", "taken for", "pictures", "of its class"), rows)
+    card = _card("Most frequent confusions", table)
+    if len(evaluation.labels) > charts.MOST_CLASSES_DRAWN:
+        return card
+    caption = (
+        "Rows: true class; columns: what it was taken for. The stronger the colour, the larger "
+        "the share of the row."
+    )
+    figure = _figure("Confusion matrix", caption, _MATRIX, charts.ConfusionMatrix(evaluation))
+    return f'<div class="wide">{figure}</div>{card}'
 
 
 def _facts(evaluation: Evaluation) -> str:
@@ -252,12 +233,11 @@ def _path(row: OperatingPoint) -> str:
     return f"{mean} ms mean, {p50} ms median, {p95} ms 95th percentile; batch 1, no preprocessing"
 
 
-class _Share(float):
-    """A share in [0, 1] that is shown as a bar behind its number."""
+def _table(head: Sequence[str], rows: Iterable[Iterable[str | float]]) -> str:
+    """A table that scrolls inside its card.
 
-
-def _table(head: Sequence[str], rows: Iterable[Iterable[str | _Share]]) -> str:
-    """A table that scrolls inside its card; the cells of `rows` are HTML already."""
+    Cells are HTML already, or a share in [0, 1], which is shown as a bar behind its number.
+    """
     classes = [' class="text"' if title in _WORDS else "" for title in head]
     titles = "".join(f"<th{of}>{title}</th>" for title, of in zip(head, classes, strict=True))
     lines = "".join(f"<tr>{''.join(map(_cell, row, classes))}</tr>" for row in rows)
@@ -267,13 +247,13 @@ def _table(head: Sequence[str], rows: Iterable[Iterable[str | _Share]]) -> str:
     )
 
 
-def _cell(value: str | _Share, class_: str) -> str:
-    if isinstance(value, _Share):
+def _cell(value: str | float, class_: str) -> str:
+    if isinstance(value, float):
         return f'<td class="share" style="--v:{value:.1%}">{value:.1%}</td>'
     return f"<td{class_}>{value}</td>"
 
 
-def _figure(title: str, caption: str, marks: Sequence[Mark], chart: Drawing) -> str:
+def _figure(title: str, caption: str, marks: Sequence[tuple[str, str, str]], chart: Drawing) -> str:
     legend = "".join(
         f'<li><i class="{kind}" style="--c:var(--{role})"></i>{escape(text)}</li>'
         for kind, role, text in marks

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.runtime.pictures import PictureSource, name_of, read_picture
 from sacvit_deploy.runtime.pipeline import Pipeline
-from sacvit_deploy.runtime.result import Result, result_from_outcome
+from sacvit_deploy.runtime.result import result_from_outcome
 from sacvit_deploy.spec import check_eta
-from sacvit_deploy.visualize.token_sheet import TokenSheet
+from sacvit_deploy.visualize.token_sheet import TokenLook, TokenSheet
 
 _BATCH = 16
 _SHOWN_SIDE = 400
-
-
-@dataclass(frozen=True)
-class TokenLook:
-    """One picture after both stages.
-
-    Attributes:
-        name: Name of the picture; empty if it has none.
-        seen: The crop that the network saw, large enough to be shown.
-        result: The answer.
-        early_label: Best class after the first stage.
-        score: Class attention of every coarse token (Eq. 10), (N,).
-    """
-
-    name: str
-    seen: Image.Image
-    result: Result
-    early_label: str
-    score: NDArray[Any]
 
 
 def look(
@@ -75,24 +54,17 @@ def _looks(
     pictures = [read_picture(source) for source in sources]
     images = np.stack([pipeline.preprocess(picture) for picture in pictures])
     labels = pipeline.manifest.labels
+    height, width = pipeline.preprocess.spec.crop
+    shown = (_SHOWN_SIDE, max(1, round(height * _SHOWN_SIDE / width)))
     outcomes = pipeline.outcomes(images, eta, scores=True)
     for source, picture, outcome in zip(sources, pictures, outcomes, strict=True):
-        name = name_of(source)
+        box = pipeline.preprocess.crop_box(*picture.size)
         yield TokenLook(
-            name=name or "",
-            seen=_seen(pipeline, picture),
-            result=result_from_outcome(outcome, labels, name),
+            seen=picture.resize(shown, Image.Resampling.LANCZOS, box=box),
+            result=result_from_outcome(outcome, labels, name_of(source)),
             early_label=labels[int(outcome.early_logits.argmax())],
             score=np.asarray(outcome.score),
         )
-
-
-def _seen(pipeline: Pipeline, picture: Image.Image) -> Image.Image:
-    """The crop in the shape of the input; small pictures are enlarged smoothly."""
-    height, width = pipeline.preprocess.spec.crop
-    size = (_SHOWN_SIDE, max(1, round(height * _SHOWN_SIDE / width)))
-    box = pipeline.preprocess.crop_box(*picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
 def token_map(  # noqa: PLR0913  all but the first two have a good default

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import Any
 
+from numpy.typing import NDArray
+from PIL import Image
+
+from sacvit_deploy.runtime.result import Result
 from sacvit_deploy.visualize.canvas import (
     Box,
     Canvas,
@@ -16,14 +20,11 @@ from sacvit_deploy.visualize.canvas import (
     Point,
     Type,
     fitted,
+    outline,
     text_width,
     viridis,
     wrapped,
 )
-
-if TYPE_CHECKING:
-    from sacvit_deploy.visualize.token_map import TokenLook
-
 
 _INK, _QUIET = (24, 24, 27), (82, 82, 91)
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
@@ -38,8 +39,6 @@ _BAR_GAP, _BAR, _BAR_TEXT, _BAR_STEPS = 8, 12, 46, 50
 _NAME, _TITLES, _CAPTION, _LINE = 24, 17, 70, 22
 _GROUP_GAP = (36, 22)
 _SWATCH_GAP, _ENTRY_GAP = 8, 28
-
-
 # Width of the swatch, and its meaning.
 _LEGEND = {
     "target": (16, "target token: looked at again in full resolution"),
@@ -49,6 +48,23 @@ _LEGEND = {
         "score: class attention of a token (Eq. 10), no unit, each picture on its own scale",
     ),
 }
+
+
+@dataclass(frozen=True)
+class TokenLook:
+    """One picture after both stages.
+
+    Attributes:
+        seen: The crop that the network saw; small pictures are enlarged smoothly.
+        result: The answer.
+        early_label: Best class after the first stage.
+        score: Class attention of every coarse token (Eq. 10), (N,).
+    """
+
+    seen: Image.Image
+    result: Result
+    early_label: str
+    score: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -97,14 +113,12 @@ class TokenSheet(Drawing):
         return 3 if self.scores else 2
 
     @property
-    def _tile_height(self) -> int:
-        return max(1, round(_TILE * self.shape))
-
-    @property
     def _group(self) -> tuple[int, int]:
+        """(width, height) of what belongs to one picture."""
         bar = _BAR_GAP + _BAR + _BAR_TEXT if self.scores else 0
+        tile_height = max(1, round(_TILE * self.shape))
         width = self._panels * (_TILE + _GAP) - _GAP + bar
-        return width, _NAME + _TITLES + self._tile_height + _CAPTION
+        return width, _NAME + _TITLES + tile_height + _CAPTION
 
     @property
     def _across(self) -> int:
@@ -117,11 +131,8 @@ class TokenSheet(Drawing):
 
     @property
     def _header(self) -> int:
-        lines = len(self._note_lines()) + len(self._legend_lines())
-        return _MARGIN + 30 + lines * _LINE + 10
-
-    def _note_lines(self) -> list[str]:
-        return wrapped(self.note, _BODY.size, self._width)
+        notes = wrapped(self.note, _BODY.size, self._width)
+        return _MARGIN + 30 + (len(notes) + len(self._legend_lines())) * _LINE + 10
 
     def _legend_lines(self) -> list[list[tuple[str, float]]]:
         """Entries of the legend and their left ends, as many to a line as have room."""
@@ -141,7 +152,7 @@ class TokenSheet(Drawing):
         title = fitted(self.title, _TITLE.size, self._width)
         canvas.text((_MARGIN, _MARGIN - 4), title, _TITLE)
         top = _MARGIN + 26
-        for note in self._note_lines():
+        for note in wrapped(self.note, _BODY.size, self._width):
             canvas.text((_MARGIN, top), note, _BODY)
             top += _LINE
         for line in self._legend_lines():
@@ -153,11 +164,12 @@ class TokenSheet(Drawing):
 
     def _draw_group(self, canvas: Canvas, corner: Point, seen: TokenLook) -> None:
         left, top = corner
-        name = PurePath(seen.name).name if seen.name else "picture without a name"
+        file = seen.result.image
+        name = PurePath(file).name if file else "picture without a name"
         canvas.text(corner, fitted(name, _HEADING.size, self._group[0]), _HEADING)
         tokens = "tokens looked at again" if seen.result.target_tokens else "none looked at again"
         titles = ("picture as cropped", tokens, "score of each token")
-        upper, lower = top + _NAME + _TITLES, top + _NAME + _TITLES + self._tile_height
+        upper, lower = top + _NAME + _TITLES, top + self._group[1] - _CAPTION
         boxes = []
         for title in titles[: self._panels]:
             canvas.text((left, top + _NAME), title, _SMALL)
@@ -172,10 +184,9 @@ class TokenSheet(Drawing):
 
     def _draw_tokens(self, canvas: Canvas, box: Box, seen: TokenLook) -> None:
         targets = set(seen.result.target_tokens or ())
-        if targets:
-            for index in range(self.grid[0] * self.grid[1]):
-                if index not in targets:
-                    canvas.fill(self._cell(box, index), _SHADE)
+        for index in range(self.grid[0] * self.grid[1]):
+            if targets and index not in targets:
+                canvas.fill(self._cell(box, index), _SHADE)
         for column in range(1, self.grid[1]):
             x = self._cell(box, column)[0]
             canvas.fill((x - 0.25, box[1], x + 0.25, box[3]), _GRID)
@@ -243,10 +254,8 @@ def _draw_swatch(canvas: Canvas, kind: str, box: Box) -> None:
     canvas.fill(box, _SWATCH)
     if kind == "other":
         canvas.fill(box, _SHADE)
-        return
-    left, top, right, bottom = box
-    corners = ((left, top), (right, top), (right, bottom), (left, bottom), (left, top))
-    canvas.line(corners, _BORDER)
+    else:
+        canvas.line(outline(box), _BORDER)
 
 
 def _draw_scale(canvas: Canvas, box: Box) -> None:

@@ -10,11 +10,10 @@ from sacvit_deploy.comparison.decisions import (
     Decisions,
     Limits,
     compare_decisions,
-    scheduler_decisions,
 )
 from sacvit_deploy.decode import encode
 from sacvit_deploy.manifest import PROBABILITIES, Agreement, TensorParity
-from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
+from sacvit_deploy.runtime.scheduler import EVERY_PICTURE, FixedExit, Scheduler
 from tests.fakes import CF, DENSE, SAC, fake_sessions, random_images
 
 CLASSES = SAC.num_classes
@@ -34,6 +33,10 @@ def decisions(early=None, refined=None, targets=((0, 1), (2, 3), (4, 5), (6, 7))
         early = np.concatenate([logits(0, 1), logits(2, 3, height=0.5)])
     refined = logits(3, 4, 5, 6) if refined is None else refined
     return Decisions(early, refined, np.array(targets))
+
+
+def every_decision(scheduler, batches) -> Decisions:
+    return Decisions.of(o for images in batches for o in scheduler.run(images, EVERY_PICTURE))
 
 
 def test_the_same_decisions_agree_fully():
@@ -111,7 +114,7 @@ def test_limits(changed, holds):
 def test_a_scheduler_runs_both_stages_for_every_picture(selection):
     scheduler = Scheduler(SAC, fake_sessions(SAC, selection), selection)
     images = random_images(5)
-    found = scheduler_decisions(scheduler, [images[:2], images[2:]])
+    found = every_decision(scheduler, [images[:2], images[2:]])
     for eta, rows in ((0.0, found.early_logits), (1.0, found.refined_logits)):
         outcomes = scheduler.run(images, FixedExit(eta))
         np.testing.assert_array_equal(rows, [outcome.logits for outcome in outcomes])
@@ -147,7 +150,7 @@ def test_limits_are_no_finer_than_a_picture(precision, images, random, flips, la
 
 def test_a_network_of_one_stage_decides_by_its_only_logits():
     images = random_images(5, DENSE)
-    found = scheduler_decisions(Scheduler(DENSE, fake_sessions(DENSE)), [images[:2], images[2:]])
+    found = every_decision(Scheduler(DENSE, fake_sessions(DENSE)), [images[:2], images[2:]])
     np.testing.assert_array_equal(found.early_logits, found.refined_logits)
     assert found.target_index.shape == (5, 0)
     assert compare_decisions(found, found, DENSE, ETA) == Agreement(5, 0.0, 1.0, 1.0, 0.0)

@@ -25,7 +25,7 @@ def test_the_answers_are_those_of_the_pipeline(selection, eta):
     found = look(pipeline, PICTURES, eta)
     assert [seen.result for seen in found] == pipeline(PICTURES, eta=eta)
     early = pipeline(PICTURES, eta=0)
-    assert {seen.name for seen in found} == {""}
+    assert {seen.result.image for seen in found} == {None}
     assert [seen.early_label for seen in found] == [result.label for result in early]
 
 
@@ -69,14 +69,14 @@ def test_only_the_part_that_the_network_sees_is_shown():
     assert np.asarray(seen.seen).min() == 255
     assert seen.seen.width / seen.seen.height == pytest.approx(width / height, rel=0.01)
     assert seen.seen.width > 10 * width
-    assert seen.name == ""
+    assert seen.result.image is None
 
 
 def test_names_are_as_they_were_given(tmp_path):
     file = tmp_path / "cat.png"
     Image.fromarray(PICTURES[0]).save(file)
     path, text = look(fake_pipeline(), [file, str(file)])
-    assert path.name == text.name == path.result.image == str(file)
+    assert path.result.image == text.result.image == str(file)
 
 
 def test_what_cannot_be_looked_at(tmp_path):

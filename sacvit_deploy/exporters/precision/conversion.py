@@ -18,7 +18,7 @@ from sacvit_deploy.comparison.graphs import (
 )
 from sacvit_deploy.comparison.layers import GraphLayers, layer_errors, probes, worst_step
 from sacvit_deploy.comparison.network import Network
-from sacvit_deploy.comparison.tensors import reference_tensors
+from sacvit_deploy.comparison.tensors import ReferenceTensors
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.errors import EngineError, PrecisionError
 from sacvit_deploy.exporters.precision.half_precision import HalfConversion
@@ -237,7 +237,7 @@ class Trial:
         """Measure every layer; each graph gets the FP32 tensors of one batch of pictures."""
         network = self.original.network(self.original.sessions())
         pixels = network.pixels(self.original.pictures.sources[:_BATCH])
-        known = reference_tensors(network, pixels)
+        known = ReferenceTensors(network, pixels)
         errors: list[LayerError] = []
         for role, graph in self.original.graphs.items():
             found, feeds = probes(graph), known.feeds(network, role)

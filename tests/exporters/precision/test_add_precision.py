@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.bundle import Bundle, publish, staging_folder, update_manifest
-from sacvit_deploy.comparison.decisions import LIMITS, compare_decisions, scheduler_decisions
+from sacvit_deploy.comparison.decisions import LIMITS, Decisions, compare_decisions
 from sacvit_deploy.comparison.network import of_bundle
 from sacvit_deploy.decode import decode, encode
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError, DataError
@@ -16,6 +16,7 @@ from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.files import FileRecord
 from sacvit_deploy.manifest import PrecisionRecord
 from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.scheduler import EVERY_PICTURE
 from sacvit_deploy.spec import Precision
 from tests.exporters.graphs import normalised
 from tests.exporters.precision.conftest import PICTURES, as_random, copy_of
@@ -73,7 +74,8 @@ def test_decisions_in_onnx_runtime_are_those_of_fp32(name, precision, request, w
     pixels, floats = normalised(bundle, 32, seed=5)
     image = pixels if manifest.input_kind == "uint8" else floats
     wanted, found = (
-        scheduler_decisions(of_bundle(bundle, p).scheduler, [image]) for p in ("fp32", precision)
+        Decisions.of(of_bundle(bundle, p).scheduler.run(image, EVERY_PICTURE))
+        for p in ("fp32", precision)
     )
     agreement = compare_decisions(wanted, found, manifest.config, manifest.eta)
     limits = LIMITS[precision]
