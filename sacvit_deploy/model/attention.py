@@ -48,8 +48,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
         """Attend within x (B, L, D), jointly if `clusters` is None."""
         q, k, v = self._project(x)
-        heads = joint_attention(q, k, v) if clusters is None else _clustered(q, k, v, clusters)
-        return self._merge(heads)
+        if clusters is None:
+            return self._merge(joint_attention(q, k, v))
+        kernel = _split_attention if clusters.kernel == "split" else _masked_attention
+        return self._merge(kernel(q, k, v, clusters))
 
     def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Attend jointly, and compute the class token's row of the attention matrix.
@@ -86,11 +88,6 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
     if mask is not None:
         scores = scores + mask
     return torch.softmax(scores, dim=-1) @ v
-
-
-def _clustered(q: Tensor, k: Tensor, v: Tensor, clusters: Clusters) -> Tensor:
-    kernel = _split_attention if clusters.kernel == "split" else _masked_attention
-    return kernel(q, k, v, clusters)
 
 
 def cluster_mask(length: int, clusters: Clusters) -> Tensor:

@@ -73,7 +73,8 @@ def to_own_layout(
     if config.two_stage is None:
         _fit_table(own, _DENSE_TABLE, config.fine_grid, stored.fine_grid if stored else None)
         return own
-    if _DENSE_TABLE in own and _FINE_TABLE not in own and not _has_fusion(own):
+    has_fusion = any(name.startswith(_FUSION) for name in own)
+    if _DENSE_TABLE in own and _FINE_TABLE not in own and not has_fusion:
         _LOG.warning(
             "These are the weights of a dense DeiT: a start for training, not a trained %s.",
             config.family,
@@ -85,12 +86,7 @@ def to_own_layout(
 
 
 def check_fit(state: Mapping[str, Tensor], config: ModelConfig, source: str) -> None:
-    """Check that a state dict in this package's layout fits a model.
-
-    Args:
-        state: Weights by name.
-        config: Model that will load them.
-        source: Name of the checkpoint in the error.
+    """Check that a state dict in this package's layout fits a model; errors name its `source`.
 
     Raises:
         CheckpointError: Lists every missing, unexpected and misshapen key, and suggests the
@@ -109,8 +105,7 @@ def check_fit(state: Mapping[str, Tensor], config: ModelConfig, source: str) -> 
     )
     if not any(found):
         return
-    if _is_foreign(state, expected):
-        raise _foreign(state, source)
+    _refuse_foreign(state, expected, source)
     problem = f"{source} does not fit the model."
     classes = _size_of(state).get("num_classes", config.num_classes)
     if classes != config.num_classes:
@@ -146,7 +141,6 @@ def _refuse_distilled(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _own_name(name: str, config: ModelConfig) -> str:
-    """Translate the name of a tensor from any layout into this package's."""
     for prefix, own in family_named(config.family).checkpoint_names.items():
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)
@@ -166,10 +160,6 @@ def _neutral_fusion(config: ModelConfig) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     nn.init.trunc_normal_(state["fusion.mlp.fc1.weight"], std=_INIT_STD, generator=generator)
     return state
-
-
-def _has_fusion(own: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(_FUSION) for name in own)
 
 
 def _fit_two_tables(
@@ -223,19 +213,12 @@ def _list_differences(
     ]
     if found.misshapen:
         lines.append(f"Wrong shape ({len(found.misshapen)}):")
-        lines.extend(_list_shapes(found.misshapen, state, expected))
-    return lines
-
-
-def _list_shapes(
-    names: list[str], state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> list[str]:
-    """Write one line for all keys with the same wrong and expected shape."""
+    # One line for all keys with the same wrong and expected shape.
     groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
+    for name in found.misshapen:
         groups[f"found {_describe(state[name])}, wanted {_describe(expected[name])}"].append(name)
-    total = len(names)
-    return [f"  {_list_keys(group, total)}: {shapes}" for shapes, group in groups.items()]
+    total = len(found.misshapen)
+    return lines + [f"  {_list_keys(group, total)}: {shapes}" for shapes, group in groups.items()]
 
 
 def _list_keys(names: list[str], total: int | None = None) -> str:
@@ -249,18 +232,15 @@ def _list_keys(names: list[str], total: int | None = None) -> str:
         return ", ".join(names)
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name in names:
-        before, index, after = _split_at_number(name)
-        groups[before, after].append(index)
+        match = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
+        group = groups[(match[1], match[3]) if match else (name, "")]
+        if match:
+            group.append(int(match[2]))
     return ", ".join(_join_group(before, after, sorted(i)) for (before, after), i in groups.items())
 
 
-def _split_at_number(name: str) -> tuple[str, int, str]:
-    match = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
-    return (match[1], int(match[2]), match[3]) if match else (name, -1, "")
-
-
 def _join_group(before: str, after: str, indices: list[int]) -> str:
-    if indices[0] < 0:
+    if not indices:
         return before
     starts = [i for i in indices if i - 1 not in indices]
     ends = [i for i in indices if i + 1 not in indices]
@@ -273,21 +253,21 @@ def _describe(tensor: Tensor) -> str:
     return shape if tensor.is_floating_point() else f"{tensor.dtype} {shape}".removeprefix("torch.")
 
 
-def _is_foreign(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    """Tell whether most names are unknown, whatever their block numbers."""
+def _refuse_foreign(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str
+) -> None:
+    """Refuse weights of which most names are unknown, whatever their block numbers."""
     known = {
         re.sub(r"\d+", "#", name) for name in (*expected, _DENSE_TABLE, _COARSE_TABLE, _FINE_TABLE)
     }
     strangers = sum(re.sub(r"\d+", "#", name) not in known for name in state)
-    return 2 * strangers > len(state)
-
-
-def _foreign(state: Mapping[str, Tensor], source: str) -> CheckpointError:
+    if 2 * strangers <= len(state):
+        return
     sample = ", ".join(list(state)[:_SAMPLE])
     fix = "Name a checkpoint of SAC-ViT, CF-ViT, LF-ViT or DeiT (in DeiT's or timm's names)."
     if any("encoder.layer." in name for name in state):
         fix += " These look like Hugging Face transformers' names: take the same weights from timm."
-    return CheckpointError(
+    raise CheckpointError(
         f"{source} is not a Vision Transformer of this family: its {len(state)} tensors are called "
         f"{sample}{', ...' if len(state) > _SAMPLE else ''}.",
         fix,
@@ -296,20 +276,15 @@ def _foreign(state: Mapping[str, Tensor], source: str) -> CheckpointError:
 
 def _hints(state: Mapping[str, Tensor], config: ModelConfig, found: _Differences) -> list[str]:
     hints = []
-    size = _size_of(state)
-    wrong = [
-        name
-        for name, value in size.items()
-        if getattr(config, name) != value and name != "num_classes"
-    ]
+    wrong = {k: v for k, v in _size_of(state).items() if getattr(config, k) != v}
+    classes = wrong.pop("num_classes", None)
     if wrong:
-        weights = ", ".join(f"{name} {size[name]}" for name in wrong)
+        weights = ", ".join(f"{name} {value}" for name, value in wrong.items())
         model = ", ".join(f"{name} {getattr(config, name)}" for name in wrong)
         hints.append(
             f"The weights have {weights}; the model has {model}: choose a preset to match."
         )
-    classes = size.get("num_classes", config.num_classes)
-    if classes != config.num_classes:
+    if classes is not None:
         hints.append(
             f"To keep the weights' {classes} classes, give --set num_classes={classes} "
             f"(in Python: config.replace(num_classes={classes}))."

@@ -202,32 +202,25 @@ def _is_safetensors(data: bytes, path: Path) -> bool:
         return True
     if data.startswith((_ZIP_START, _PICKLE_START)):
         return False
-    start = data[:64]
-    raise CheckpointError(
-        f"{path} is not a checkpoint: {_describe_start(path, start)}.",
-        _fix_for_other_file(path, start),
-    )
+    found, fix = _describe_other_file(path, data[:64])
+    raise CheckpointError(f"{path} is not a checkpoint: {found}.", fix)
 
 
-def _describe_start(path: Path, start: bytes) -> str:
+def _describe_other_file(path: Path, start: bytes) -> tuple[str, str]:
+    """Tell what a file is by its first bytes, and what to do with it."""
     if path.name.endswith(".index.json"):
-        return "it lists the shards of a checkpoint that was split over several files"
-    if set(start) <= _PRINTABLE:
-        return f"it is a text that starts with {start[:32].decode()!r}"
-    return f"it starts with the bytes {start[:8].hex(' ')}"
-
-
-def _fix_for_other_file(path: Path, start: bytes) -> str:
-    if path.name.endswith(".index.json"):
-        return (
+        return "it lists the shards of a checkpoint that was split over several files", (
             "Join the shards into one file first: read each with safetensors.torch.load_file, "
             "merge the dicts, and write them with safetensors.torch.save_file; then name that file."
         )
+    found = f"it starts with the bytes {start[:8].hex(' ')}"
+    if set(start) <= _PRINTABLE:
+        found = f"it is a text that starts with {start[:32].decode()!r}"
     if start.startswith(b"version https://git-lfs"):
-        return "It is a Git LFS pointer: fetch the file itself with: git lfs pull"
+        return found, "It is a Git LFS pointer: fetch the file itself with: git lfs pull"
     if start.lstrip().startswith(b"<"):
-        return "It is a web page, not the file it links to: download the checkpoint again."
-    return "Name a .safetensors file, or a .pth, .pt or .bin file written by torch.save."
+        return found, "It is a web page, not the file it links to: download the checkpoint again."
+    return found, "Name a .safetensors file, or a .pth, .pt or .bin file written by torch.save."
 
 
 def _read_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
@@ -236,15 +229,11 @@ def _read_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], Model
     except SafetensorError as error:
         raise _damaged(path, "safetensors", error) from error
     header = data[_LENGTH_BYTES:][: int.from_bytes(data[:_LENGTH_BYTES], "little")]
-    return tensors, _parse_config(json.loads(header).get("__metadata__"), path)
-
-
-def _parse_config(metadata: Mapping[str, str] | None, path: Path) -> ModelConfig | None:
-    text = (metadata or {}).get(CONFIG_METADATA)
+    text = (json.loads(header).get("__metadata__") or {}).get(CONFIG_METADATA)
     if text is None:
-        return None
+        return tensors, None
     try:
-        return decode(ModelConfig, json.loads(text), "config", refuse_unknown=True)
+        return tensors, decode(ModelConfig, json.loads(text), "config", refuse_unknown=True)
     except (ValueError, ConfigError) as error:
         problem = error.problem if isinstance(error, ConfigError) else str(error)
         raise CheckpointError(
@@ -255,7 +244,8 @@ def _parse_config(metadata: Mapping[str, str] | None, path: Path) -> ModelConfig
 
 def _read_torch(data: bytes, path: Path) -> object:
     stand_ins: list[Any] = [(_StandIn, name) for name in _IGNORED_GLOBALS]
-    stand_ins.append((_plain_dict, "collections.defaultdict"))
+    # The reader fills plain dicts only.
+    stand_ins.append((lambda *_: {}, "collections.defaultdict"))
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             # The reader warns about files that it then refuses; the error is enough.
@@ -264,7 +254,14 @@ def _read_torch(data: bytes, path: Path) -> object:
     except Exception as error:  # a damaged pickle can fail anywhere in the reader
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
-            raise _refused_global(path, refused[1]) from error
+            raise CheckpointError(
+                f"{path} holds an object of {refused[1]}, not only weights; reading that could run "
+                "code from the file, so it was refused.",
+                "If you trust its source, write the weights alone where that code is installed: "
+                "torch.save(torch.load(FILE, weights_only=False)['model'], 'weights.pth') for a "
+                "dict, torch.save(torch.load(FILE, weights_only=False).state_dict(), "
+                "'weights.pth') for a whole model; then name weights.pth.",
+            ) from error
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{path} is a TorchScript archive, a program and not only weights.",
@@ -276,30 +273,11 @@ def _read_torch(data: bytes, path: Path) -> object:
 class _StandIn:
     """A placeholder for a harmless object that is not needed; accepts and ignores any state."""
 
-    def __new__(cls, *_args: object, **_kwargs: object) -> _StandIn:
-        return super().__new__(cls)
-
     def __init__(self, *_args: object, **_kwargs: object) -> None:
-        """Ignore the arguments."""
+        pass
 
     def __setstate__(self, _state: object) -> None:
-        """Ignore the state."""
-
-
-def _plain_dict(*_args: object) -> dict[object, object]:
-    """Stand in for a defaultdict, since the reader fills plain dicts only."""
-    return {}
-
-
-def _refused_global(path: Path, name: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} holds an object of {name}, not only weights; reading that could run code from the "
-        "file, so it was refused.",
-        "If you trust its source, write the weights alone where that code is installed: "
-        "torch.save(torch.load(FILE, weights_only=False)['model'], 'weights.pth') for a dict, "
-        "torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pth') for a whole "
-        "model; then name weights.pth.",
-    )
+        pass
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
@@ -345,10 +323,6 @@ def _unwrapped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
                 f"{path} holds two tensors for {bare}, one of them as {name}.",
                 "Write one of the two models to a file of its own.",
             )
-        result[bare] = _as_float32(tensor)
+        values = tensor.detach()
+        result[bare] = values.to(torch.float32) if values.is_floating_point() else values
     return result
-
-
-def _as_float32(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor

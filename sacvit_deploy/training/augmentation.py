@@ -46,16 +46,9 @@ def training_tensor(
     config: AugmentationConfig,
     generator: np.random.Generator,
 ) -> Tensor:
-    """Augment one picture.
+    """Augment an RGB picture to a float32 tensor (3, H, W).
 
-    Args:
-        picture: Picture of mode RGB.
-        preprocessor: Size, filter and normalisation of the result.
-        config: Strength of the augmentation.
-        generator: Source of every draw.
-
-    Returns:
-        Normalised float32 (3, H, W).
+    The preprocessor gives the size, the filter and the normalisation.
     """
     height, width = preprocessor.spec.crop
     box = random_box(picture.size, config.crop_scale, width / height, generator)
@@ -105,11 +98,9 @@ def _log_uniform(limits: tuple[float, float], generator: np.random.Generator) ->
 
 
 def erase(image: Tensor, generator: np.random.Generator) -> None:
-    """Fill a random rectangle with normal noise, in place (Zhong et al. 2020).
+    """Fill a random rectangle of a normalised image (3, H, W) with normal noise, in place.
 
-    Args:
-        image: Normalised, (3, H, W).
-        generator: Source of the draws.
+    See Zhong et al. 2020.
     """
     _, height, width = image.shape
     area = height * width * generator.uniform(*_ERASED_SHARE)
@@ -127,14 +118,9 @@ def mix_batch(
 ) -> tuple[Tensor, Tensor]:
     """Mix every picture with its opposite in the batch, by mixup or cutmix, as DeiT does.
 
-    Args:
-        images: (B, 3, H, W).
-        targets: (B, C) probabilities.
-        config: Parameters. If both are above 0, each batch draws one of the two.
-        generator: Source of the draws. The whole batch is mixed by the same share.
-
-    Returns:
-        Mixed images and targets; the inputs themselves if both parameters are 0.
+    Images are (B, 3, H, W), targets (B, C) probabilities. The whole batch is mixed by the same
+    share. If both parameters are above 0, each batch draws one of the two; if both are 0, the
+    inputs themselves are returned.
     """
     if not (config.mixup or config.cutmix):
         return images, targets
@@ -169,16 +155,8 @@ def rand_augment(
 ) -> Image.Image:
     """Apply random operations, each with probability 0.5 (RandAugment, Cubuk et al. 2020).
 
-    Strengths are DeiT's "increasing" ones: a larger magnitude always changes more.
-
-    Args:
-        picture: Picture of mode RGB.
-        operations: Number of operations drawn.
-        magnitude: Mean strength, 0 to 10, with a deviation of 0.5.
-        generator: Source of the draws.
-
-    Returns:
-        A picture of the same size and mode.
+    The picture keeps its size and its mode, RGB. Strengths are DeiT's "increasing" ones: a larger
+    magnitude always changes more. It is their mean, 0 to 10, with a deviation of 0.5.
     """
     for _ in range(operations):
         operation = OPERATIONS[generator.integers(len(OPERATIONS))]
@@ -200,22 +178,8 @@ def _affine(matrix: Callable[[Image.Image, float], tuple[float, ...]]) -> Operat
     )
 
 
-def _rotate(picture: Image.Image, strength: float) -> Image.Image:
-    return picture.rotate(
-        _LARGEST_ROTATION * strength, resample=Image.Resampling.BICUBIC, fillcolor=_FILL
-    )
-
-
 def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
     return lambda picture, strength: kind(picture).enhance(max(0.1, 1 + 0.9 * strength))
-
-
-def _posterize(picture: Image.Image, strength: float) -> Image.Image:
-    return ImageOps.posterize(picture, max(1, 4 - int(4 * abs(strength))))
-
-
-def _solarize(picture: Image.Image, strength: float) -> Image.Image:
-    return ImageOps.solarize(picture, 256 - int(256 * abs(strength)))
 
 
 def _solarize_add(picture: Image.Image, strength: float) -> Image.Image:
@@ -229,9 +193,11 @@ OPERATIONS: tuple[Operation, ...] = (
     lambda picture, _: ImageOps.autocontrast(picture),
     lambda picture, _: ImageOps.equalize(picture),
     lambda picture, _: ImageOps.invert(picture),
-    _rotate,
-    _posterize,
-    _solarize,
+    lambda picture, strength: picture.rotate(
+        _LARGEST_ROTATION * strength, resample=Image.Resampling.BICUBIC, fillcolor=_FILL
+    ),
+    lambda picture, strength: ImageOps.posterize(picture, max(1, 4 - int(4 * abs(strength)))),
+    lambda picture, strength: ImageOps.solarize(picture, 256 - int(256 * abs(strength))),
     _solarize_add,
     _enhance(ImageEnhance.Color),
     _enhance(ImageEnhance.Contrast),

@@ -25,7 +25,6 @@ from sacvit_deploy.spec import Preprocessing
 from sacvit_deploy.training.augmentation import training_tensor
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from sacvit_deploy.training.config import TrainConfig
@@ -148,26 +147,24 @@ class TrainingPictures(_Pictures[Key]):
         self.skip = config.data.on_corrupt == "skip"
 
     def read(self, key: Key) -> LabelledImage:
-        """Read a picture and augment it for its epoch.
+        """Read a picture, or the next readable one if it may be skipped, and augment it.
 
         Raises:
             DataError: The picture cannot be read and may not be skipped.
         """
-        label, picture = self._read(key.picture)
         generator = generator_for(self.seed, "picture", key.epoch, key.picture)
-        return training_tensor(picture, self.preprocessor, self.augmentation, generator), label
-
-    def _read(self, index: int) -> tuple[int, Image.Image]:
-        """Read a picture, or the next readable one if pictures may be skipped."""
         for offset in range(len(self)):
-            sample, label = self.sample((index + offset) % len(self))
+            sample, label = self.sample((key.picture + offset) % len(self))
             try:
-                return label, read_picture(sample)
+                picture = read_picture(sample)
             except ImageError as error:
                 if not self.skip:
                     fix = 'Replace or remove it, or set on_corrupt = "skip" in [data].'
                     raise DataError(error.problem, fix) from error
                 warnings.warn(error.problem, UnreadablePictureWarning, stacklevel=2)
+            else:
+                image = training_tensor(picture, self.preprocessor, self.augmentation, generator)
+                return image, label
         raise DataError("No picture of the data set can be read.", "Give another data set.")
 
 
@@ -252,13 +249,9 @@ def read_batches(
     *,
     pin_memory: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images (B, 3, H, W) and labels (B,) by the keys of each batch.
+    """Yield images (B, 3, H, W) and labels (B,) for each batch of keys.
 
-    Args:
-        pictures: Data set.
-        batches: Keys of each batch.
-        workers: Number of reading processes; 0 reads in this one.
-        pin_memory: Copy batches to page-locked memory, for a GPU.
+    With 0 `workers` this process reads them itself. Pin the memory of batches for a GPU.
 
     Raises:
         DataError: A picture cannot be read.

@@ -78,7 +78,7 @@ def train(
 class _Loop:
     def __init__(self, config: TrainConfig, run: Run, report: Callable[[float, str], None]) -> None:
         self.config, self.run, self.report = config, run, report
-        self.state, self.processes, self.plan = run.state, run.processes, run.plan
+        self.state, self.plan, self.processes = run.state, run.plan, run.plan.processes
         self.total_steps = config.schedule.epochs * self.plan.steps_per_epoch
         self.metrics: dict[str, float] = {}
         self.log: MetricsLog | None = None

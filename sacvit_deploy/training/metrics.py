@@ -73,13 +73,9 @@ class MetricsLog:
 def validate(
     forward: StagedForward, pictures: ValidationPictures, processes: Processes, workers: int
 ) -> dict[str, float]:
-    """Measure accuracy.
+    """Measure the accuracy of a network in evaluation mode, on the process's device.
 
-    Args:
-        forward: Network in evaluation mode, on the process's device.
-        pictures: Validation pictures; each process measures its share.
-        processes: Processes that share the work. All get the same result.
-        workers: Number of reading processes.
+    Each process measures its share of the pictures. All get the same result.
 
     Returns:
         `top1` of the last stage and, for two stages, `top1_early_exit` of the first, each over all

@@ -31,11 +31,10 @@ class StagedForward(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor, all_tokens: bool) -> Answers:
-        """Run both stages for every picture, without an exit threshold.
+        """Run both stages for every normalised image (B, 3, H, W), without an exit threshold.
 
-        Args:
-            image: Normalised, (B, 3, H, W).
-            all_tokens: Refine all tokens with joint attention, as in the first phase.
+        With `all_tokens` the second one refines all tokens with joint attention, as in the first
+        phase of training.
         """
         if not isinstance(self.model, TwoStageViT):
             return Answers(self.model(image), None)
@@ -69,13 +68,7 @@ def recipe_loss(
     """Compute CE(p_sac, y) + KL(p_sac.detach() || p_ee), T = 1 (SAC-ViT, "Training").
 
     With a teacher, a share of the first term becomes KL(p_teacher || p_sac). A dense network has
-    the first term only.
-
-    Args:
-        answers: Logits of both stages, (B, C).
-        target: Probabilities, (B, C).
-        config: Weights of the terms.
-        teacher: Logits of the teacher, (B, C), if there is one.
+    the first term only. The target holds probabilities (B, C), `teacher` logits (B, C).
     """
     last, early_exit = answers
     zero = last.new_zeros((), dtype=torch.float32)
@@ -119,9 +112,8 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
 def add_drop_path(model: Backbone, rate: float) -> None:
     """Add stochastic depth (Huang et al. 2016): residual branches drop per picture in training.
 
-    Args:
-        model: Network whose blocks get hooks at the last layer of both branches.
-        rate: Probability in the last block; it grows linearly from 0 in the first.
+    The last layer of both branches gets a hook. The probability grows linearly from 0 in the first
+    block to `rate` in the last.
     """
     blocks = model.encoder()
     for index, block in enumerate(blocks):

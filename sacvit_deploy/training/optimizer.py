@@ -55,10 +55,7 @@ def _layer(name: str) -> int | None:
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     """Compute the learning rate of a step: linear warm-up, then a cosine to the least rate.
 
-    Args:
-        step: 0-based, counted over the whole run.
-        steps_per_epoch: Optimiser steps of an epoch.
-        config: Peak rate for 512 pictures a step, least rate, and durations.
+    Steps are 0-based and counted over the whole run. The peak is given for 512 pictures a step.
     """
     schedule, optimizer = config.schedule, config.optimizer
     peak = optimizer.learning_rate * schedule.batch_size / _REFERENCE_BATCH

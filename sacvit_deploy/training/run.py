@@ -52,14 +52,9 @@ class Run:
     """Everything a process needs to train.
 
     Attributes:
-        state: Weights, optimiser and step.
         forward: The trained network, in training mode.
         averaged: A network to measure the averaged weights with, in evaluation mode.
         teacher: A frozen dense network, or None.
-        training: Augmented pictures.
-        validation: Validation pictures, or None.
-        plan: Division of epochs into steps.
-        processes: Processes that train together.
     """
 
     state: RunState
@@ -69,7 +64,6 @@ class Run:
     training: TrainingPictures
     validation: ValidationPictures | None
     plan: BatchPlan
-    processes: Processes
 
 
 def set_up(config: TrainConfig, processes: Processes) -> Run:
@@ -99,7 +93,6 @@ def set_up(config: TrainConfig, processes: Processes) -> Run:
         training,
         validation,
         plan,
-        processes,
     )
 
 
