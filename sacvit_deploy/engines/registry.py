@@ -107,7 +107,7 @@ def open_sessions(
     table = backends()
     options = options or SessionOptions()
     if backend == AUTO:
-        return _open_first(bundle, precision, options, table)
+        return _open_first(bundle, precision, options)
     if backend not in table:
         raise EngineError(
             f"There is no backend {backend!r}.", f"Choose {AUTO}, {', '.join(table)}."
@@ -116,14 +116,11 @@ def open_sessions(
 
 
 def _open_first(
-    bundle: Bundle,
-    precision: Precision | None,
-    options: SessionOptions,
-    table: Mapping[str, Prepare],
+    bundle: Bundle, precision: Precision | None, options: SessionOptions
 ) -> OpenedSessions:
     skipped: dict[str, str] = {}
     failed: dict[str, SacvitDeployError] = {}
-    for name, prepare in table.items():
+    for name, prepare in backends().items():
         fits = False
         try:
             start = prepare(bundle, precision, options)

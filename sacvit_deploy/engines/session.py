@@ -136,21 +136,15 @@ def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> di
     sizes: dict[str, int] = {}
     for spec in inputs:
         array = feeds[spec.name]
-        if array.dtype != np.dtype(spec.dtype) or not _fits(array.shape, spec.shape, sizes):
+        wanted = tuple(
+            sizes.setdefault(axis, max(side, 1)) if isinstance(axis, str) else axis
+            for axis, side in zip(spec.shape, array.shape, strict=False)
+        )
+        fits = len(spec.shape) == len(array.shape) and array.shape == wanted
+        if array.dtype != np.dtype(spec.dtype) or not fits:
             raise EngineError(
                 f"The input {spec.name!r} is {array.dtype} of shape {array.shape}; the graph takes "
                 f"{spec.dtype} of shape ({', '.join(map(str, spec.shape))}).",
                 "Prepare the input as the bundle describes: sacvit-deploy inspect BUNDLE.",
             )
     return sizes
-
-
-def _fits(shape: tuple[int, ...], declared: tuple[int | str, ...], sizes: dict[str, int]) -> bool:
-    """Whether a shape is the declared one; `sizes` collects the dynamic axes."""
-    if len(shape) != len(declared):
-        return False
-    wanted = (
-        sizes.setdefault(axis, max(side, 1)) if isinstance(axis, str) else axis
-        for side, axis in zip(shape, declared, strict=True)
-    )
-    return shape == tuple(wanted)

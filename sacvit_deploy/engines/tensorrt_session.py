@@ -237,7 +237,12 @@ class TensorRTSession:
                 del slot.contexts[next(iter(slot.contexts))]
             shaped = _Shaped(self._bound_context(slot))
         if not (self._recording and shaped.has_run):
-            self._set_shapes(shaped.context, padded)
+            for spec in self._inputs:
+                shape = _shape(spec, padded)
+                if not shaped.context.set_input_shape(spec.name, shape):
+                    raise self._engine.failure(
+                        f"refuses {spec.name!r} of shape {shape} for", self._engine.rebuild
+                    )
         slot.contexts[key] = shaped  # the most recently used one is the last
         return shaped
 
@@ -250,14 +255,6 @@ class TensorRTSession:
                     f"refuses the memory of {name!r} for", self._engine.rebuild
                 )
         return context
-
-    def _set_shapes(self, context: Any, padded: Mapping[str, int]) -> None:
-        for spec in self._inputs:
-            shape = _shape(spec, padded)
-            if not context.set_input_shape(spec.name, shape):
-                raise self._engine.failure(
-                    f"refuses {spec.name!r} of shape {shape} for", self._engine.rebuild
-                )
 
     def _fetch(
         self, slot: _Slot, specs: list[TensorSpec], sizes: Mapping[str, int]

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from sacvit_deploy.errors import ImageError
+from sacvit_deploy.errors import ImageError, raised_as
 from sacvit_deploy.samples import Sample
 
 PictureSource = Union[str, "os.PathLike[str]", Sample, Image.Image, "npt.NDArray[np.uint8]"]
@@ -138,10 +138,9 @@ def _identify(stream: IO[bytes], prefix: bytes, name: str) -> Image.Image:
                 complaint = accepted
             elif accepted:
                 stream.seek(0)
-                try:
+                # A parser may raise anything on bad bytes.
+                with raised_as(ImageError, f"{name} cannot be decoded", _DAMAGED, Exception):
                     return factory(stream, "")
-                except Exception as error:  # a parser may raise anything on bad bytes
-                    raise ImageError(f"{name} cannot be decoded: {error}.", _DAMAGED) from error
     found = complaint or f"it starts with {prefix!r}"
     raise ImageError(
         f"{name} is not a picture that can be read: {found}.", f"Use one of {', '.join(FORMATS)}."

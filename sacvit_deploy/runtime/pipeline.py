@@ -283,17 +283,20 @@ class Pipeline:
         it, from any thread.
 
         Args:
-            ms: Mean time of a picture in both stages; or
-            fps: pictures a second, reading and preparing them counted.
+            ms: Mean time of a picture in both stages, above 0; or
+            fps: pictures a second, reading and preparing them counted, above 0.
             min_eta: Lower bound of `eta`, in [0, 1].
             max_eta: Upper bound of `eta`, in [0, 1].
-            min_top1: Accuracy to keep, as calibrated for the precision and backend in use.
+            min_top1: Accuracy to keep, as calibrated for the precision and backend in use, in
+                [0, 1].
             max_accuracy_drop: The same, counted down from the second stage alone.
-            hysteresis: `eta` stays while the expected cost is this share of the goal from it.
+            hysteresis: `eta` stays while the expected cost is within this share of the goal, in
+                [0, 1).
 
         Raises:
-            ConfigError: A value is out of range, the network has one stage, or the accuracy asked
-                for is not in the calibration, or there is none.
+            ConfigError: Not exactly one of `ms` and `fps` is given, a value is out of range, the
+                network has one stage, or the accuracy asked for is not in the calibration, or
+                there is none.
         """
         goal = BudgetGoal(ms, fps, min_eta, max_eta, min_top1, max_accuracy_drop, hysteresis)
         return Pipeline(self.manifest, self._opened, eta=self.eta, goal=goal, clock=self._clock)

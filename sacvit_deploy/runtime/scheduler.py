@@ -260,12 +260,7 @@ class Scheduler:
     def refine_feeds(
         self, hand_off: Mapping[str, Tensor], rows: NDArray[np.int64]
     ) -> dict[str, Tensor]:
-        """Make the inputs of the refine graph for some rows of a batch.
-
-        Args:
-            hand_off: From the first pass.
-            rows: Row numbers, ascending, at least one, (K,).
-        """
+        """Make the inputs of the refine graph; arguments as in `refine`."""
         if self._selection == "graph":
             return {**hand_off, SURVIVOR_ROWS: rows}
         feeds: dict[str, Any] = dict(take_rows(hand_off, rows))

@@ -21,15 +21,7 @@ class BudgetWarning(UserWarning):
 class BudgetGoal:
     """The cost allowed for a picture, and the bounds of the threshold.
 
-    Attributes:
-        ms: Mean time in both stages for a picture, above 0; or
-        fps: pictures a second, reading and preparing them counted, above 0.
-        min_eta: Lower bound of the threshold, in [0, 1].
-        max_eta: Upper bound of the threshold, in [0, 1].
-        min_top1: Accuracy to keep, by the calibration of the exit, in [0, 1].
-        max_accuracy_drop: The same, counted down from the second stage alone.
-        hysteresis: The threshold stays while the expected cost is within this share of the goal,
-            in [0, 1).
+    Its attributes are the arguments of `Pipeline.with_budget`.
 
     Raises:
         ConfigError: Not exactly one of `ms` and `fps` is given, or a value is out of range.

@@ -61,7 +61,7 @@ class BudgetController:
         self.goal = goal
         self._comparison = config.stages.exit_comparison
         self._eta = min(max(eta, goal.min_eta), goal.max_eta)
-        # Until a picture was refined, a stage is taken to cost as much as its tokens.
+        # An estimate from the numbers of tokens, until a picture was refined.
         self._costs = StageCosts(1 + 3 * config.num_targets / config.num_coarse_tokens)
         self._preprocess = MovingAverage()
         self._recent = RecentConfidences()
@@ -80,19 +80,11 @@ class BudgetController:
         Warns:
             BudgetWarning: The budget cannot be held within the bounds; at most once.
         """
-        if outcomes[0].refined_logits is None:
-            self._saw_first(outcomes)
+        if outcomes[0].refined_logits is not None:
+            early_ms = sum(outcome.early_ms for outcome in outcomes) / len(outcomes)
+            with self._lock:
+                self._costs.add_refine(outcomes[0].refine_ms, early_ms, len(outcomes))
             return
-        early_ms = sum(outcome.early_ms for outcome in outcomes) / len(outcomes)
-        with self._lock:
-            self._costs.add_refine(outcomes[0].refine_ms, early_ms, len(outcomes))
-
-    def saw_preprocess(self, ms: float) -> None:
-        """Learn how long it took to read and prepare a picture."""
-        with self._lock:
-            self._preprocess.add(ms)
-
-    def _saw_first(self, outcomes: Sequence[Outcome]) -> None:
         with self._lock:
             self._costs.add_early(outcomes[0].early_ms, len(outcomes))
             self._recent.add(o.early_exit_confidence or 0.0 for o in outcomes)
@@ -105,6 +97,11 @@ class BudgetController:
             self._warned |= tell
         if tell:
             warn_caller(self._cannot(), BudgetWarning)
+
+    def saw_preprocess(self, ms: float) -> None:
+        """Learn how long it took to read and prepare a picture."""
+        with self._lock:
+            self._preprocess.add(ms)
 
     def report(self) -> Budget:
         """Report the state at this moment."""

@@ -128,12 +128,7 @@ class DriftMonitor:
     """
 
     def __init__(self, record: ExitCalibration, comparison: Literal[">", ">="]) -> None:
-        """Start with an empty window.
-
-        Args:
-            record: Calibration to compare with.
-            comparison: Exit comparison of the network.
-        """
+        """Start with an empty window; arguments as in `drift_report`."""
         self._record = record
         self._comparison = comparison
         self._lock = threading.Lock()
