@@ -7,29 +7,25 @@ node belongs to the last layer that it depends on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
+from numpy.typing import NDArray
 
+from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.errors import ConfigError, EngineError
 from sacvit_deploy.families import family_named
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.spec import Role
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.spec import Role
-
-    Feeds = Mapping[str, NDArray[Any]]
+Feeds = Mapping[str, NDArray[Any]]
 
 INPUT = "input"
 """Place of everything before the first linear layer: patches, positions, token choice."""
@@ -90,7 +86,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
         (single,) = node.outputs
         node.outputs.clear()
         single.to_constant(node.inputs[0].values.astype(np.float32))
-    return written(graph.cleanup()) if stored else model
+    return to_model(graph.cleanup()) if stored else model
 
 
 def _casts_stored_weight(node: gs.Node) -> bool:
@@ -104,7 +100,7 @@ def redirect(tensor: gs.Tensor, other: gs.Tensor) -> None:
         node.inputs = [other if each is tensor else each for each in node.inputs]
 
 
-def written(graph: gs.Graph) -> onnx.ModelProto:
+def to_model(graph: gs.Graph) -> onnx.ModelProto:
     """Turn an edited graph into a model; types of new tensors may be missing."""
     model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     return model
@@ -243,7 +239,7 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
     graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
     known = graph.tensors()
     graph.outputs += [known[name] for name in tensors if known[name] not in graph.outputs]
-    return written(graph)
+    return to_model(graph)
 
 
 def rounding_model(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -263,4 +259,4 @@ def rounding_model(model: onnx.ModelProto) -> onnx.ModelProto:
             redirect(tensor, rounded)
             for source, target in ((tensor, between), (between, rounded)):
                 graph.nodes.append(gs.Node("Identity", target.name, {}, [source], [target]))
-    return written(graph.toposort())
+    return to_model(graph.toposort())

@@ -7,13 +7,17 @@ torch, have in common where in the network a tensor stands.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
 
 from sacvit_deploy.comparison.graphs import (
+    Graph,
     constants,
     fp32_graphs,
     linear_nodes,
@@ -21,22 +25,13 @@ from sacvit_deploy.comparison.graphs import (
     rounding_model,
     tensor_values,
 )
-from sacvit_deploy.comparison.network import ONNXRUNTIME
+from sacvit_deploy.comparison.network import ONNXRUNTIME, Network
 from sacvit_deploy.comparison.tensors import ReferenceTensors
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.spec import Role
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    import onnx
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.comparison.graphs import Graph
-    from sacvit_deploy.comparison.network import Network
-    from sacvit_deploy.spec import Role
-
-    Feeds = Mapping[str, NDArray[Any]]
-    Values = Mapping["Spot", NDArray[Any]]
+Feeds = Mapping[str, NDArray[Any]]
+Values = Mapping["Spot", NDArray[Any]]
 
 
 class Spot(NamedTuple):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx
 
 from sacvit_deploy.bundle import Bundle, check_replaceable, new_bundle, write_manifest
 from sacvit_deploy.comparison.network import Network
@@ -13,31 +16,20 @@ from sacvit_deploy.comparison.torch_network import torch_network
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
-from sacvit_deploy.exporters.passes import DEFAULT_PASSES, run_passes
-from sacvit_deploy.exporters.passes.fold_normalisation import FoldNormalisation
+from sacvit_deploy.exporters.passes import DEFAULT_PASSES, Pass, run_passes
+from sacvit_deploy.exporters.passes.fold_normalisation import fold_normalisation
 from sacvit_deploy.exporters.passes.store_half import store_half
-from sacvit_deploy.exporters.precision import add_precision
+from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
-from sacvit_deploy.families.config import graph_specs, preset_preprocessing
+from sacvit_deploy.families.config import ModelConfig, graph_specs, preset_preprocessing
 from sacvit_deploy.libraries import own_versions, versions
-from sacvit_deploy.manifest import GraphEntry, Manifest, WeightsOrigin
+from sacvit_deploy.manifest import GraphEntry, Manifest, TensorParity, WeightsOrigin
 from sacvit_deploy.model.build import as_stored, random_model
 from sacvit_deploy.model.checkpoint_fit import check_finite
 from sacvit_deploy.model.checkpoints import Checkpoint
+from sacvit_deploy.model.vit import Backbone
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from sacvit_deploy.spec import check_eta
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import onnx
-
-    from sacvit_deploy.exporters.passes import Pass
-    from sacvit_deploy.exporters.precision import PrecisionRequest
-    from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.manifest import TensorParity
-    from sacvit_deploy.model.vit import Backbone
-    from sacvit_deploy.spec import GraphSpec, InputKind, Selection, WeightStorage
+from sacvit_deploy.spec import GraphSpec, InputKind, Selection, WeightStorage, check_eta
 
 _RECORDED_TOOLS = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "numpy")
 _IN_MEMORY = WeightsOrigin("model", file="a model in memory")
@@ -193,7 +185,7 @@ def _export_graph(
     report(f"Exporting {spec.file} ({spec.role})")
     passes: tuple[Pass, ...] = DEFAULT_PASSES
     if options.input_kind == "uint8":
-        passes = (*passes, FoldNormalisation(preset_preprocessing(model.config)))
+        passes = (*passes, fold_normalisation(preset_preprocessing(model.config)))
     if options.weight_storage == "fp16":
         passes = (*passes, store_half)
     graph, _ = run_passes(onnx_from_torch(model, spec, opset=options.opset), spec, passes)

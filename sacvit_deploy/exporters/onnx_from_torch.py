@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
+import onnx
 import torch
 from onnxscript import opset18
 
 from sacvit_deploy.errors import ExportError
 from sacvit_deploy.model.views import example_inputs, view_for
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import onnx
-
-    from sacvit_deploy.model.vit import Backbone
-    from sacvit_deploy.spec import GraphSpec
+from sacvit_deploy.model.vit import Backbone
+from sacvit_deploy.spec import GraphSpec
 
 # LayerNormalization is one operator from 17 on, and 18 is the oldest set the exporter writes.
 # TensorRT 11 reads up to 25.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 from onnx.external_data_helper import set_external_data
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 WEIGHTS_FILE = "weights.bin"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
@@ -15,11 +13,8 @@ from sacvit_deploy.model.two_stage import (
     TwoStageViT,
     select_tokens,
 )
+from sacvit_deploy.model.vit import Backbone, VisionTransformer
 from sacvit_deploy.spec import FINE_INDEX, SURVIVOR_ROWS, TARGET_INDEX, GraphSpec, TensorSpec
-
-if TYPE_CHECKING:
-    from sacvit_deploy.model.vit import Backbone, VisionTransformer
-
 
 # Three images of which two survive: the dynamic axes of an example have different sizes, and none
 # is 1, so that tracing cannot confuse them or take one for a constant.
@@ -38,28 +33,26 @@ class SingleView(nn.Module):
         return (self.model(image),)
 
 
-class EarlyExitView(nn.Module):
-    """First stage: image to logits, score and the tensors the second stage reuses."""
+class _StageView(nn.Module):
+    """One of two stages; the outputs of `forward` are in the order of the graph's contract."""
 
     def __init__(self, model: TwoStageViT) -> None:
         super().__init__()
         self.model = model
-        self.with_embeddings = model.config.stages.non_target_source == "embedding"
+
+
+class EarlyExitView(_StageView):
+    """First stage: image to logits, score and the tensors the second stage reuses."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Outputs in the order of the graph's contract."""
+        """Outputs: logits, score, embeddings if they are reused, features."""
         out = self.model.early_exit(image)
-        embeddings = (out.embeddings,) if self.with_embeddings else ()
+        embeddings = (out.embeddings,) if _reuses_embeddings(self.model.config) else ()
         return (out.logits, out.score, *embeddings, out.features)
 
 
-class RefineView(nn.Module):
+class RefineView(_StageView):
     """Second stage; the host chooses the tokens."""
-
-    def __init__(self, model: TwoStageViT) -> None:
-        super().__init__()
-        self.model = model
-        self.with_embeddings = model.config.stages.non_target_source == "embedding"
 
     def forward(self, image: Tensor, *tensors: Tensor) -> tuple[Tensor]:
         """`tensors`: hand-off without the score, then target, non-target and fine indices."""
@@ -69,12 +62,8 @@ class RefineView(nn.Module):
         return (self.model.refine(image, coarse, selection),)
 
 
-class RefineFromScoreView(nn.Module):
+class RefineFromScoreView(_StageView):
     """Second stage that chooses the survivors' rows and the tokens itself."""
-
-    def __init__(self, model: TwoStageViT) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """`tensors`: hand-off of the whole batch, score first, then the survivors' row numbers."""
@@ -86,12 +75,16 @@ class RefineFromScoreView(nn.Module):
         return logits, selection.target
 
 
+def _reuses_embeddings(config: ModelConfig) -> bool:
+    return config.stages.non_target_source == "embedding"
+
+
 def _early_exit_output(
     config: ModelConfig, score: Tensor | None, handed: list[Tensor]
 ) -> EarlyExitOutput:
     """The hand-off as the model takes it; tensors that are not reused are empty."""
     features = handed[-1]
-    embeddings = handed[0] if config.stages.non_target_source == "embedding" else features[:0]
+    embeddings = handed[0] if _reuses_embeddings(config) else features[:0]
     absent = features[:0]
     return EarlyExitOutput(absent, absent if score is None else score, embeddings, features)
 

@@ -11,8 +11,8 @@ from sacvit_deploy.comparison.graphs import (
     redirect,
     resolve_keep,
     tensor_values,
+    to_model,
     with_outputs,
-    written,
 )
 from sacvit_deploy.errors import ConfigError
 from tests.exporters.graphs import normalised, placed, read_graph, run_model
@@ -101,6 +101,6 @@ def test_every_reader_of_a_tensor_is_redirected():
         ["other", "other"],
         ["c", "other"],
     ]
-    model = written(gs.Graph(nodes, [], [thrice], opset=18, ir_version=9))
+    model = to_model(gs.Graph(nodes, [], [thrice], opset=18, ir_version=9))
     onnx.checker.check_model(model)
     np.testing.assert_array_equal(run_model(model)[0], [3, 3])

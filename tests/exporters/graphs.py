@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sacvit_deploy.bundle import Bundle, write_manifest
-from sacvit_deploy.comparison.graphs import Graph, fp32_graphs, written
+from sacvit_deploy.comparison.graphs import Graph, fp32_graphs, to_model
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.exporters import export
@@ -77,7 +77,7 @@ def with_constants(
         edited = gs.import_onnx(graph.model)
         nodes = {node.name: node for node in edited.nodes}
         change({place: nodes[node.name] for place, node in graph.linear_layers.items()})
-        graphs[bundle.graph(role).file] = written(edited)
+        graphs[bundle.graph(role).file] = to_model(edited)
     path.mkdir()
     save_with_shared_weights(graphs, path)
     manifest = bundle.manifest

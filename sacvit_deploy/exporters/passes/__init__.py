@@ -7,24 +7,20 @@ it keeps its contract.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from sacvit_deploy.comparison.graphs import written
+from sacvit_deploy.comparison.graphs import to_model
 from sacvit_deploy.errors import ExportError
 from sacvit_deploy.exporters.passes.fold_constants import fold_constants
 from sacvit_deploy.exporters.passes.gather_token_rows import gather_token_rows
 from sacvit_deploy.exporters.passes.order_gelu import order_gelu
 from sacvit_deploy.exporters.passes.static_resize import static_resize
+from sacvit_deploy.spec import GraphSpec
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from sacvit_deploy.spec import GraphSpec
-
-    Pass = Callable[[gs.Graph], int]
+Pass = Callable[[gs.Graph], int]
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     fold_constants,
@@ -54,7 +50,7 @@ def run_passes(
     for run in passes:
         graph = gs.import_onnx(model)
         changed[run.__name__] = run(graph)
-        model = written(graph.cleanup().toposort())
+        model = to_model(graph.cleanup().toposort())
         _check_valid(model, list(changed))
     check_contract(model, spec)
     return model, changed

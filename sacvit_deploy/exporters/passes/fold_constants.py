@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import onnx_graphsurgeon as gs
+import onnx_graphsurgeon as gs
 
 
 def fold_constants(graph: gs.Graph) -> int:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
-if TYPE_CHECKING:
-    from typing import Any
 
 _SIZES_INPUT = 3
 

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
+import onnx
 from onnx import TensorProto, numpy_helper
 
-from sacvit_deploy.bundle import check_unchanged, locked, publish, staging_folder
+from sacvit_deploy.bundle import Bundle, check_unchanged, locked, publish, staging_folder
 from sacvit_deploy.exporters.passes import check_contract
-from sacvit_deploy.exporters.precision.conversion import converted
+from sacvit_deploy.exporters.precision.conversion import Kept, Trial, converted
+from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.libraries import versions
-from sacvit_deploy.manifest import GraphEntry, PrecisionRecord
-from sacvit_deploy.spec import GraphSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import onnx
-
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.exporters.precision.conversion import Kept, Trial
-    from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
-    from sacvit_deploy.manifest import Agreement, EngineEntry, Manifest
-    from sacvit_deploy.spec import Role
+from sacvit_deploy.manifest import Agreement, EngineEntry, GraphEntry, Manifest, PrecisionRecord
+from sacvit_deploy.spec import GraphSpec, Role
 
 _KINDS: dict[int, str] = {
     TensorProto.FLOAT16: "half",

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
+from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.errors import PrecisionError
-from sacvit_deploy.exporters.precision.conversion import converted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.exporters.precision.conversion import Trial
-    from sacvit_deploy.exporters.precision.request import PrecisionRequest
-    from sacvit_deploy.manifest import Agreement
+from sacvit_deploy.exporters.precision.conversion import Trial, converted
+from sacvit_deploy.exporters.precision.request import PrecisionRequest
+from sacvit_deploy.manifest import Agreement
 
 _T = TypeVar("_T")
 
@@ -60,10 +56,20 @@ def bisect_precision(
         DataError: The data cannot be read.
     """
     with converted(bundle, request, report) as trial:
-        trials = _Trials(trial, report)
+        known: dict[frozenset[str], Agreement | None] = {}
+
+        def hold(names: Sequence[str]) -> bool:
+            key = frozenset(names)
+            if key not in known:
+                known[key] = trial.agreement(trial.kept(names))
+                verdict = "enough" if trial.holds(known[key]) else "not enough"
+                report(f"Trial {len(known)}: {len(key)} nodes in FP32 are {verdict}")
+            return trial.holds(known[key])
+
         by_place = _candidates(trial)
-        needed = _search(by_place, trials.hold)
-        if needed is None:
+        needed = _search(by_place, hold)
+        agreement = None if needed is None else known[frozenset(needed)]
+        if needed is None or agreement is None:
             raise PrecisionError(
                 f"Even with every node in FP32 the {request.precision} graphs decide otherwise "
                 "than the FP32 ones.",
@@ -71,7 +77,7 @@ def bisect_precision(
             )
         place_of = {name: place for place, names in by_place.items() for name in names}
         where = tuple(place_of[name].partition(":")[2] for name in needed)
-        return Bisection(tuple(needed), where, trials.agreement(needed), len(trials.known))
+        return Bisection(tuple(needed), where, agreement, len(known))
 
 
 def smallest(items: Sequence[_T], test: Callable[[list[_T]], bool]) -> list[_T]:
@@ -127,28 +133,3 @@ def _candidates(trial: Trial) -> dict[str, list[str]]:
         for node, place in graph.places.items():
             found.setdefault(f"{role}:{place}", []).append(f"{role}:{node}")
     return found
-
-
-@dataclass
-class _Trials:
-    """Converts with some nodes in FP32, compares, and remembers."""
-
-    trial: Trial
-    report: Callable[[str], None]
-    known: dict[frozenset[str], Agreement | None] = field(default_factory=dict)
-
-    def hold(self, names: Sequence[str]) -> bool:
-        """Whether the limits hold with these nodes in FP32."""
-        key = frozenset(names)
-        if key not in self.known:
-            self.known[key] = self.trial.agreement(self.trial.kept(names))
-            verdict = "enough" if self.trial.holds(self.known[key]) else "not enough"
-            self.report(f"Trial {len(self.known)}: {len(key)} nodes in FP32 are {verdict}")
-        return self.trial.holds(self.known[key])
-
-    def agreement(self, names: Sequence[str]) -> Agreement:
-        """Agreement with a set of nodes that was tried, and was enough."""
-        found = self.known[frozenset(names)]
-        if found is None:
-            raise ValueError(f"{len(names)} nodes were not enough")
-        return found

@@ -5,42 +5,42 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from sacvit_deploy.comparison.decisions import Limits, compare_decisions
+import onnx
+
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.comparison.decisions import Decisions, Limits, compare_decisions
 from sacvit_deploy.comparison.graphs import (
+    Graph,
     LiteralSession,
     fp32_graphs,
     resolve_keep,
     rounding_model,
 )
-from sacvit_deploy.comparison.layers import GraphLayers, layer_errors, probes, worst_step
+from sacvit_deploy.comparison.layers import (
+    GraphLayers,
+    LayerError,
+    layer_errors,
+    probes,
+    worst_step,
+)
 from sacvit_deploy.comparison.network import Network
 from sacvit_deploy.comparison.tensors import ReferenceTensors
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
+from sacvit_deploy.engines.session import Session
 from sacvit_deploy.errors import EngineError, PrecisionError
 from sacvit_deploy.exporters.precision.half_precision import HalfConversion
 from sacvit_deploy.exporters.precision.int8 import Int8Conversion
-from sacvit_deploy.exporters.precision.request import chosen_pictures
+from sacvit_deploy.exporters.precision.request import PictureSet, PrecisionRequest, chosen_pictures
+from sacvit_deploy.manifest import Agreement
 from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.spec import Role
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    import onnx
-
-    from sacvit_deploy.bundle import Bundle
-    from sacvit_deploy.comparison.decisions import Decisions
-    from sacvit_deploy.comparison.graphs import Graph
-    from sacvit_deploy.comparison.layers import LayerError
-    from sacvit_deploy.engines.session import Session
-    from sacvit_deploy.exporters.precision.request import PictureSet, PrecisionRequest
-    from sacvit_deploy.manifest import Agreement
-    from sacvit_deploy.spec import Role
-
-    Kept = Mapping[Role, frozenset[str]]
+Kept = Mapping[Role, frozenset[str]]
 
 _BATCH = 8
 
@@ -60,15 +60,6 @@ class Original:
     graphs: Mapping[Role, Graph]
     pictures: PictureSet
     scratch: Path
-
-    @classmethod
-    def read(cls, bundle: Bundle, request: PrecisionRequest, scratch: Path) -> Original:
-        """Read the graphs of a bundle, and choose the pictures of a request.
-
-        Raises:
-            DataError: The data of the request cannot be read.
-        """
-        return cls(bundle, fp32_graphs(bundle), chosen_pictures(request), scratch)
 
     def sessions(self) -> dict[Role, Session]:
         """Open the FP32 graphs."""
@@ -129,9 +120,9 @@ def converted(
         PrecisionError: The FP32 graphs compute values that are not finite.
     """
     with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
-        original = Original.read(bundle, request, Path(scratch))
-        resolve_keep(request.keep, original.graphs)  # refuses an unknown name before the work
-        pictures = original.pictures
+        graphs, pictures = fp32_graphs(bundle), chosen_pictures(request)
+        resolve_keep(request.keep, graphs)  # refuses an unknown name before the work
+        original = Original(bundle, graphs, pictures, Path(scratch))
         report(f"Running FP32 on {len(pictures.sources)} pictures ({pictures.name})")
         conversion: Conversion
         if request.precision == "fp16":

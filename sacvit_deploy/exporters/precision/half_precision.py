@@ -7,6 +7,7 @@ half cannot hold, which hides a collapse.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,12 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from sacvit_deploy.comparison.graphs import redirect, written
-from sacvit_deploy.spec import LOGITS, SCORE
+from sacvit_deploy.comparison.decisions import Decisions
+from sacvit_deploy.comparison.graphs import redirect, to_model
+from sacvit_deploy.spec import LOGITS, SCORE, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from sacvit_deploy.comparison.decisions import Decisions
     from sacvit_deploy.exporters.precision.conversion import Original
-    from sacvit_deploy.spec import Role
 
 # Resize reads its scales as FP32; a Cast names its own type.
 _ALWAYS_FLOAT = {"Resize", "Cast"}
@@ -73,7 +71,7 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
     floats = {node.name for node in graph.nodes if node.op in _ALWAYS_FLOAT} | decided | keep
     stored_half = {node.name for node in graph.nodes if node.op == "Gemm"} - keep
     _Typing(graph, floats, stored_half).apply()
-    result = written(graph.cleanup().toposort())
+    result = to_model(graph.cleanup().toposort())
     if any(node.op_type == "QuantizeLinear" for node in result.graph.node):
         result.ir_version = max(result.ir_version, _ITS_IR_VERSION)
         for opset in result.opset_import:
@@ -116,7 +114,7 @@ class _Typing:
     graph: gs.Graph
     floats: set[str]
     stored_half: set[str]
-    _made: dict[tuple[str, str], gs.Tensor] = field(default_factory=dict, init=False)
+    _made: dict[str, gs.Tensor] = field(default_factory=dict, init=False)
 
     def apply(self) -> None:
         nodes = list(self.graph.nodes)
@@ -144,35 +142,30 @@ class _Typing:
 
     def _as(self, tensor: gs.Tensor, wanted: type, reader: gs.Node) -> gs.Tensor:
         """The tensor in the type its reader computes in; integers and booleans stay."""
-        if tensor.dtype not in (np.float32, np.float16) or tensor.is_empty():
+        if tensor.is_empty() or tensor.dtype not in (np.float32, np.float16):
             return tensor
-        if isinstance(tensor, gs.Constant):
-            return self._constant(tensor, wanted, reader)
-        if tensor.dtype == wanted:
-            return tensor
-        return self._converted(tensor, wanted)
+        is_constant = isinstance(tensor, gs.Constant)
+        if is_constant and (wanted == np.float16 or reader.name in self.stored_half):
+            tensor = self._half(tensor)
+        return tensor if tensor.dtype == wanted else self._converted(tensor, wanted)
 
-    def _constant(self, tensor: gs.Constant, wanted: type, reader: gs.Node) -> gs.Tensor:
-        if wanted == np.float32 and reader.name not in self.stored_half:
-            return tensor
-        key = (tensor.name, "constant")
-        if key not in self._made:
+    def _half(self, constant: gs.Constant) -> gs.Constant:
+        """The constant in half, one for all its readers."""
+        name = f"{constant.name}_half"
+        if name not in self._made:
             # A value that half cannot hold becomes infinite, and the comparison finds it.
             with np.errstate(over="ignore"):
-                values = tensor.values.astype(np.float16)
-            self._made[key] = gs.Constant(f"{tensor.name}_half", values)
-        half = self._made[key]
-        return half if wanted == np.float16 else self._converted(half, wanted)
+                self._made[name] = gs.Constant(name, constant.values.astype(np.float16))
+        return self._made[name]
 
     def _converted(self, tensor: gs.Tensor, wanted: type) -> gs.Tensor:
         """A Cast of the tensor, one for all its readers."""
-        key = (tensor.name, wanted.__name__)
-        if key not in self._made:
+        name = f"{tensor.name}_as_{wanted.__name__}"
+        if name not in self._made:
             to = TensorProto.FLOAT if wanted == np.float32 else TensorProto.FLOAT16
-            made = gs.Variable(f"{tensor.name}_as_{wanted.__name__}", wanted, tensor.shape)
-            self._made[key] = made
-            self._cast(tensor, made, to)
-        return self._made[key]
+            self._made[name] = gs.Variable(name, wanted, tensor.shape)
+            self._cast(tensor, self._made[name], to)
+        return self._made[name]
 
     def _cast(self, source: gs.Tensor, target: gs.Tensor, to: int) -> None:
         name = f"cast_{target.name}"

@@ -8,39 +8,35 @@ nearest is left.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnxruntime.quantization import QDQQuantizer, QuantType
+from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
 
-from sacvit_deploy.comparison.graphs import matmuls, written
+from sacvit_deploy.comparison.decisions import Decisions
+from sacvit_deploy.comparison.graphs import Graph, matmuls, to_model
 from sacvit_deploy.errors import PrecisionError
 from sacvit_deploy.exporters.precision.half_precision import half_model
 from sacvit_deploy.exporters.precision.ranges import (
     CalibratingSession,
+    Channels,
     ChannelSession,
     channels_by_place,
 )
+from sacvit_deploy.exporters.precision.request import Method
 from sacvit_deploy.exporters.precision.smooth import smooth, with_inserted
+from sacvit_deploy.spec import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-    from onnxruntime.quantization import TensorsData
-
-    from sacvit_deploy.comparison.decisions import Decisions
-    from sacvit_deploy.comparison.graphs import Graph
     from sacvit_deploy.exporters.precision.conversion import Original
-    from sacvit_deploy.exporters.precision.ranges import Channels
-    from sacvit_deploy.exporters.precision.request import Method
-    from sacvit_deploy.spec import Role
 
-    Array = NDArray[Any]
+Array = NDArray[Any]
 
 LEVELS = 127
 """Symmetric INT8: from -127 to 127."""
@@ -158,7 +154,7 @@ def int8_model(
             # In place of the weight that the quantiser rounded to nearest.
             stored, scale = node.i(1).inputs[:2]
             stored.values, scale.values = weights[node.name].values, weights[node.name].scale
-    return written(graph.cleanup().toposort())
+    return to_model(graph.cleanup().toposort())
 
 
 @dataclass(frozen=True)
@@ -198,19 +194,16 @@ def rounded_weights(
         found[role] = {}
         for place, node in graph.linear_layers.items():
             if place not in by_place:
-                _check_finite(taken[place], place)
-                weight = numpy_helper.to_array(stored[node.input[1]])
-                by_place[place] = rounded_weight(weight, taken[place].moment)
+                weight, moment = numpy_helper.to_array(stored[node.input[1]]), taken[place].moment
+                if not np.isfinite(moment).all():
+                    raise PrecisionError(
+                        f"On the calibration pictures {place} takes in values that are not finite "
+                        "in FP32.",
+                        "Check the checkpoint, or take other pictures.",
+                    )
+                by_place[place] = rounded_weight(weight, moment)
             found[role][node.name] = by_place[place]
     return found
-
-
-def _check_finite(channels: Channels, place: str) -> None:
-    if not np.isfinite(channels.moment).all():
-        raise PrecisionError(
-            f"On the calibration pictures {place} takes in values that are not finite in FP32.",
-            "Check the checkpoint, or take other pictures.",
-        )
 
 
 def rounded_weight(weight: Array, moment: Array) -> RoundedWeight:

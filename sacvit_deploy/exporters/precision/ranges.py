@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnxruntime.quantization import calibrate
 
-from sacvit_deploy.comparison.graphs import LiteralSession, constants, matmuls, with_outputs
+from sacvit_deploy.comparison.graphs import Graph, LiteralSession, constants, matmuls, with_outputs
+from sacvit_deploy.engines.session import Session
+from sacvit_deploy.exporters.precision.request import Method
+from sacvit_deploy.spec import Role
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.comparison.graphs import Graph
-    from sacvit_deploy.engines.session import Session
-    from sacvit_deploy.exporters.precision.request import Method
-    from sacvit_deploy.spec import Role
-
-    Feeds = Mapping[str, NDArray[Any]]
-    Array = NDArray[Any]
+Feeds = Mapping[str, NDArray[Any]]
+Array = NDArray[Any]
 
 # One range per tensor, symmetric about zero, since TensorRT takes no zero point but 0.
 _CALIBRATORS: dict[Method, tuple[Any, dict[str, float]]] = {
@@ -70,8 +65,7 @@ class Channels:
     @property
     def variance(self) -> Array:
         """Variance of each channel, (C,)."""
-        variance: Array = np.maximum(np.diag(self.moment) - self.mean**2, 0)
-        return variance
+        return np.asarray(np.maximum(np.diag(self.moment) - self.mean**2, 0))
 
     def joined(self, other: Channels) -> Channels:
         """Statistics of the rows of both."""

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from sacvit_deploy.errors import ConfigError, raised_as
-from sacvit_deploy.samples import read_pictures, sample_pictures
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from sacvit_deploy.runtime.pictures import PictureSource
-    from sacvit_deploy.samples import Sample
+from sacvit_deploy.runtime.pictures import PictureSource
+from sacvit_deploy.samples import Sample, read_pictures, sample_pictures
 
 LowPrecision = Literal["fp16", "int8"]
 Method = Literal["minmax", "percentile", "entropy"]

@@ -18,25 +18,20 @@ its output.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
-from sacvit_deploy.comparison.graphs import written
+from sacvit_deploy.comparison.graphs import Graph, to_model
+from sacvit_deploy.exporters.precision.ranges import Channels
+from sacvit_deploy.spec import Role
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import onnx
-    from numpy.typing import NDArray
-
-    from sacvit_deploy.comparison.graphs import Graph
-    from sacvit_deploy.exporters.precision.ranges import Channels
-    from sacvit_deploy.spec import Role
-
-    Array = NDArray[Any]
+Array = NDArray[Any]
 
 STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0)
 _SMALLEST = 1e-5
@@ -68,8 +63,7 @@ class Smoothable:
     @property
     def weight(self) -> Array:
         """The weight, (inputs, outputs)."""
-        values: Array = self.linear.inputs[1].values
-        return values
+        return np.asarray(self.linear.inputs[1].values)
 
     @property
     def has_own_product(self) -> bool:
@@ -119,7 +113,7 @@ def smooth(
             found[place] = smoothing
             for graph, layer in layers:
                 _apply(graph, layer, smoothing)
-    return {role: replace(graphs[role], model=written(edited[role])) for role in graphs}, found
+    return {role: replace(graphs[role], model=to_model(edited[role])) for role in graphs}, found
 
 
 def smoothable(graph: gs.Graph, layers: Mapping[str, onnx.NodeProto]) -> list[Smoothable]:
@@ -156,18 +150,15 @@ def _best(taken: Channels, weight: Array, *, own_product: bool) -> Smoothing | N
 def _factor(half: Array, of_weight: Array, strength: float) -> Array:
     """Eq. 4 of SmoothQuant, about one, so that neither values nor weights change their size."""
     ratio = half**strength / of_weight ** (1 - strength)
-    factor: Array = ratio / np.exp(np.log(ratio).mean())
-    return factor
+    return np.asarray(ratio / np.exp(np.log(ratio).mean()))
 
 
 def _not_far_apart(sizes: Array) -> Array:
-    enough: Array = np.maximum(sizes, max(_SMALLEST, sizes.max() / _MOST_APART))
-    return enough
+    return np.asarray(np.maximum(sizes, max(_SMALLEST, sizes.max() / _MOST_APART)))
 
 
 def _half_width(taken: Channels, centre: Array) -> Array:
-    half: Array = np.maximum(taken.highest - centre, centre - taken.lowest)
-    return half
+    return np.asarray(np.maximum(taken.highest - centre, centre - taken.lowest))
 
 
 def _expected_error(taken: Channels, weight: Array, smoothing: Smoothing) -> float:

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from sacvit_deploy.errors import ExportError
 from sacvit_deploy.exporters.passes import run_passes
-from sacvit_deploy.exporters.passes.fold_normalisation import FoldNormalisation
+from sacvit_deploy.exporters.passes.fold_normalisation import fold_normalisation
 from sacvit_deploy.spec import Preprocessing
 from tests.exporters.graphs import FLOAT, X, Y, contract, doubled, run_model, small_model
 
@@ -46,7 +46,7 @@ def convolved(*, bias: bool, count: int = 1) -> tuple[onnx.ModelProto, GraphSpec
 @pytest.mark.parametrize("bias", [True, False])
 def test_pixels_give_what_the_normalised_picture_gave(bias):
     before, _, spec = convolved(bias=bias)
-    after, changed = run_passes(before, spec, [FoldNormalisation(PREPROCESSING)])
+    after, changed = run_passes(before, spec, [fold_normalisation(PREPROCESSING)])
     assert changed == {"fold_normalisation": 1}
     pixels = np.random.default_rng(1).integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
     mean, std = (np.reshape(v, (3, 1, 1)) for v in (PREPROCESSING.mean, PREPROCESSING.std))
@@ -63,4 +63,4 @@ def test_pixels_need_exactly_one_convolution(count):
     else:
         before, spec = doubled(), contract(X, Y)
     with pytest.raises(ExportError, match=f"has {count} Conv"):
-        run_passes(before, spec, [FoldNormalisation(PREPROCESSING)])
+        run_passes(before, spec, [fold_normalisation(PREPROCESSING)])

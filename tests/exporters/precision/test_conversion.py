@@ -11,6 +11,7 @@ from sacvit_deploy.errors import PrecisionError
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision.conversion import Original
+from sacvit_deploy.exporters.precision.request import chosen_pictures
 from sacvit_deploy.manifest import WeightsOrigin
 from tests.exporters.graphs import bias_of, translated_from, with_constants
 from tests.exporters.precision.conftest import LARGE
@@ -73,8 +74,8 @@ def test_pictures_of_all_sizes_become_batches(tmp_path, sac_host):
         file = tmp_path / "data" / "c" / f"{index}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20 + index, 40)).save(file)
-    request = PrecisionRequest("int8", tmp_path / "data")
-    original = Original.read(sac_host, request, tmp_path)
+    pictures = chosen_pictures(PrecisionRequest("int8", tmp_path / "data"))
+    original = Original(sac_host, {}, pictures, tmp_path)
     shapes = []
 
     class Watched:

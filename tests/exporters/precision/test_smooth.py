@@ -7,7 +7,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from sacvit_deploy.comparison.graphs import Graph, tensor_values, written
+from sacvit_deploy.comparison.graphs import Graph, tensor_values, to_model
 from sacvit_deploy.exporters.precision.half_precision import half_model
 from sacvit_deploy.exporters.precision.int8 import rounded_weights
 from sacvit_deploy.exporters.precision.ranges import Channels, ChannelSession, channels_by_place
@@ -27,7 +27,7 @@ def enlarged(original: Graph, place: str, channel: int = 3) -> Graph:
     values = constant.values.copy()
     values[..., values.shape[-1] - 5 if "proj" in place else channel] += 100
     constant.values = values
-    return dataclasses.replace(original, model=written(graph))
+    return dataclasses.replace(original, model=to_model(graph))
 
 
 def is_constant(tensor: gs.Tensor) -> bool:
@@ -127,7 +127,7 @@ def test_channels_that_are_dead_or_constant_do_no_harm(sac_host, tmp_path):
     weight, bias = fc1.inputs[1], next(filter(is_constant, fc1.o().inputs))
     weight.values, bias.values = weight.values.copy(), bias.values.copy()
     weight.values[:, :2], bias.values[:2] = 0, (-50, 3)
-    graph = dataclasses.replace(original, model=written(edited))
+    graph = dataclasses.replace(original, model=to_model(edited))
     image = normalised(sac_host, 3)[1]
     wanted = run_model(graph.model, image=image)
     taken = channels_of(graph, [image], tmp_path)
