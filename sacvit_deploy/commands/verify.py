@@ -85,7 +85,6 @@ def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -
 
 
 def _echo(verification: Verification) -> None:
-    """Print what was compared, tensors, decisions, layers, and by how much limits were missed."""
     click.echo(f"{verification.candidate} against {verification.reference}")
     for record in verification.graphs:
         click.echo(

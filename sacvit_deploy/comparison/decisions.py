@@ -120,12 +120,10 @@ _RANDOM_LABELS = 0.5
 class Limits:
     """Largest differences between two ways of running one network; the defaults are for FP32.
 
+    All are in [0, 1]; `max_` and `min_` come before the name of a field of `Agreement`.
+
     Attributes:
-        max_exit_flip_rate: See `Agreement`; this and all others are in [0, 1].
-        min_target_overlap: See `Agreement`.
-        min_label_agreement: See `Agreement`.
-        max_probability_error: See `Agreement`; also for the probabilities of each graph fed by
-            itself. 1 allows any.
+        max_probability_error: Also for the probabilities of each graph fed by itself. 1 allows any.
         max_tensor_error: Error of any other tensor, over the largest value of the reference.
     """
 

@@ -99,7 +99,8 @@ class Network:
         size = min(_BATCH, self.largest_batch or _BATCH)
         starts = range(0, len(pictures), size)
         batches = (self.images(self.pixels(pictures[s : s + size])) for s in starts)
-        return Decisions.of(o for b in batches for o in self.scheduler.run(b, EVERY_PICTURE))
+        scheduler = self.scheduler
+        return Decisions.of(o for b in batches for o in scheduler.run(b, EVERY_PICTURE))
 
 
 def of_bundle(

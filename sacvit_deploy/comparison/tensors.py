@@ -52,8 +52,11 @@ def compare_tensors(
     for pixels in batches:
         known = ReferenceTensors(reference, pixels)
         for role, session in candidate.sessions.items():
-            found = session.run(known.feeds(candidate, role))
-            records += _errors(role, known.tensors[role], found)
+            wanted, found = known.tensors[role], session.run(known.feeds(candidate, role))
+            pairs = [(name, wanted[name], found[name]) for name in found]
+            with np.errstate(invalid="ignore"):
+                pairs.append((PROBABILITIES, softmax(wanted[LOGITS]), softmax(found[LOGITS])))
+                records += [TensorParity(role, n, len(pixels), *_error(w, f)) for n, w, f in pairs]
     return records
 
 
@@ -108,14 +111,6 @@ class ReferenceTensors:
         del hand_off[LOGITS]
         feeds: Any = network.scheduler.refine_feeds(hand_off, np.arange(len(image)))
         return dict(feeds)
-
-
-def _errors(role: str, wanted: Arrays, found: Arrays) -> list[TensorParity]:
-    pairs = {name: (wanted[name], found[name]) for name in found}
-    batch = len(found[LOGITS])
-    with np.errstate(invalid="ignore"):
-        pairs[PROBABILITIES] = (softmax(wanted[LOGITS]), softmax(found[LOGITS]))
-        return [TensorParity(role, name, batch, *_error(*pair)) for name, pair in pairs.items()]
 
 
 def _error(wanted: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:

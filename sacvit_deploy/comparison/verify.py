@@ -129,7 +129,10 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
     random = reference.random or candidate.random
     usual = Limits.of(precision, len(request.pictures), random=random)
     limits = replace(usual, **request.limits)
-    records = _compare_tensors(reference, candidate, request.pictures)
+    largest = min(network.largest_batch or _BATCHES[-1] for network in (reference, candidate))
+    sizes = dict.fromkeys(min(size, largest) for size in _BATCHES)
+    batches = (_pixels(candidate, request.pictures, size) for size in sizes)
+    records = compare_tensors(reference, candidate, batches)
     layers, worst_step = None, None
     if request.layers:
         layers, worst_step = _compare_layers(reference, candidate, request.pictures)
@@ -147,15 +150,6 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
         layers=layers,
         worst_step=worst_step,
     )
-
-
-def _compare_tensors(
-    reference: Network, candidate: Network, pictures: Sequence[PictureSource]
-) -> list[TensorParity]:
-    largest = min(network.largest_batch or _BATCHES[-1] for network in (reference, candidate))
-    sizes = dict.fromkeys(min(size, largest) for size in _BATCHES)
-    batches = (_pixels(candidate, pictures, size) for size in sizes)
-    return compare_tensors(reference, candidate, batches)
 
 
 def _pixels(network: Network, pictures: Sequence[PictureSource], size: int) -> NDArray[Any]:
@@ -176,7 +170,6 @@ def _compare_layers(
 
 
 def _compare_decisions(reference: Network, candidate: Network, request: VerifyRequest) -> Agreement:
-    """Compare at the threshold of the candidate, or the requested one."""
     if candidate.bundle is None:
         raise ConfigError(
             f"{candidate.name} was to be verified.", "Verify a graph or an engine of a bundle."

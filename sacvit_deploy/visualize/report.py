@@ -54,7 +54,7 @@ def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> st
             f"<h1>{title}</h1>",
             f'<p class="quiet">{escape(subtitle)}</p>',
             _key_figures(evaluation),
-            _card("At each threshold", _row_table(evaluation, compared), _rows_note(evaluation)),
+            _thresholds(evaluation, compared),
             f'<div class="grid">{"".join(_figures(evaluation, compared))}</div>',
             _card("Classes, the worst first", _class_table(evaluation)),
             _confusions(evaluation),
@@ -70,7 +70,6 @@ def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> st
 
 
 def _style() -> str:
-    """The style sheet, with one variable for each role of the charts."""
     roles = ([f"--{role}: {each};" for each in colours] for role, colours in ROLES.items())
     light, dark = map(" ".join, zip(*roles, strict=True))
     rest = (resources.files("sacvit_deploy") / "assets" / "report.css").read_text(encoding="utf-8")
@@ -80,7 +79,6 @@ def _style() -> str:
 
 
 def _key_figures(evaluation: Evaluation) -> str:
-    """The most important numbers, at the first threshold."""
     row, dense = evaluation.rows[0], evaluation.macs_g["dense"]
     mean, _, p95 = _latency(row)
     figures = [("top-1 accuracy", f"{row.top1:.1%}", row_name(row))]
@@ -100,8 +98,7 @@ def _key_figures(evaluation: Evaluation) -> str:
     return f'<dl class="tiles">{tiles}</dl>'
 
 
-def _row_table(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
-    """The requested thresholds, both stages alone, and other evaluations."""
+def _thresholds(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
     dense = evaluation.macs_g["dense"]
     rows = [_row(row_name(row), row, dense, row.note) for row in evaluation.rows]
     if len(evaluation.curve) > 1:
@@ -115,7 +112,15 @@ def _row_table(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
         latency = (f"{each.latency_ms_mean:.3g}", "", "")
         rows.append((each.name, f"{each.top1:.1%}", "", *cost, *latency, note))
     head = ("", "top-1", "leave early", "G MACs", "of dense", "ms mean", "ms p50", "ms p95", "")
-    return _table(head, (map(escape, row) for row in rows))
+    note, precision = "", evaluation.setting.precision
+    if any(row.source == "fp32" for row in evaluation.rows):
+        note = (
+            f"A lower precision shifts the confidences. The first row has the threshold that was "
+            f"calibrated for {precision}, the second that of FP32, both on the {precision} graphs. "
+            "The charts are drawn at the exit temperature of the first row; a point with another "
+            "one may lie off the curve."
+        )
+    return _card("At each threshold", _table(head, (map(escape, row) for row in rows)), note)
 
 
 def _row(name: str, row: OperatingPoint, dense: float, note: str) -> tuple[str, ...]:
@@ -126,18 +131,6 @@ def _row(name: str, row: OperatingPoint, dense: float, note: str) -> tuple[str, 
 
 def _latency(row: OperatingPoint) -> tuple[str, str, str]:
     return f"{row.latency_ms_mean:.3g}", f"{row.latency_ms_p50:.3g}", f"{row.latency_ms_p95:.3g}"
-
-
-def _rows_note(evaluation: Evaluation) -> str:
-    if not any(row.source == "fp32" for row in evaluation.rows):
-        return ""
-    precision = evaluation.setting.precision
-    return (
-        f"A lower precision shifts the confidences. The first row has the threshold that was "
-        f"calibrated for {precision}, the second that of FP32, both on the {precision} graphs. The "
-        "charts are drawn at the exit temperature of the first row; a point with another one may "
-        "lie off the curve."
-    )
 
 
 def _figures(evaluation: Evaluation, compared: Sequence[Compared]) -> list[str]:
@@ -178,7 +171,6 @@ def _class_table(evaluation: Evaluation) -> str:
 
 
 def _confusions(evaluation: Evaluation) -> str:
-    """The matrix where it can be read, and the most frequent pairs."""
     wrong = [entry for entry in evaluation.confusions if entry.true != entry.predicted]
     wrong.sort(key=lambda entry: -entry.images)
     images = {row.class_index: row.images for row in evaluation.classes}
@@ -204,7 +196,6 @@ def _confusions(evaluation: Evaluation) -> str:
 
 
 def _facts(evaluation: Evaluation) -> str:
-    """What was measured, and with what."""
     setting = evaluation.setting
     early, late = evaluation.early_alone, evaluation.refine_alone
     entries = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -193,8 +193,7 @@ class TokenSheet(Drawing):
         for row in range(1, self.grid[0]):
             y = self._cell(box, row * self.grid[1])[1]
             canvas.fill((box[0], y - 0.25, box[2], y + 0.25), _GRID)
-        for edge in self._edges(box, targets):
-            canvas.line(edge, _BORDER)
+        self._draw_border(canvas, box, targets, _BORDER)
 
     def _draw_scores(self, canvas: Canvas, box: Box, seen: TokenLook) -> None:
         low, high = float(seen.score.min()), float(seen.score.max())
@@ -203,8 +202,7 @@ class TokenSheet(Drawing):
             share = (score - low) / span if span else 0.5
             canvas.fill(self._cell(box, index), Ink(viridis(share)))
         for pen in _SCORE_BORDERS:
-            for edge in self._edges(box, set(seen.result.target_tokens or ())):
-                canvas.line(edge, pen)
+            self._draw_border(canvas, box, set(seen.result.target_tokens or ()), pen)
         left = box[2] + _BAR_GAP
         _draw_scale(canvas, (left, box[1], left + _BAR, box[3]))
         for share in (1.0, 0.5, 0.0):
@@ -228,14 +226,13 @@ class TokenSheet(Drawing):
         canvas.text((left, top + 44), fitted(late, _BODY.size, width), _BODY)
 
     def _cell(self, box: Box, index: int) -> Box:
-        """Place of a token in a panel."""
         row, column = divmod(index, self.grid[1])
         xs = [box[0] + (box[2] - box[0]) * i / self.grid[1] for i in (column, column + 1)]
         ys = [box[1] + (box[3] - box[1]) * i / self.grid[0] for i in (row, row + 1)]
         return xs[0], ys[0], xs[1], ys[1]
 
-    def _edges(self, box: Box, targets: Set[int]) -> Iterator[tuple[Point, Point]]:
-        """Sides of the targets beyond which there is no target: the border around them."""
+    def _draw_border(self, canvas: Canvas, box: Box, targets: Set[int], pen: Pen) -> None:
+        """Draw the sides of the targets beyond which there is no target."""
         cells = {divmod(index, self.grid[1]): self._cell(box, index) for index in targets}
         for (row, column), (left, top, right, bottom) in cells.items():
             sides = {
@@ -244,7 +241,9 @@ class TokenSheet(Drawing):
                 (row, column - 1): ((left, top), (left, bottom)),
                 (row, column + 1): ((right, top), (right, bottom)),
             }
-            yield from (edge for beside, edge in sides.items() if beside not in cells)
+            for beside, side in sides.items():
+                if beside not in cells:
+                    canvas.line(side, pen)
 
 
 def _draw_swatch(canvas: Canvas, kind: str, box: Box) -> None:
