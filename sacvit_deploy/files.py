@@ -10,17 +10,20 @@ themselves: they leave no file behind and end with their process, however it end
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from sacvit_deploy.errors import ConfigError, raised_as
 
@@ -48,11 +51,41 @@ class FileRecord:
     def of(cls, path: Path) -> FileRecord:
         """Read a file and record it; `OSError` if it cannot be read."""
         digest, size = hashlib.sha256(), 0
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
         return cls(digest.hexdigest(), size)
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file to read its bytes, and refuse every other kind at once.
+
+    A pipe would be waited for, a device may have no end, and opening it can have effects.
+
+    Raises:
+        OSError: The file cannot be read, or is a folder, a pipe, a socket or a device.
+    """
+    return open(path, "rb", opener=_regular_descriptor)
+
+
+def _regular_descriptor(path: str, flags: int) -> int:
+    _check_regular(path, os.stat(path))
+    # Between the two checks the path may come to name a pipe.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(path: str, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from sacvit_deploy.errors import DataError, raised_as
+from sacvit_deploy.files import open_regular
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"}
@@ -53,7 +54,7 @@ class Sample:
             OSError: The file cannot be read, or its part of the archive is damaged or encrypted.
         """
         if self.archive is None:
-            return Path(self.name).open("rb")
+            return open_regular(self.name)
         try:
             return io.BytesIO(self.archive.read(self.name))
         except _ZIP_ERRORS as error:
@@ -135,7 +136,8 @@ def _from_folder(folder: Path) -> SampleSet:
 
 
 def _from_zip(path: Path) -> SampleSet:
-    archive = zipfile.ZipFile(path)
+    with open_regular(path):  # a pipe would be waited for
+        archive = zipfile.ZipFile(path)
     found: dict[str, list[Sample]] = {}
     for name in sorted(archive.namelist()):
         inside = PurePosixPath(name)
@@ -147,8 +149,9 @@ def _from_zip(path: Path) -> SampleSet:
 
 
 def _from_csv(path: Path) -> SampleSet:
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = [row for row in csv.reader(stream) if row]
+    with open_regular(path) as stream:
+        text = io.TextIOWrapper(stream, newline="", encoding="utf-8-sig")
+        rows = [row for row in csv.reader(text) if row]
     if rows and [cell.strip().lower() for cell in rows[0]] == ["path", "label"]:
         rows = rows[1:]
     return _from_rows(path, (tuple(row) for row in rows))
@@ -159,7 +162,8 @@ def _from_jsonl(path: Path) -> SampleSet:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[object, ...]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    with open_regular(path) as stream:
+        lines = stream.read().decode("utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

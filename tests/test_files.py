@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from sacvit_deploy.files import (
     check_output,
     check_writable,
     folder_lock,
+    open_regular,
     own_folder,
     replacing,
     swap_in,
@@ -26,8 +28,47 @@ from sacvit_deploy.files import (
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
 
 
+needs_devices = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+
+
 def names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
+
+
+def test_a_regular_file_is_opened_and_a_link_followed(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("file")
+    for path in (tmp_path / "file", str(tmp_path / "link")):
+        with open_regular(path) as stream:
+            assert stream.read() == b"abc"
+
+
+@needs_devices
+def test_pipes_sockets_devices_and_folders_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for path in (tmp_path / "pipe", tmp_path / "socket", tmp_path / "zero", "/dev/ptmx"):
+            with pytest.raises(OSError, match="not a regular file") as caught:
+                open_regular(path)
+            assert caught.value.filename == str(path)
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "none")
+
+
+@needs_devices
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"abc")
+    os.mkfifo(tmp_path / "pipe")
+    before = os.stat(tmp_path / "file")
+    monkeypatch.setattr("sacvit_deploy.files.os.stat", lambda _path: before)
+    descriptors = len(os.listdir("/dev/fd"))
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(tmp_path / "pipe")
+    assert len(os.listdir("/dev/fd")) == descriptors
 
 
 @needs_locks

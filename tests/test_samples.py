@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -122,6 +123,13 @@ def test_what_is_no_data_set_is_refused(tmp_path, name, content, says):
         path.write_bytes(content)
     with pytest.raises(DataError, match=says):
         read_samples(path)
+
+
+@pytest.mark.parametrize("name", ["data.zip", "data.csv", "data.jsonl"])
+def test_a_device_is_no_data_set(tmp_path, name):
+    (tmp_path / name).symlink_to(os.devnull)
+    with pytest.raises(DataError, match="not a regular file"):
+        read_samples(tmp_path / name)
 
 
 def test_a_truncated_zip_is_refused(tmp_path):

@@ -7,6 +7,7 @@ description. One error names every way in which it does not fit, and the command
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 
 from sacvit_deploy.bundle import Bundle, build_command
@@ -18,6 +19,7 @@ from sacvit_deploy.engines.tensorrt_library import (
     version_numbers,
 )
 from sacvit_deploy.errors import BundleIntegrityError, EngineError, raised_as
+from sacvit_deploy.files import open_regular
 from sacvit_deploy.manifest import EngineEntry
 
 
@@ -126,13 +128,18 @@ def _os_mismatch(entry: EngineEntry, machine: Machine) -> str | None:
 def _read(bundle: Bundle, entry: EngineEntry) -> bytes:
     """The bytes of a plan, if they have the hash that the bundle names."""
     fix = f"Build it again: {build_command(bundle, entry)}"
-    with raised_as(BundleIntegrityError, f"The engine {entry.file} cannot be read", fix):
-        content = bundle.engine_path(entry).read_bytes()
     record = bundle.manifest.files.get(entry.file)
-    if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
-        raise BundleIntegrityError(
-            f"The engine {entry.file} is not the file that was built: its SHA-256 is not the one "
-            "in the bundle's description. It is code, and was not loaded.",
-            fix,
-        )
-    return content
+    problem = f"The engine {entry.file} cannot be read"
+    with (
+        raised_as(BundleIntegrityError, problem, fix),
+        open_regular(bundle.engine_path(entry)) as stream,
+    ):
+        if record is not None and os.fstat(stream.fileno()).st_size == record.bytes:
+            content = stream.read()
+            if hashlib.sha256(content).hexdigest() == record.sha256:
+                return content
+    raise BundleIntegrityError(
+        f"The engine {entry.file} is not the file that was built: its size or SHA-256 is not the "
+        "one in the bundle's description. It is code, and was not loaded.",
+        fix,
+    )

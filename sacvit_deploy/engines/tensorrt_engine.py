@@ -12,7 +12,7 @@ from sacvit_deploy.bundle import Bundle, build_command
 from sacvit_deploy.engines.machine import cache_folder
 from sacvit_deploy.engines.tensorrt_library import LibraryLog
 from sacvit_deploy.errors import EngineError, warn_caller
-from sacvit_deploy.files import write_whole
+from sacvit_deploy.files import open_regular, write_whole
 
 if TYPE_CHECKING:
     from sacvit_deploy.engines.compatibility import CheckedPlan
@@ -186,7 +186,8 @@ class _KernelCache:
         self._cache = settings.create_runtime_cache()
         self._written: bytes | None = None
         with contextlib.suppress(OSError):  # without it they are compiled once more
-            content = file.read_bytes()
+            with open_regular(file) as stream:
+                content = stream.read()
             if self._cache.deserialize(content):
                 self._written = content
         settings.set_runtime_cache(self._cache)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from sacvit_deploy.errors import ImageError, raised_as
+from sacvit_deploy.files import open_regular
 from sacvit_deploy.samples import Sample
 
 PictureSource = Union[str, "os.PathLike[str]", Sample, Image.Image, "npt.NDArray[np.uint8]"]
@@ -80,7 +81,7 @@ def read_picture(source: PictureSource) -> Image.Image:
         name = f"The picture {path!r}"
         if os.path.isdir(path):
             raise ImageError(f"{name} is a folder.", "Name the picture files in it.")
-        return _read_stream(name, lambda: open(path, "rb"))
+        return _read_stream(name, lambda: open_regular(path))
     raise ImageError(
         f"A picture was asked for and {type(source).__name__} found.",
         "Pass a path, a PIL picture, or a uint8 array of shape (height, width, 3).",

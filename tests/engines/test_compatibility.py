@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -159,6 +160,20 @@ def test_a_plan_that_the_description_does_not_list_is_not_loaded(built):
     built.engine_path(stray).write_bytes(b"plan")
     with pytest.raises(BundleIntegrityError, match="It is code, and was not loaded"):
         checked_plan(built, stray, ORIN)
+
+
+def test_a_plan_of_another_size_is_not_even_read(built):
+    with built.engine_path(ENGINE).open("wb") as stream:
+        stream.truncate(1 << 42)  # more than any memory, and nothing on disk
+    with pytest.raises(BundleIntegrityError, match="its size or SHA-256 is not the one"):
+        checked_plan(built, ENGINE, ORIN)
+
+
+def test_a_plan_that_is_a_device_is_not_read(built):
+    built.engine_path(ENGINE).unlink()
+    built.engine_path(ENGINE).symlink_to(os.devnull)
+    with pytest.raises(BundleIntegrityError, match="not a regular file"):
+        checked_plan(built, ENGINE, ORIN)
 
 
 def test_a_missing_plan_is_named(built):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -212,11 +213,24 @@ def test_missing_folder_and_impossible_paths(tmp_path):
             read_picture(path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_pipes_and_devices_are_refused_and_never_waited_for(tmp_path):
+    pipe, null = tmp_path / "pipe.jpg", tmp_path / "null.jpg"
+    os.mkfifo(pipe)
+    null.symlink_to(os.devnull)
+    writer = os.open(pipe, os.O_RDWR)  # there is something to read, should a reader come
+    os.write(writer, b"x" * 64)
+    for source in (pipe, null, Sample(str(pipe), "cat")):
+        with pytest.raises(ImageError, match=r"cannot be opened: it is not a regular file\."):
+            read_picture(source)
+    os.close(writer)
+
+
 def test_permission_denied(tmp_path, monkeypatch):
     path = tmp_path / "secret.jpg"
     path.write_bytes(b"x")
 
-    def refuse(*_args):
+    def refuse(*_args, **_options):
         raise PermissionError(13, "Permission denied", str(path))
 
     # Root may read everything, so the refusal is played.
