@@ -16,6 +16,8 @@ from sacvit_deploy.evaluation.statistics import (
     LARGEST,
     RESAMPLES,
     SMALLEST,
+    Interval,
+    Statistic,
     bootstrap_intervals,
     fit_temperature,
     mean_of,
@@ -28,7 +30,6 @@ from sacvit_deploy.spec import Backend, Precision
 
 if TYPE_CHECKING:
     from sacvit_deploy.evaluation.answers import Skipped, StageAnswers
-    from sacvit_deploy.evaluation.statistics import Interval, Statistic
 
 
 GoalKind = Literal["max_accuracy_drop", "target_macs", "target_latency_ms", "target_exit_fraction"]

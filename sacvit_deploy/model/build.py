@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from sacvit_deploy.families import family_named
+from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.manifest import WeightsOrigin
 
 if TYPE_CHECKING:
-    from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.model.vit import Backbone
+
 
 _VECTOR_STD = 0.05
 

@@ -34,6 +34,7 @@ from sacvit_deploy.model.checkpoint_fit import check_finite, check_fit, to_own_l
 if TYPE_CHECKING:
     from sacvit_deploy.model.vit import Backbone
 
+
 CONFIG_METADATA = "sacvit_deploy_config"
 
 # DeiT, CF-ViT and LF-ViT evaluate and publish "model", not its moving average. The average is used

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 
@@ -20,19 +20,15 @@ from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal
 from sacvit_deploy.runtime.control.budget_controller import BudgetController
 from sacvit_deploy.runtime.control.drift import DriftMonitor, DriftReport
 from sacvit_deploy.runtime.control.stats import Stats
-from sacvit_deploy.runtime.pictures import name_of
+from sacvit_deploy.runtime.pictures import PictureSource, name_of
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.result import Result, result_from_outcome
-from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
+from sacvit_deploy.runtime.scheduler import Array, ExitPolicy, FixedExit, Outcome, Scheduler
 from sacvit_deploy.spec import Precision, check_eta
 
-if TYPE_CHECKING:
-    from sacvit_deploy.runtime.pictures import PictureSource
-    from sacvit_deploy.runtime.scheduler import Array, ExitPolicy, Outcome
-
-    # Not Sequence, which a str is too.
-    Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
+# Not Sequence, which a str is too.
+Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
 
 
 CALL_BATCH = 32

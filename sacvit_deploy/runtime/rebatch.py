@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sacvit_deploy.runtime.scheduler import join_rows, take_rows
-
-if TYPE_CHECKING:
-    from sacvit_deploy.runtime.scheduler import Array, ExitPolicy, Outcome, Scheduler, Tensors
+from sacvit_deploy.runtime.scheduler import (
+    Array,
+    ExitPolicy,
+    Outcome,
+    Scheduler,
+    Tensors,
+    join_rows,
+    take_rows,
+)
 
 
 class Rebatcher:

@@ -15,6 +15,7 @@ from sacvit_deploy.spec import IMAGE, Preprocessing
 if TYPE_CHECKING:
     from sacvit_deploy.exporters.passes import Pass
 
+
 _MAX_PIXEL = 255.0
 
 

@@ -23,6 +23,7 @@ from sacvit_deploy.spec import LOGITS, SCORE, Role
 if TYPE_CHECKING:
     from sacvit_deploy.exporters.precision.conversion import Original
 
+
 # Resize reads its scales as FP32; a Cast names its own type.
 _ALWAYS_FLOAT = {"Resize", "Cast"}
 # Earlier operator sets quantise FP32 only.

@@ -36,6 +36,7 @@ from sacvit_deploy.spec import Role
 if TYPE_CHECKING:
     from sacvit_deploy.exporters.precision.conversion import Original
 
+
 Array = NDArray[Any]
 
 LEVELS = 127
