@@ -169,6 +169,18 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, Tensor], config: ModelC
     told = raised_as(CheckpointError, problem, fix, (OSError, SafetensorError))
     with told, replacing(path) as unfinished:
         save_file(tensors, unfinished, metadata=metadata)
+        _sort_metadata(unfinished)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order a safetensors header's metadata by key, so that equal checkpoints are equal files."""
+    with path.open("rb+") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        stream.seek(_LENGTH_BYTES)
+        stream.write(text.ljust(length))
 
 
 def _read_bytes(path: Path) -> bytes:

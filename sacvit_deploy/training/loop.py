@@ -192,6 +192,9 @@ class _Loop:
         epoch = state.step // self.plan.steps_per_epoch
         if state.step == self.total_steps or epoch % self.config.schedule.validate_every == 0:
             self.metrics = self._validate()
+            if self.log and self.metrics:
+                done = state.step / self.plan.steps_per_epoch
+                self.log.write(state.step, {"epoch": done, **self.metrics})
             top1 = self.metrics.get("top1")
             if top1 is not None and (state.best is None or top1 > state.best):
                 state.best = top1
@@ -205,11 +208,7 @@ class _Loop:
             return {}
         run.averaged.model.load_state_dict(self.state.average)
         workers = self.config.data.workers
-        metrics = validate(run.averaged, run.validation, self.processes, workers)
-        if self.log:
-            epoch = self.state.step / self.plan.steps_per_epoch
-            self.log.write(self.state.step, {"epoch": epoch, **metrics})
-        return metrics
+        return validate(run.averaged, run.validation, self.processes, workers)
 
     def _save_average(self, name: str) -> None:
         if self.processes.first:

@@ -45,6 +45,7 @@ _FACTS = "sacvit_deploy_run"
 # Fields that may differ in a resumed run, because they do not change the result.
 _FREE = ("output", "device", "tensorboard")
 _FREE_IN = (("data", "workers"), ("schedule", "checkpoint_every"), ("schedule", "log_every"))
+_PATHS = (("data", "train"), ("data", "validation"), ("loss", "teacher"), (None, "init"))
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,14 @@ def load_run(path: Path, state: RunState, config: TrainConfig) -> None:
 
 
 def config_digest(config: TrainConfig) -> str:
-    """Hash the fields of a configuration that decide the result of a run."""
+    """Hash the fields of a configuration that decide the result of a run.
+
+    A path counts by the file it names, however it is written.
+    """
     values = encode(config)
+    for section, name in _PATHS:
+        part = values[section] if section else values
+        part[name] = part[name] and str(Path(part[name]).resolve())
     for name in _FREE:
         del values[name]
     for section, name in _FREE_IN:

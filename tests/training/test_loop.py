@@ -146,9 +146,15 @@ def test_kill_minus_nine(run, whole):
 
 def test_a_finished_run_is_measured_again_and_not_changed(run):
     first = train(run)
-    before = (run.output / "last.safetensors").read_bytes()
+    before = {path.name: path.read_bytes() for path in run.output.iterdir()}
     assert train(run) == first
-    assert (run.output / "last.safetensors").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in run.output.iterdir()} == before
+
+
+def test_equal_runs_write_equal_files(run, whole):
+    train(run)
+    for name in ("run.safetensors", "last.safetensors", "best.safetensors"):
+        assert (run.output / name).read_bytes() == (whole.output / name).read_bytes(), name
 
 
 def test_the_parts_of_a_step_add_up(quiet_run):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,3 +92,21 @@ def test_only_what_decides_the_result_counts(run, tmp_path):
     assert config_digest(moved) == config_digest(run)
     longer = dataclasses.replace(run, schedule=dataclasses.replace(run.schedule, epochs=9))
     assert config_digest(longer) != config_digest(run)
+
+
+def test_a_path_counts_by_what_it_names(run, tmp_path, monkeypatch):
+    """A run started with `run.toml` goes on as `/the/folder/run.toml`."""
+    link = tmp_path / "link"
+    link.symlink_to(run.data.train)
+    monkeypatch.chdir(run.data.train.parent)
+    weights, teacher = tmp_path / "weights.pth", tmp_path / "teacher.pth"
+    known = dataclasses.replace(
+        run, init=weights, loss=dataclasses.replace(run.loss, teacher=teacher)
+    )
+    for train in (Path(run.data.train.name), Path(".") / ".." / run.data.train.resolve(), link):
+        data = dataclasses.replace(run.data, train=train)
+        relative = Path(os.path.relpath(weights)), Path(os.path.relpath(teacher))
+        loss = dataclasses.replace(run.loss, teacher=relative[1])
+        written = dataclasses.replace(run, data=data, init=relative[0], loss=loss)
+        assert config_digest(written) == config_digest(known)
+    assert config_digest(run) != config_digest(known)
