@@ -46,7 +46,7 @@ def main() -> None:
         early += result.stage == "early_exit"
         print(f"frame {number:3}  {result.label}  {result.probability:.1%}  {result.stage}")
     seconds = time.perf_counter() - start
-    print(f"{early} of {arguments.frames} frames left early; {seconds:.2f} s in all")
+    print(f"{early} of {arguments.frames} frames exited early; {seconds:.2f} s in all")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def main() -> None:
 
     pipeline = sacvit_deploy.load(arguments.bundle)
     refined = pipeline(arguments.pictures, eta=1.0)
-    print("  eta  left early  same answer as the second stage")
+    print("  eta  exited early  same answer as the second stage")
     for eta in arguments.eta:
         results = pipeline(arguments.pictures, eta=eta)
         early = sum(result.target_tokens is None for result in results)

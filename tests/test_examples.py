@@ -39,7 +39,7 @@ def test_classify_stream(run) -> None:
     out = run("classify_stream.py", _PICTURES[0], "--frames", "11", "--eta", "0")
     numbers = [int(number) for number in re.findall(r"^frame +(\d+)", out, re.MULTILINE)]
     assert numbers == list(range(11))
-    assert "11 of 11 frames left early" in out
+    assert "11 of 11 frames exited early" in out
 
 
 def test_threshold_table(run) -> None:

@@ -123,7 +123,7 @@ class TensorRTEngine:
         return EngineError(f"{self.library} {what} {self.entry.file}: {said}.", fix)
 
     def keep_compiled(self) -> None:
-        """Keep the kernels that TensorRT-RTX has compiled for the next start."""
+        """Save the kernels that TensorRT-RTX has compiled, for the next start."""
         if self._cache is not None:
             self._cache.write()
 

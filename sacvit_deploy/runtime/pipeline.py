@@ -96,7 +96,7 @@ class Pipeline:
 
     @property
     def eta(self) -> float:
-        """Exit threshold, in [0, 1]: 0 lets every picture leave early, 1 none.
+        """Exit threshold, in [0, 1]: 0 lets every picture exit early, 1 none.
 
         Setting it affects the calls and streams that start afterwards. It has no effect on a
         network of one stage. A budget moves it by itself, and then it cannot be set.
@@ -247,7 +247,7 @@ class Pipeline:
     ) -> list[Outcome]:
         """Run input tensors through the stages, and return everything the stages say.
 
-        With `eta=1` no picture leaves early, so that each outcome has the answers and times of
+        With `eta=1` no picture exits early, so that each outcome has the answers and times of
         both stages. These pictures are not counted in `stats`, and a budget learns nothing.
 
         Args:

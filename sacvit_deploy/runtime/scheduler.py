@@ -41,12 +41,12 @@ class Outcome:
             exit; None for a network of one stage.
         score: Class attention of every coarse token (Eq. 10), (N,); None for a network of one
             stage, and where it stayed on the device.
-        refined_logits: Second stage, (C,); None for a picture that left early.
+        refined_logits: Second stage, (C,); None for a picture that exited early.
         target_index: Coarse indices of the targets, best first, (M,); None for a picture that left
             early.
         early_ms: Share of this picture in the time its batch took in the first stage.
         refine_ms: The same for the second stage, token selection included; 0 for a picture that
-            left early.
+            exited early.
     """
 
     early_logits: Array
@@ -104,7 +104,7 @@ class FixedExit:
 
 
 EVERY_PICTURE = FixedExit(1.0)
-"""No picture leaves early: both stages answer for each."""
+"""No picture exits early: both stages answer for each."""
 
 
 @dataclass(frozen=True)

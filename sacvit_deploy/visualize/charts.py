@@ -165,7 +165,7 @@ def exit_curve(found: BundleCalibration) -> Plot:
             f"{found.precision} in {found.backend}, {calibration.images} pictures; "
             "the line joins all thresholds",
             f"eta {chosen.eta:.3f}: {chosen.top1:.1%}, {chosen.macs_mean_g:.3g} G, "
-            f"{chosen.early_exit_fraction:.0%} leave early (bars: 95 % interval)",
+            f"{chosen.early_exit_fraction:.0%} exit early (bars: 95 % interval)",
         ),
     )
     if cost is not None:
@@ -191,5 +191,5 @@ def _limit(calibration: Calibration) -> tuple[str, float | None, float | None]:
         return f"largest mean cost: {goal.value:g} G", goal.value, None
     if goal.kind == "target_exit_fraction":
         early, late = calibration.macs_g
-        return f"{goal.value:.0%} leave early", early + (1 - goal.value) * (late - early), None
+        return f"{goal.value:.0%} exit early", early + (1 - goal.value) * (late - early), None
     return "", None, None

@@ -24,8 +24,8 @@ _CURVE = (
 _DENSE = (("dashed", "ink", "cost of the dense network of the same body"),)
 _OTHERS = (("round", "other", "other evaluations"),)
 _STAGES = (
-    ("", "early", "left early, correct"),
-    ("pale", "early", "left early, wrong"),
+    ("", "early", "exited early, correct"),
+    ("pale", "early", "exited early, wrong"),
     ("pale", "late", "refined, wrong"),
     ("", "late", "refined, correct"),
 )
@@ -83,7 +83,7 @@ def _key_figures(evaluation: Evaluation) -> str:
     mean, _, p95 = _latency(row)
     figures = [("top-1 accuracy", f"{row.top1:.1%}", row_name(row))]
     if row.source:
-        figures.append(("leave early", f"{row.early_exit_fraction:.1%}", "of the pictures"))
+        figures.append(("exit early", f"{row.early_exit_fraction:.1%}", "of the pictures"))
     figures += [
         ("mean cost", f"{row.macs_mean_g:.3g} G", f"MACs; {row.macs_mean_g / dense:.0%} of dense"),
         ("mean latency", f"{mean} ms", f"95 % below {p95} ms"),
@@ -111,7 +111,7 @@ def _thresholds(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
         note = "" if each.data_sha256 == evaluation.data_sha256 else "on other data"
         latency = (f"{each.latency_ms_mean:.3g}", "", "")
         rows.append((each.name, f"{each.top1:.1%}", "", *cost, *latency, note))
-    head = ("", "top-1", "leave early", "G MACs", "of dense", "ms mean", "ms p50", "ms p95", "")
+    head = ("", "top-1", "exit early", "G MACs", "of dense", "ms mean", "ms p50", "ms p95", "")
     note, precision = "", evaluation.setting.precision
     if any(row.source == "fp32" for row in evaluation.rows):
         note = (
@@ -161,7 +161,7 @@ def _class_table(evaluation: Evaluation) -> str:
     two_stage = evaluation.refine_alone is not None
     head = ["class", "pictures", "top-1"]
     if two_stage:
-        head += ["leave early", "early exit alone", "second stage alone"]
+        head += ["exit early", "early exit alone", "second stage alone"]
     rows: list[Sequence[str | float]] = []
     for row in sorted(evaluation.classes, key=lambda row: (row.top1, row.class_index)):
         shares = (row.early_exit_fraction, row.top1_early_exit_only, row.top1_refine_only)

@@ -81,7 +81,7 @@ def token_map(  # noqa: PLR0913  all but the first two have a good default
     Args:
         pipeline: From `sacvit_deploy.load`.
         images: One picture as a pipeline takes it, or a list or tuple of them.
-        eta: Exit threshold in [0, 1]; None takes the pipeline's. With 1 no picture leaves early.
+        eta: Exit threshold in [0, 1]; None takes the pipeline's. With 1 no picture exits early.
         scores: Whether to draw the class attention of every token.
         columns: Pictures in a row of the sheet; None takes two, or three without scores.
         note: Line under the title; by default the network and the precision.

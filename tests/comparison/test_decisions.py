@@ -28,7 +28,7 @@ def logits(*labels: int, height: float = 4.0) -> np.ndarray:
 
 
 def decisions(early=None, refined=None, targets=((0, 1), (2, 3), (4, 5), (6, 7))) -> Decisions:
-    """Four pictures, two of which leave early: as 0 and 1, the others end as 5 and 6."""
+    """Four pictures, two of which exit early: as 0 and 1, the others end as 5 and 6."""
     if early is None:
         early = np.concatenate([logits(0, 1), logits(2, 3, height=0.5)])
     refined = logits(3, 4, 5, 6) if refined is None else refined

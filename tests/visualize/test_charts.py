@@ -142,7 +142,7 @@ def test_a_large_matrix_has_no_names_and_long_names_are_cut():
     [
         (ExitGoal(value=0.02), "least top-1: "),
         (ExitGoal("target_macs", 1.0), "largest mean cost: 1 G"),
-        (ExitGoal("target_exit_fraction", 0.6), "60% leave early"),
+        (ExitGoal("target_exit_fraction", 0.6), "60% exit early"),
         (ExitGoal("target_latency_ms", 5), None),
     ],
     ids=str,

@@ -149,7 +149,7 @@ class BudgetController:
     def _cannot(self) -> str:
         now = self.report()
         why = (
-            f"At eta {now.eta:g}, the lower bound, {1 - now.refine_fraction:.0%} leave early and a "
+            f"At eta {now.eta:g}, the lower bound, {1 - now.refine_fraction:.0%} exit early and a "
             f"picture costs {now.expected_ms:.3g} ms on average; {now.goal_ms:.3g} ms are left for "
             "both stages."
         )

@@ -113,7 +113,7 @@ class DriftReport:
             said = dict.fromkeys(said, "too few to tell")
         return (
             f"Of {self.pictures} recent pictures (worth {self.effective_pictures:.0f} "
-            f"independent ones) {self.early_exit_fraction:.1%} leave early at eta {self.eta:g}; "
+            f"independent ones) {self.early_exit_fraction:.1%} exit early at eta {self.eta:g}; "
             f"{self.expected_early_exit_fraction:.1%} did in the calibration: "
             f"{said[self.exit_rate_shifted]}. The population stability index of the confidences "
             f"is {self.psi:.3f}, and up to {self.psi_limit:.3f} is expected: "

@@ -91,7 +91,7 @@ def test_a_shift_is_reported_once(a, b) -> None:
         assert feed(monitor, generator.beta(2, 1, 3000)) == []
         said = feed(monitor, generator.beta(a, b, 12_000))
         assert len(said) == 1
-        assert "leave early at eta 0.6" in said[0]
+        assert "exit early at eta 0.6" in said[0]
         assert "sacvit-deploy calibrate BUNDLE DATA" in said[0]
         assert feed(monitor, generator.beta(a, b, 3000)) == []
 
