@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from sacvit_deploy.decode import shown
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, raised_as
 from sacvit_deploy.files import (
     FileRecord,
@@ -74,6 +75,10 @@ class Bundle:
             BundleVersionError: It was written by a newer release.
             BundleIntegrityError: A file is missing or changed.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise BundleError(
+                f"The path of a bundle is {shown(path)}.", "Give the path of a folder."
+            )
         folder = Path(path)
         try:
             text = (_checked_folder(folder) / MANIFEST).read_bytes()

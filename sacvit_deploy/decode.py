@@ -51,6 +51,14 @@ def decode(kind: type[_T], values: object, path: str = "", *, refuse_unknown: bo
     return decoded
 
 
+def shown(value: object) -> str:
+    """Represent a value in a problem, in at most some hundred characters."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python shows no integer of more than some thousand digits
+        return "a number with thousands of digits"
+
+
 def encode(value: Any) -> Any:
     """Turn dataclasses, paths and what holds them into plain data that `decode` reads back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -194,4 +202,4 @@ _READERS: dict[Any, Callable[[_Decoder, Any, Any, str], Any]] = {
 
 
 def _refuse(path: str, found: object, wanted: str) -> NoReturn:
-    raise ConfigError(f"{path} is {reprlib.repr(found)}.", f"Make it {wanted}.")
+    raise ConfigError(f"{path} is {shown(found)}.", f"Make it {wanted}.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
-from sacvit_deploy.decode import check_field, check_types
+from sacvit_deploy.decode import check_field, check_types, shown
 from sacvit_deploy.errors import ConfigError
 
 Role = Literal["early_exit", "refine", "single"]
@@ -84,20 +84,43 @@ class Preprocessing:
         check_field(all(side >= 1 for side in self.crop), "crop", self.crop, "two positive numbers")
 
 
+LARGEST_COUNT = 2**31 - 1
+"""Largest number of pictures or results that can be asked for."""
+
+
+def as_number(value: object) -> float:
+    """Convert a number to a float; NaN, which is in no range, stands for everything else."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def check_count(name: str, count: object, largest: int = LARGEST_COUNT) -> int:
+    """Return a whole number; `ConfigError` with its name if it is not in [1, largest]."""
+    fits = isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= largest
+    check_field(fits, name, count, f"a whole number from 1 to {largest:,}")
+    return cast("int", count)
+
+
 def check_eta(eta: float) -> float:
     """Convert an exit threshold to a float; `ConfigError` if it is not a number in [0, 1]."""
-    if isinstance(eta, bool) or not isinstance(eta, numbers.Real) or not 0 <= float(eta) <= 1:
+    number = as_number(eta)
+    if not 0 <= number <= 1:
         raise ConfigError(
-            f"The exit threshold eta is {eta!r}.",
+            f"The exit threshold eta is {shown(eta)}.",
             "Make it a number from 0 (every picture exits early) to 1 (none does).",
         )
-    return float(eta)
+    return number
 
 
 def check_temperature(temperature: float) -> float:
     """Convert an exit temperature to a float; `ConfigError` if it is not finite and above 0."""
-    if isinstance(temperature, bool) or not 0 < temperature < math.inf:
+    number = as_number(temperature)
+    if not 0 < number < math.inf:
         raise ConfigError(
-            f"The exit temperature is {temperature!r}.", "Make it a finite number above 0."
+            f"The exit temperature is {shown(temperature)}.", "Make it a finite number above 0."
         )
-    return float(temperature)
+    return number

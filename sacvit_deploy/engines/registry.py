@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import get_args
 
 from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.decode import shown
 from sacvit_deploy.engines.compatibility import checked_plan
 from sacvit_deploy.engines.machine import cache_folder
 from sacvit_deploy.engines.onnxruntime_session import (
@@ -106,13 +108,17 @@ def open_sessions(
     """
     table = backends()
     options = options or SessionOptions()
+    _check_choice("backend", backend, (AUTO, *table))
+    if precision is not None:
+        _check_choice("precision", precision, get_args(Precision))
     if backend == AUTO:
         return _open_first(bundle, precision, options)
-    if backend not in table:
-        raise EngineError(
-            f"There is no backend {backend!r}.", f"Choose {AUTO}, {', '.join(table)}."
-        )
     return table[backend](bundle, precision, options)()
+
+
+def _check_choice(name: str, asked: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(asked, str) or asked not in choices:
+        raise EngineError(f"There is no {name} {shown(asked)}.", f"Choose {', '.join(choices)}.")
 
 
 def _open_first(

@@ -9,8 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from sacvit_deploy.decode import shown
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.spec import TensorSpec
+
+# More than any machine has; a backend starts them all at once.
+_MOST_THREADS = 1024
 
 
 class Tensor(Protocol):
@@ -104,7 +108,7 @@ class SessionOptions:
     Attributes:
         providers: ONNX Runtime's execution providers in order of preference, by full or short name
             (`CUDA`, `CPU`); None uses the fastest that needs no preparation.
-        threads: CPU threads of one operator, 1 or more; None leaves it to the backend.
+        threads: CPU threads of one operator, 1 to 1024; None leaves it to the backend.
         cuda_graphs: Record each batch size of an engine once and replay it, which saves the launch
             of a hundred kernels; a batch is then padded to the next of 1, 2, 3, 4, 6, 8, 12, 16,
             24, ... up to the largest the engine was built for.
@@ -115,9 +119,18 @@ class SessionOptions:
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
+        names, threads = self.providers, self.threads
+        are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+        if names is not None and not are_names:
             raise EngineError(
-                f"{self.threads} threads were asked for.", "Ask for 1 or more, or for none."
+                f"The execution providers are {shown(names)}.",
+                'Give a list of names, such as ["CUDA", "CPU"].',
+            )
+        is_count = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (is_count and 1 <= threads <= _MOST_THREADS):
+            raise EngineError(
+                f"{shown(threads)} threads were asked for.",
+                f"Ask for a whole number from 1 to {_MOST_THREADS}, or for none.",
             )
 
 

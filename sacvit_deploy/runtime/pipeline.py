@@ -10,8 +10,10 @@ from itertools import islice
 from typing import Any, TypeAlias, overload
 
 import numpy as np
+from PIL import Image
 
 from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.decode import check_field, shown
 from sacvit_deploy.engines.registry import AUTO, OpenedSessions, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.errors import ConfigError, ImageError
@@ -25,7 +27,8 @@ from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import Array, ExitPolicy, FixedExit, Outcome, Scheduler
-from sacvit_deploy.spec import Precision, check_eta
+from sacvit_deploy.samples import Sample
+from sacvit_deploy.spec import Precision, check_count, check_eta
 
 # Not Sequence, which a str is too.
 Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
@@ -227,20 +230,22 @@ class Pipeline:
             One result per frame, in order.
 
         Raises:
-            ImageError: A frame cannot be read; the results of all frames before it come first.
-            ConfigError: `eta`, `batch_size` or `max_waiting` is out of range.
+            ImageError: A frame cannot be read; the results of all frames before it come first, as
+                they do before any exception of `frames` itself, Ctrl-C included.
+            ConfigError: `eta`, `batch_size` or `max_waiting` is out of range, or `frames` is one
+                picture or cannot be iterated over.
             EngineError: The backend failed, or the pipeline is closed.
         """
         # Checked here and not in the generator, so that a mistake shows where it was made.
         batch_size = self._batch_size(batch_size, STREAM_BATCH)
-        max_waiting = _checked_count("max_waiting", max_waiting, _BATCHES_HELD * batch_size)
+        max_waiting = _count("max_waiting", max_waiting, _BATCHES_HELD * batch_size)
         rebatcher = Rebatcher(
             self._scheduler,
             self._asked_policy(eta),
             refine_batch=batch_size,
             max_waiting=max_waiting,
         )
-        return self._stream(iter(frames), rebatcher, batch_size)
+        return self._stream(_checked_frames(frames), rebatcher, batch_size)
 
     def outcomes(
         self, images: Array, eta: float | None = None, *, scores: bool = False
@@ -259,6 +264,7 @@ class Pipeline:
             ConfigError: `eta` is out of range.
             EngineError: The backend failed, or the pipeline is closed.
         """
+        check_field(isinstance(images, np.ndarray), "images", images, "an array (B, 3, H, W)")
         policy = FixedExit(self.eta if eta is None else check_eta(eta))
         return self._scheduler.run(images, policy, scores=scores)
 
@@ -333,15 +339,21 @@ class Pipeline:
         self, frames: Iterator[PictureSource], rebatcher: Rebatcher, batch_size: int
     ) -> Iterator[Result]:
         names: deque[str | None] = deque()
-        failure: ImageError | None = None
+
+        def named() -> Iterator[PictureSource]:
+            for frame in islice(frames, batch_size):
+                names.append(name_of(frame))
+                yield frame
+
         read = 0
-        while failure is None and (chunk := list(islice(frames, batch_size))):
-            arrays, failure = self._read_all(chunk, read)
-            names.extend(map(name_of, chunk))
+        while True:
+            arrays, failure = self._read_all(named(), read)
             read += len(arrays)
             if arrays:
                 for outcome in self._counted(rebatcher.push(np.stack(arrays))):
                     yield self._result(outcome, names.popleft())
+            if failure is not None or len(arrays) < batch_size:
+                break
         for outcome in self._counted(rebatcher.finish()):
             yield self._result(outcome, names.popleft())
         if failure is not None:
@@ -353,19 +365,27 @@ class Pipeline:
             return self._policy
         if self._controller is not None:
             raise ConfigError(
-                f"The threshold eta={eta!r} was given to a pipeline whose budget moves it.",
+                f"The threshold eta={shown(eta)} was given to a pipeline whose budget moves it.",
                 "Bound it with min_eta and max_eta of with_budget, or use the pipeline without a "
                 "budget.",
             )
         return FixedExit(check_eta(eta))
 
     def _batch_size(self, asked: int | None, usual: int) -> int:
-        return _checked_count("batch_size", asked, min(usual, self.largest_batch or usual))
+        return _count("batch_size", asked, min(usual, self.largest_batch or usual))
 
-    def _read(self, source: PictureSource) -> Array:
-        """Read one picture into its input tensor (3, H, W), and count the time it took."""
+    def _read(self, source: PictureSource, index: int | None = None) -> Array:
+        """Read one picture into its input tensor (3, H, W), and count the time it took.
+
+        Its error names the index, if it has one.
+        """
         start = self._clock()
-        array = self.preprocess(source)
+        try:
+            array = self.preprocess(source)
+        except ImageError as error:
+            if index is None:
+                raise
+            raise ImageError(f"At index {index}: {error.problem}", error.fix) from error
         ms = (self._clock() - start) * 1e3
         self.stats.add_preprocess(ms)
         if self._controller is not None:
@@ -373,20 +393,18 @@ class Pipeline:
         return array
 
     def _read_all(
-        self, sources: Sequence[PictureSource], start: int
-    ) -> tuple[list[Array], ImageError | None]:
-        """Read pictures up to the first that cannot be read; return them and its error, if any.
+        self, sources: Iterable[PictureSource], start: int
+    ) -> tuple[list[Array], BaseException | None]:
+        """Read pictures up to the first exception; return them and the exception, if any.
 
-        The error names its index, counted from `start` for the first of these pictures.
+        The error of a picture names its index, counted from `start` for the first of these.
         """
         arrays: list[Array] = []
-        for index, source in enumerate(sources, start):
-            try:
-                arrays.append(self._read(source))
-            except ImageError as error:  # noqa: PERF203  the loop ends here
-                failure = ImageError(f"At index {index}: {error.problem}", error.fix)
-                failure.__cause__ = error
-                return arrays, failure
+        try:
+            for index, source in enumerate(sources, start):
+                arrays.append(self._read(source, index))
+        except BaseException as failure:
+            return arrays, failure
         return arrays, None
 
     def _counted(self, outcomes: list[Outcome]) -> list[Outcome]:
@@ -406,7 +424,7 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     eta: float | None = None,
     backend: str = AUTO,
     precision: Precision | None = None,
-    providers: Sequence[str] | None = None,
+    providers: Sequence[str] | str | None = None,
     threads: int | None = None,
 ) -> Pipeline:
     """Open a bundle for classification; torch is not needed.
@@ -419,26 +437,43 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
             `tensorrt-rtx`.
         precision: Graphs of the bundle to run: `fp32`, `fp16` or `int8`; None takes FP32 in ONNX
             Runtime, and among the engines FP16 before INT8 before FP32.
-        providers: ONNX Runtime execution providers in order of preference, for example `["CUDA"]`.
+        providers: ONNX Runtime execution providers in order of preference, for example `["CUDA"]`;
+            or one name.
         threads: CPU threads of one operator; None leaves it to the backend.
 
     Raises:
         BundleError: The bundle cannot be read, is incomplete, changed, or from a newer release.
         ConfigError: `eta` is out of range.
-        EngineError: The backend is unknown or cannot run this bundle.
+        EngineError: The backend is unknown or cannot run this bundle, or `providers` or `threads`
+            is of a wrong type or out of range.
         MissingDependencyError: The backend is not installed.
     """
     if eta is not None:
         check_eta(eta)
     bundle = Bundle.open(path)
-    options = SessionOptions(None if providers is None else tuple(providers), threads)
+    names: Any = tuple(providers) if isinstance(providers, Iterable) else providers
+    options = SessionOptions((providers,) if isinstance(providers, str) else names, threads)
     opened = open_sessions(bundle, backend=backend, precision=precision, options=options)
     return Pipeline(bundle.manifest, opened, eta=eta)
 
 
-def _checked_count(name: str, value: int | None, usual: int) -> int:
-    if value is None:
-        return usual
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} is {value!r}.", "Make it a whole number, 1 or more.")
-    return value
+def _count(name: str, value: int | None, usual: int) -> int:
+    return usual if value is None else check_count(name, value)
+
+
+def _checked_frames(frames: Iterable[PictureSource]) -> Iterator[PictureSource]:
+    """Start a stream; `ConfigError` for one picture, which may be iterable too, and for others."""
+    is_picture = isinstance(frames, (str, bytes, os.PathLike, Sample, Image.Image))
+    # An array of four axes is a stack of frames.
+    if is_picture or (isinstance(frames, np.ndarray) and frames.ndim < 4):
+        raise ConfigError(
+            f"A stream of pictures was asked for and one {type(frames).__name__} found.",
+            "Pass one picture to the pipeline itself, or a list of them to stream.",
+        )
+    try:
+        return iter(frames)
+    except TypeError as error:
+        raise ConfigError(
+            f"A stream of pictures was asked for and {type(frames).__name__} found.",
+            "Pass anything that gives one picture after another, such as a list or a generator.",
+        ) from error

@@ -41,6 +41,15 @@ def test_what_does_not_fit_is_named(changed, says) -> None:
         check_feeds(feeds(**changed), INPUTS)
 
 
-def test_threads_are_counted_from_one() -> None:
-    with pytest.raises(EngineError, match="0 threads"):
-        SessionOptions(threads=0)
+@pytest.mark.parametrize(
+    "threads", [0, -1, 1.5, "2", True, 1025, 10**30, pytest.param(10**5000, id="huge")]
+)
+def test_threads_are_counted_from_one(threads) -> None:
+    with pytest.raises(EngineError, match="threads were asked for"):
+        SessionOptions(threads=threads)
+
+
+@pytest.mark.parametrize("providers", ["CPU", 5, (5,), ["CPU"]])
+def test_providers_are_names(providers) -> None:
+    with pytest.raises(EngineError, match="execution providers are"):
+        SessionOptions(providers)

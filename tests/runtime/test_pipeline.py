@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.errors import ConfigError, EngineError, ImageError
-from sacvit_deploy.runtime.pipeline import Pipeline
+from sacvit_deploy.bundle import demo_bundle
+from sacvit_deploy.errors import BundleError, ConfigError, EngineError, ImageError
+from sacvit_deploy.runtime.pipeline import Pipeline, load
 from tests.fakes import SAC, fake_manifest, fake_opened, random_pictures
 
 ETA = 0.19  # about the median confidence of the fake
@@ -87,7 +88,7 @@ def test_eta_of_bundle_pipeline_and_call(pipeline) -> None:
     assert {result.stage for result in started} == {"early_exit", "refine"}
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), float("inf"), "0.5", True])
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), float("inf"), "0.5", True, 10**400])
 def test_eta_out_of_range_is_refused_everywhere(pipeline, eta) -> None:
     with pytest.raises(ConfigError, match="eta"):
         pipeline(PICTURES[0], eta=eta)
@@ -99,7 +100,7 @@ def test_eta_out_of_range_is_refused_everywhere(pipeline, eta) -> None:
         Pipeline(fake_manifest(), fake_opened(SAC), eta=eta)
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.0, True])
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "x", [1], 10**30])
 def test_counts_out_of_range_are_refused(pipeline, count) -> None:
     with pytest.raises(ConfigError, match="batch_size"):
         pipeline([], batch_size=count)
@@ -107,6 +108,56 @@ def test_counts_out_of_range_are_refused(pipeline, count) -> None:
         pipeline.stream([], batch_size=count)
     with pytest.raises(ConfigError, match="max_waiting"):
         pipeline.stream([], max_waiting=count)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"eta": 10**400}, "eta is 1000"),
+        ({"threads": 1.5}, r"1\.5 threads"),
+        ({"threads": "2"}, "'2' threads"),
+        ({"threads": 10**30}, "000 threads"),
+        ({"backend": ["auto"]}, r"no backend \['auto'\]"),
+        ({"precision": ["fp32"]}, r"no precision \['fp32'\]"),
+        ({"providers": [5]}, r"providers are \(5,\)"),
+        ({"providers": 5}, "providers are 5"),
+    ],
+)
+def test_arguments_of_load_that_cannot_be(arguments, says) -> None:
+    with pytest.raises((ConfigError, EngineError), match=says):
+        load(demo_bundle(), **arguments)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"bundle"])
+def test_a_bundle_without_a_path_is_refused(path) -> None:
+    with pytest.raises(BundleError, match="path of a bundle is"):
+        load(path)
+
+
+@pytest.mark.parametrize("providers", ["CPU", ["CPU"], ("CPU",)])
+def test_a_provider_may_stand_without_a_list(providers) -> None:
+    with load(demo_bundle(), providers=providers) as opened:
+        assert opened.provider == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("frames", ["cat.jpg", Path("cat.jpg"), PICTURES[0], PICTURES[0][0]])
+def test_one_picture_is_no_stream(pipeline, frames) -> None:
+    with pytest.raises(ConfigError, match=r"and one .* found.\nPass one picture to the pipeline"):
+        pipeline.stream(frames)
+
+
+def test_a_stream_of_nothing_is_refused(pipeline) -> None:
+    with pytest.raises(ConfigError, match="NoneType found"):
+        pipeline.stream(None)
+
+
+def test_a_stack_of_frames_is_a_stream(pipeline) -> None:
+    assert list(pipeline.stream(np.stack([PICTURES[0]] * 3))) == pipeline([PICTURES[0]] * 3)
+
+
+def test_outcomes_are_of_an_array(pipeline) -> None:
+    with pytest.raises(ConfigError, match="images is None"):
+        pipeline.outcomes(None)
 
 
 def test_a_bad_picture_in_a_list_is_named(pipeline, tmp_path) -> None:
@@ -139,7 +190,7 @@ def test_reading_ends_at_the_first_bad_picture_and_names_it() -> None:
     assert found is not None
     assert len(arrays) == found.pictures == 1
     assert failure is not None
-    assert "At index 41" in failure.problem
+    assert "At index 41" in str(failure)
     assert isinstance(failure.__cause__, ImageError)
 
 
@@ -149,6 +200,20 @@ def test_a_bad_frame_comes_after_the_results_before_it(pipeline, tmp_path) -> No
     assert list(itertools.islice(stream, 7)) == pipeline(PICTURES[:7])
     with pytest.raises(ImageError, match=r"At index 7: .*missing\.jpg"):
         next(stream)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, StopAsyncIteration])
+@pytest.mark.parametrize("count", [6, 7, 19])
+def test_an_error_of_the_source_comes_after_the_results_before_it(pipeline, error, count) -> None:
+    def frames():
+        yield from PICTURES[:count]
+        raise error("camera unplugged")
+
+    stream = pipeline.stream(frames(), batch_size=3)
+    assert list(itertools.islice(stream, count)) == pipeline(PICTURES[:count])
+    with pytest.raises(error, match="unplugged"):
+        next(stream)
+    assert list(stream) == []
 
 
 def test_threads_share_a_pipeline(pipeline) -> None:

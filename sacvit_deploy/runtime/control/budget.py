@@ -6,9 +6,10 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from sacvit_deploy.decode import check_field, shown
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.manifest import ExitCalibration
-from sacvit_deploy.spec import check_eta
+from sacvit_deploy.spec import as_number, check_eta
 
 BudgetState = Literal["learning", "holding", "spare", "over"]
 
@@ -38,29 +39,31 @@ class BudgetGoal:
     def __post_init__(self) -> None:
         if (self.ms is None) == (self.fps is None):
             raise ConfigError(
-                f"The budget is ms={self.ms} and fps={self.fps}.",
+                f"The budget is ms={shown(self.ms)} and fps={shown(self.fps)}.",
                 "Give one of them: mean milliseconds a picture, or pictures a second.",
             )
         wanted = self.ms if self.fps is None else self.fps
-        if wanted is None or isinstance(wanted, bool) or not 0 < wanted < math.inf:
-            raise ConfigError(f"The budget is {wanted!r}.", "Make it a finite number above 0.")
+        if not 0 < as_number(wanted) < math.inf:
+            raise ConfigError(f"The budget is {shown(wanted)}.", "Make it a finite number above 0.")
         if not check_eta(self.min_eta) <= check_eta(self.max_eta):
             raise ConfigError(
                 f"The least eta is {self.min_eta:g} and the largest {self.max_eta:g}.",
                 "Let min_eta be no larger than max_eta.",
             )
-        if not 0 <= self.hysteresis < 1:
-            raise ConfigError(f"The hysteresis is {self.hysteresis!r}.", "Make it 0 to below 1.")
+        hysteresis = self.hysteresis
+        check_field(0 <= as_number(hysteresis) < 1, "hysteresis", hysteresis, "0 to below 1")
         if self.min_top1 is not None and self.max_accuracy_drop is not None:
             raise ConfigError(
-                f"The accuracy to keep is min_top1={self.min_top1} and "
-                f"max_accuracy_drop={self.max_accuracy_drop}.",
+                f"The accuracy to keep is min_top1={shown(self.min_top1)} and "
+                f"max_accuracy_drop={shown(self.max_accuracy_drop)}.",
                 "Give at most one of them.",
             )
         for name in ("min_top1", "max_accuracy_drop"):
             share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise ConfigError(f"{name} is {share!r}.", "Make it a share from 0 to 1.")
+            fits = share is None or 0 <= as_number(share) <= 1
+            check_field(fits, name, share, "a share from 0 to 1")
+        for name, number in tuple(vars(self).items()):  # of any kind, such as a fraction
+            object.__setattr__(self, name, None if number is None else float(number))
 
     def bounded(self, record: ExitCalibration | None) -> BudgetGoal:
         """Return the goal with bounds that keep the accuracy.

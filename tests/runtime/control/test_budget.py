@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
 import pytest
 
 from sacvit_deploy.errors import ConfigError
@@ -39,6 +43,22 @@ def test_accuracy_becomes_bounds(arguments, bounds) -> None:
 def test_accuracy_that_cannot_be_kept(arguments, says) -> None:
     with pytest.raises(ConfigError, match=says):
         BudgetGoal(ms=5, **arguments).bounded(exit_record(curve=CURVE))
+
+
+@pytest.mark.parametrize("value", ["x", 10**400, float("nan"), [0.5], True, b"x"])
+@pytest.mark.parametrize(
+    "name", ["ms", "fps", "min_eta", "max_eta", "min_top1", "max_accuracy_drop", "hysteresis"]
+)
+def test_what_is_no_number_in_range_is_refused(name, value) -> None:
+    goal = {name: value} if name in ("ms", "fps") else {"ms": 5, name: value}
+    with pytest.raises(ConfigError, match=r"(is|budget is|eta is) "):
+        BudgetGoal(**goal)
+
+
+def test_numbers_of_any_kind_become_floats() -> None:
+    numbers: Any = {"fps": Fraction(61, 2), "hysteresis": np.float32(0.5)}
+    goal = BudgetGoal(**numbers)
+    assert (str(goal), goal.hysteresis) == ("30.5 pictures a second", 0.5)
 
 
 def test_a_goal_without_an_accuracy_keeps_its_bounds() -> None:
