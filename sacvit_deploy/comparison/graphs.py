@@ -1,4 +1,4 @@
-"""ONNX graphs as data: where in the network each node stands, and graphs computed as they say.
+"""ONNX graphs as data: the place of each node in the network, and graphs computed literally.
 
 Node names come from the exporter and mean nothing to a person. Layers with weights do: their order
 is fixed, since each depends on the one before, and the family names them in this order. Every other

@@ -101,7 +101,7 @@ def export_bundle(
         CheckpointError: The checkpoint cannot be read or does not fit, or a weight is not finite.
         ConfigError: The options do not fit the network.
         ExportError: A graph could not be written.
-        ParityError: A graph does not compute what the model computes.
+        ParityError: A graph differs from the model.
         PrecisionError: A lower precision would change the decisions of the network.
     """
     check_replaceable(output, force=options.force)

@@ -45,7 +45,7 @@ def placed(bundle: Bundle, role: Role) -> Graph:
 
 @contextlib.contextmanager
 def translated_from(bundle: Bundle) -> Iterator[list[Role]]:
-    """Take the graphs of a bundle instead of translating a model; records what was asked for."""
+    """Replace the translation of a model by the graphs of a bundle; gives the requested roles."""
     asked: list[Role] = []
 
     def from_disk(_model: Any, spec: GraphSpec, *, opset: int) -> onnx.ModelProto:
@@ -68,9 +68,9 @@ def with_constants(
 
     Args:
         bundle: Any.
-        path: Of the copy.
+        path: Folder of the copy.
         change: Changes linear layers, given by their places.
-        weights: Their record, if it is another.
+        weights: New record of the weights, if any.
     """
     graphs = {}
     for role, graph in fp32_graphs(bundle).items():

@@ -17,7 +17,7 @@ BUNDLES = ["sac_host", "sac_graph", "other_graph"]
 
 
 def fed_and_found(bundle, count: int):
-    """By role: what the graph is fed, and what ONNX Runtime makes of it."""
+    """Inputs of each graph, and its outputs in ONNX Runtime, by role."""
     config = bundle.manifest.config
     pixels, image = normalised(bundle, count)
     feeds = {IMAGE: pixels if bundle.manifest.input_kind == "uint8" else image}

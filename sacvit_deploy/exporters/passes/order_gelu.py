@@ -1,4 +1,4 @@
-"""GELU in the order in which runtimes look for it."""
+"""GELU in the order that backends fuse."""
 
 from __future__ import annotations
 

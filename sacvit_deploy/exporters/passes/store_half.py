@@ -13,12 +13,12 @@ _SMALLEST_BYTES = 1024
 
 
 def store_half(graph: gs.Graph) -> int:
-    """Replace every large float32 constant that float16 holds exactly by that and a Cast.
+    """Replace every large float32 constant that float16 holds exactly by a float16 one and a Cast.
 
-    The weights of the model were rounded before, so all of them qualify. What a pass computed from
-    them stays float32: rounded once more, the patch embedding with the normalisation in it differs
-    by a thousandth. Runtimes fold the Cast when they load the graph, so that the speed is that of
-    float32. `comparison.graphs.read_graph` undoes it in memory.
+    The weights of the model were rounded before, so all of them qualify. Constants that a pass
+    computed stay float32: rounded once more, the patch embedding with the normalisation in it would
+    differ by a thousandth. Backends fold the Cast when they load the graph, so that the speed is
+    that of float32. `comparison.graphs.read_graph` undoes it in memory.
 
     Returns:
         Number of constants replaced.

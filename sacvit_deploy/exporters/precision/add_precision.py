@@ -47,7 +47,7 @@ def add_precision(
 
     Raises:
         PrecisionError: The network would not decide as before.
-        ConfigError: `request.keep` names what is not there.
+        ConfigError: A name in `request.keep` is in no graph.
         DataError: The calibration data cannot be read.
         ImageError: A picture of it cannot be read.
         BundleError: The folder cannot be written to.

@@ -42,8 +42,8 @@ def bisect_precision(
 ) -> Bisection:
     """Find nodes to keep in FP32 such that the limits hold and none of them can be left out.
 
-    Whole places are tried first (a linear layer and what follows it), then the nodes of those that
-    are needed. The nodes of `request.keep` are kept in any case and are not part of the result.
+    Whole places are tried first (a linear layer and the nodes behind it), then the nodes of the
+    needed places. The nodes of `request.keep` are kept in any case and are not part of the result.
 
     Args:
         bundle: Bundle with FP32 graphs; not changed.
@@ -52,7 +52,7 @@ def bisect_precision(
 
     Raises:
         PrecisionError: The limits do not even hold with every node in FP32.
-        ConfigError: `request.keep` names what is not there.
+        ConfigError: A name in `request.keep` is in no graph.
         DataError: The data cannot be read.
     """
     with converted(bundle, request, report) as trial:

@@ -102,8 +102,7 @@ class Conversion(Protocol):
             kept: Names of nodes to compute in FP32.
 
         Returns:
-            The graph that ONNX Runtime takes, and the one that engines are built from, if that is
-            another.
+            The graph for ONNX Runtime; and a second graph for engines, if it differs.
         """
 
 
@@ -114,7 +113,7 @@ def converted(
     """Run the FP32 graphs of a bundle on pictures, and convert them.
 
     Raises:
-        ConfigError: `request.keep` names what is not there.
+        ConfigError: A name in `request.keep` is in no graph.
         DataError: The calibration data cannot be read.
         ImageError: A picture cannot be read.
         PrecisionError: The FP32 graphs compute values that are not finite.
@@ -170,9 +169,9 @@ class Trial:
         return compare_decisions(self.conversion.reference, found, manifest.config, manifest.eta)
 
     def _session(self, role: Role, kept: frozenset[str]) -> Session:
-        """Open a graph as a GPU computes it, or take the last one if it is the same.
+        """Open a graph that computes like a GPU, or reuse the last one for the same nodes.
 
-        Not as a CPU would run it: without VNNI its INT8 products saturate.
+        A CPU would not do: without VNNI its INT8 products saturate.
         """
         if role not in self._opened or self._opened[role][0] != kept:
             self._opened.pop(role, None)
@@ -181,7 +180,7 @@ class Trial:
         return self._opened[role][1]
 
     def _literal(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:
-        """The graph of engines, such that ONNX Runtime on a CPU rounds what a GPU rounds."""
+        """The graph for engines, changed so that ONNX Runtime on a CPU rounds like a GPU."""
         return rounding_model(self.conversion.graphs(role, kept)[-1])
 
     @property

@@ -1,7 +1,7 @@
 """Inputs of the linear layers, measured in the pipeline as it runs: channels and ranges.
 
-Each session here stands in for the real one and sees what a deployed graph would see: the refine
-graph gets the tensors of the early exit, and the tokens that were chosen.
+Each session here replaces the real one and gets the inputs of a deployed graph: the refine graph
+gets the tensors of the early exit, and the chosen tokens.
 """
 
 from __future__ import annotations
@@ -206,6 +206,6 @@ def _linear_inputs(model: onnx.ModelProto) -> tuple[list[str], dict[str, onnx.Va
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop what the calibrators print."""
+    """Drop the output of the calibrators, which print."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -32,8 +32,8 @@ class PrecisionRequest:
         method: How a range of values becomes an INT8 scale.
         samples: Number of pictures to use, at least one; all of them if there are fewer.
         seed: Seed of their choice.
-        keep: What stays in FP32: `place`, `node`, `role:place` or `role:node`. A place is a linear
-            layer and what follows it, such as `blocks.3.mlp.fc1`.
+        keep: Names to keep in FP32: `place`, `node`, `role:place` or `role:node`. A place is a
+            linear layer and the nodes behind it, such as `blocks.3.mlp.fc1`.
 
     Raises:
         ConfigError: A value is out of range, or INT8 is asked for without data.
@@ -62,7 +62,7 @@ class PrecisionRequest:
 
 
 def read_keep(given: Iterable[str]) -> tuple[str, ...]:
-    """Read names of what stays in FP32.
+    """Read names to keep in FP32.
 
     Args:
         given: Names, and paths of text files with one name a line; `#` begins a comment.

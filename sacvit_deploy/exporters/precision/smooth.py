@@ -1,15 +1,15 @@
-"""Even out the channels that a linear layer takes in, before INT8.
+"""Smoothing of the input channels of linear layers, before INT8.
 
 Xiao et al., "SmoothQuant" (ICML 2023), Eq. 3 and 4: a few channels of a transformer are many times
 as large as the others, and take most of the 8 bits. Dividing channel j of the input by s_j and
 multiplying row j of the weight by it computes the same, with ranges that are easier on both. The
-division is written into what made the channel: the LayerNormalization before, or the value part of
-`attn.qkv`, through which attention only mixes tokens.
+division goes into the node that makes the channel: the LayerNormalization before, or the value part
+of `attn.qkv`, because attention mixes tokens and not channels.
 
-Nothing behind GELU could take the division in. There it is a product of its own, and has to be
-worth it. The results of GELU lie almost wholly on one side of zero, where a scale that is the same
-for both signs leaves half of its levels unused. So there each channel is also moved to the middle
-of its range, and the bias of the layer corrects it (Wei et al., "Outlier Suppression+", EMNLP 2023,
+No node before GELU can take the division in. There it is a product of its own, and has to be worth
+it. The results of GELU lie almost wholly on one side of zero, where a scale that is the same for
+both signs leaves half of its levels unused. So there each channel is also moved to the middle of
+its range, and the bias of the layer corrects it (Wei et al., "Outlier Suppression+", EMNLP 2023,
 Eq. 3).
 
 The alpha of Eq. 4, how far the weight takes over, is chosen for each layer by the expected error of

@@ -27,7 +27,7 @@ GRAPHS = [
 
 
 class Quantised:
-    """A graph as ONNX Runtime takes it, or as engines are built from it."""
+    """The graph for ONNX Runtime, or the one for engines."""
 
     def __init__(self, bundle, role, *, for_engines) -> None:
         self.original = read_graph(bundle, role)
@@ -126,7 +126,7 @@ def typed_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def unsmoothed(graph, name: str) -> str:
-    """The tensor itself, or what a product and a sum made for smoothing take."""
+    """The tensor itself, or the input of a product and a sum made for smoothing."""
     maker = graph.producers.get(name)
     if maker and "_smooth_" in maker.name:
         return unsmoothed(graph, maker.input[0])

@@ -48,7 +48,7 @@ def smooth_one(graph: Graph, taken) -> tuple[Graph, dict[str, Smoothing]]:
 
 @pytest.fixture(params=["blocks.0.mlp.fc1", "blocks.1.attn.proj", "blocks.1.mlp.fc2"])
 def smoothed(request, sac_host, tmp_path):
-    """The early exit before and after, with an outlier in what one layer takes in."""
+    """The early exit before and after, with an outlier in the input of one layer."""
     graph = enlarged(placed(sac_host, "early_exit"), request.param)
     image = normalised(sac_host, 3)[1]
     taken = channels_of(graph, [image[:1], image[1:]], tmp_path)
