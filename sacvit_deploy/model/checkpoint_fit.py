@@ -17,11 +17,13 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sacvit_deploy.decode import check_field
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
@@ -37,9 +39,12 @@ _FUSION = "fusion."
 _DISTILLATION = ("dist_token", "head_dist.")
 _INIT_STD = 0.02  # DeiT's
 
-# Longer lists of keys write the blocks together.
+# Longer lists of keys write the blocks together. Names and lists of a message have an end.
 _WRITTEN_OUT = 24
 _SAMPLE = 8
+_LONGEST_NAME = 60
+_LONGEST_LIST = 480
+_LONGEST_LISTS = 1440
 # Fields of a configuration, and the weight, its rank and the axis that tell each.
 _SIZES = {
     "embed_dim": ("cls_token", 3, -1),
@@ -89,8 +94,8 @@ def check_fit(state: Mapping[str, Tensor], config: ModelConfig, source: str) -> 
     """Check that a state dict in this package's layout fits a model; errors name its `source`.
 
     Raises:
-        CheckpointError: Lists every missing, unexpected and misshapen key, and suggests the
-            network the weights belong to.
+        CheckpointError: Lists missing, unexpected and misshapen keys, as many as a message can
+            hold, and suggests the network the weights belong to.
     """
     with torch.device("meta"):
         expected = build_model(config).state_dict()
@@ -114,6 +119,29 @@ def check_fit(state: Mapping[str, Tensor], config: ModelConfig, source: str) -> 
     raise CheckpointError("\n".join(lines), " ".join(_hints(state, config, found)))
 
 
+def check_stored(tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Check that a stored configuration has the sizes of the weights beside it.
+
+    It comes before any network is built: a configuration may claim 10**9 classes.
+
+    Raises:
+        ConfigError: A size differs, or the weight that tells it is missing.
+    """
+    width, patch = config.embed_dim, config.patch_size
+    wanted = {
+        "cls_token": (1, 1, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "blocks.0.mlp.fc1.weight": (round(width * config.mlp_ratio), width),
+        "head.weight": (config.num_classes, width),
+        _FINE_TABLE if config.two_stage else _DENSE_TABLE: (1, config.num_fine_tokens + 1, width),
+    }
+    for name, shape in wanted.items():
+        found = tuple(tensors[name].shape) if name in tensors else "missing"
+        check_field(found == shape, name, found, f"{shortened(str(shape))}, as configured")
+    blocks = len(_block_numbers(tensors))
+    check_field(blocks == config.depth, "depth", config.depth, f"{blocks}, the blocks in the file")
+
+
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """Check that every weight is finite.
 
@@ -134,7 +162,7 @@ def _refuse_distilled(tensors: Mapping[str, Tensor]) -> None:
     if found:
         raise CheckpointError(
             "These are the weights of a distilled DeiT, which has a second class token and head "
-            f"that this network lacks: {', '.join(found)}.",
+            f"that this network lacks: {_list_keys(found)}.",
             "Use the undistilled weights of the same size (deit_*, not deit_*_distilled): without "
             "its second token a distilled network is a worse one.",
         )
@@ -189,7 +217,8 @@ def _fit_table(own: dict[str, Tensor], name: str, grid: _Grid, stored: _Grid | N
 
 
 def _grid_of(table: Tensor, wanted: _Grid, stored: _Grid | None) -> _Grid | None:
-    if table.ndim != 3 or table.shape[0] != 1 or table.shape[1] < 2:
+    is_table = table.ndim == 3 and table.shape[0] == 1 and table.shape[1] >= 2
+    if not is_table or not table.is_floating_point():
         return None
     patches = table.shape[1] - 1
     side = math.isqrt(patches)
@@ -218,7 +247,10 @@ def _list_differences(
     for name in found.misshapen:
         groups[f"found {_describe(state[name])}, wanted {_describe(expected[name])}"].append(name)
     total = len(found.misshapen)
-    return lines + [f"  {_list_keys(group, total)}: {shapes}" for shapes, group in groups.items()]
+    shapes = [f"  {_list_keys(group, total)}: {shapes}" for shapes, group in groups.items()]
+    return (
+        [*lines, _joined(shapes, "\n", _LONGEST_LISTS - sum(map(len, lines)))] if shapes else lines
+    )
 
 
 def _list_keys(names: list[str], total: int | None = None) -> str:
@@ -229,27 +261,45 @@ def _list_keys(names: list[str], total: int | None = None) -> str:
         total: Length of the whole list, if `names` is a part of it.
     """
     if (total or len(names)) <= _WRITTEN_OUT:
-        return ", ".join(names)
+        return _joined([shortened(name) for name in names], ", ", _LONGEST_LIST)
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name in names:
-        match = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
+        match = re.fullmatch(r"(.*?\.)(\d{1,6})(\..*)", name)
         group = groups[(match[1], match[3]) if match else (name, "")]
         if match:
             group.append(int(match[2]))
-    return ", ".join(_join_group(before, after, sorted(i)) for (before, after), i in groups.items())
+    parts = [shortened(_join_group(around, sorted(i))) for around, i in groups.items()]
+    return _joined(parts, ", ", _LONGEST_LIST)
 
 
-def _join_group(before: str, after: str, indices: list[int]) -> str:
+def _joined(parts: list[str], between: str, longest: int) -> str:
+    """Join parts up to `longest` characters, and count the others."""
+    ends = accumulate(len(part) + len(between) for part in parts)
+    fit = sum(end <= longest for end in ends)
+    rest = [f"and {len(parts) - fit} more"] if fit < len(parts) else []
+    return between.join(parts[:fit] + rest)
+
+
+def shortened(text: str, most: int = _LONGEST_NAME) -> str:
+    """Cut the middle out of a text from a file, and write what cannot be printed as escapes."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}...{text[3 - most // 2 :]}"
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _join_group(name: tuple[str, str], indices: list[int]) -> str:
+    before, after = name
     if not indices:
         return before
-    starts = [i for i in indices if i - 1 not in indices]
-    ends = [i for i in indices if i + 1 not in indices]
+    known = set(indices)
+    starts = [i for i in indices if i - 1 not in known]
+    ends = [i for i in indices if i + 1 not in known]
     text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
     return f"{before}{text}{after}" if len(indices) == 1 else f"{before}{{{text}}}{after}"
 
 
 def _describe(tensor: Tensor) -> str:
-    shape = "(" + ", ".join(map(str, tensor.shape)) + ")"
+    shape = shortened("(" + ", ".join(map(str, tensor.shape)) + ")")
     return shape if tensor.is_floating_point() else f"{tensor.dtype} {shape}".removeprefix("torch.")
 
 
@@ -263,7 +313,7 @@ def _refuse_foreign(
     strangers = sum(re.sub(r"\d+", "#", name) not in known for name in state)
     if 2 * strangers <= len(state):
         return
-    sample = ", ".join(list(state)[:_SAMPLE])
+    sample = ", ".join(map(shortened, list(state)[:_SAMPLE]))
     fix = "Name a checkpoint of SAC-ViT, CF-ViT, LF-ViT or DeiT (in DeiT's or timm's names)."
     if any("encoder.layer." in name for name in state):
         fix += " These look like Hugging Face transformers' names: take the same weights from timm."
@@ -300,10 +350,15 @@ def _hints(state: Mapping[str, Tensor], config: ModelConfig, found: _Differences
 
 def _size_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Read the size of a network from its weights, by field of `ModelConfig`."""
-    blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m]
+    blocks = _block_numbers(state)
     depth = {"depth": 1 + max(blocks)} if blocks else {}
     return depth | {
         field: state[name].shape[axis]
         for field, (name, rank, axis) in _SIZES.items()
         if name in state and state[name].ndim == rank
     }
+
+
+def _block_numbers(state: Mapping[str, Tensor]) -> set[int]:
+    matches = (re.match(r"blocks\.(\d{1,6})\.", name) for name in state)
+    return {int(match[1]) for match in matches if match}

@@ -10,26 +10,34 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import string
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from sacvit_deploy.decode import decode, encode
+from sacvit_deploy.decode import check_field, decode, encode
 from sacvit_deploy.errors import CheckpointError, ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig
-from sacvit_deploy.files import replacing
+from sacvit_deploy.files import open_regular, replacing
 from sacvit_deploy.manifest import WeightsOrigin
 from sacvit_deploy.model.build import build_model
-from sacvit_deploy.model.checkpoint_fit import check_finite, check_fit, to_own_layout
+from sacvit_deploy.model.checkpoint_fit import (
+    check_finite,
+    check_fit,
+    check_stored,
+    shortened,
+    to_own_layout,
+)
 
 if TYPE_CHECKING:
     from sacvit_deploy.model.vit import Backbone
@@ -40,7 +48,7 @@ CONFIG_METADATA = "sacvit_deploy_config"
 # DeiT, CF-ViT and LF-ViT evaluate and publish "model", not its moving average. The average is used
 # only where nothing else is stored.
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
-_WRAPPERS = ("module.", "model.")
+_WRAPPERS = re.compile(r"(module\.|model\.)+")
 _COMPILED = "_orig_mod."
 _AVERAGE_COUNTER = "n_averaged"
 
@@ -73,6 +81,22 @@ _LENGTH_BYTES = 8
 _SAFETENSORS_START = b"{"
 _PRINTABLE = set(string.printable.encode())
 
+# Far above a training checkpoint of the largest published network.
+_LARGEST_BYTES = 8 << 30
+_LARGEST_HEADER = 16 << 20
+_LONGEST_CONFIG = 1 << 16
+# Two names may share one tensor. An expanded tensor or a packed record may claim any size.
+_LARGEST_RATIO = 2
+_MOST_CONTAINERS = 8
+_FLOATING = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -98,16 +122,19 @@ class Checkpoint:
         `model_ema` or `state_dict_ema`. The first of these wins.
 
         Raises:
-            CheckpointError: The file cannot be read, is damaged or not a checkpoint, or holds
-                objects whose construction would run code.
+            CheckpointError: The file cannot be read, is damaged, too large or not a checkpoint,
+                holds objects whose construction would run code or tensors that are no plain
+                arrays of numbers, or its stored configuration is not that of its weights.
         """
         data = _read_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()
         if _is_safetensors(data, path):
-            tensors, config = _read_safetensors(data, path)
+            tensors, text = _read_safetensors(data, path)
         else:
-            tensors, config = _find_state_dict(_read_torch(data, path), path), None
-        return cls(path, sha256, _unwrapped(tensors, path), config)
+            tensors, text = _find_state_dict(_read_torch(data, path), path), None
+        tensors = _unwrapped(tensors, path, len(data))
+        config = None if text is None else _stored_config(text, tensors, path)
+        return cls(path, sha256, tensors, config)
 
     @property
     def origin(self) -> WeightsOrigin:
@@ -193,18 +220,54 @@ def _read_bytes(path: Path) -> bytes:
             f"Name the file in it: {', '.join(inside)}." if inside else "It holds no checkpoint.",
         )
     try:
-        data = path.read_bytes()
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            _check_size(stream, size, path)
+            stream.seek(0)
+            return stream.read(size)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}.", "Check the path.") from error
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}.", "Check its permissions and the disk."
+            f"{path} cannot be read: {error.strerror or error}.",
+            "Check its permissions and the disk.",
         ) from error
-    if not data:
+
+
+def _check_size(stream: IO[bytes], size: int, path: Path) -> None:
+    """Refuse a file that is no checkpoint, or not as large as it says, before all of it is read."""
+    if size == 0:
         raise CheckpointError(
             f"{path} is empty (0 bytes).", "Download it or write it again: the transfer broke off."
         )
-    return data
+    start = stream.read(64)
+    is_safetensors = _is_safetensors(start, path)
+    header = int.from_bytes(start[:_LENGTH_BYTES], "little") if is_safetensors else 0
+    if size > _LARGEST_BYTES or _LARGEST_HEADER < header < size:
+        raise CheckpointError(
+            f"{path} is too large for a checkpoint: {size} bytes"
+            + (f", its header {header}." if header else "."),
+            f"Name a file of at most {_LARGEST_BYTES} bytes: write the weights alone.",
+        )
+    try:
+        if is_safetensors:
+            with safe_open(path, framework="pt"):
+                pass
+        elif start.startswith(_ZIP_START):
+            with zipfile.ZipFile(stream) as archive:
+                _check_claim(sum(record.file_size for record in archive.infolist()), size, path)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged archive can fail anywhere in its reader
+        raise _damaged(path, "safetensors" if is_safetensors else "torch", error) from error
+
+
+def _check_claim(claimed: int, size: int, path: Path) -> None:
+    if claimed > _LARGEST_RATIO * size:
+        raise CheckpointError(
+            f"{path} has {size} bytes, and its tensors claim {claimed}.",
+            "Write the weights again, each tensor with values of its own (Tensor.clone()).",
+        )
 
 
 def _is_safetensors(data: bytes, path: Path) -> bool:
@@ -235,23 +298,30 @@ def _describe_other_file(path: Path, start: bytes) -> tuple[str, str]:
     return found, "Name a .safetensors file, or a .pth, .pt or .bin file written by torch.save."
 
 
-def _read_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
+def _read_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Read the tensors, and the stored configuration as text."""
     try:
         tensors = load(data)
-    except SafetensorError as error:
+        header = data[_LENGTH_BYTES:][: int.from_bytes(data[:_LENGTH_BYTES], "little")]
+        return tensors, (json.loads(header).get("__metadata__") or {}).get(CONFIG_METADATA)
+    except Exception as error:  # it also names types that torch lacks
         raise _damaged(path, "safetensors", error) from error
-    header = data[_LENGTH_BYTES:][: int.from_bytes(data[:_LENGTH_BYTES], "little")]
-    text = (json.loads(header).get("__metadata__") or {}).get(CONFIG_METADATA)
-    if text is None:
-        return tensors, None
+
+
+def _stored_config(text: str, tensors: Mapping[str, Tensor], path: Path) -> ModelConfig:
+    """Decode a stored configuration and compare it with the weights beside it."""
     try:
-        return tensors, decode(ModelConfig, json.loads(text), "config", refuse_unknown=True)
-    except (ValueError, ConfigError) as error:
+        length = len(text)
+        check_field(length <= _LONGEST_CONFIG, "its length", length, f"{_LONGEST_CONFIG} or less")
+        config = decode(ModelConfig, json.loads(text), "config", refuse_unknown=True)
+        check_stored(tensors, config)
+    except (ValueError, OverflowError, RecursionError, ConfigError) as error:
         problem = error.problem if isinstance(error, ConfigError) else str(error)
         raise CheckpointError(
-            f"The model configuration stored in {path} cannot be read: {problem}",
+            f"The model configuration stored in {path} cannot be used: {shortened(problem, 600)}",
             "Write the checkpoint again with this release.",
         ) from error
+    return config
 
 
 def _read_torch(data: bytes, path: Path) -> object:
@@ -267,8 +337,8 @@ def _read_torch(data: bytes, path: Path) -> object:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise CheckpointError(
-                f"{path} holds an object of {refused[1]}, not only weights; reading that could run "
-                "code from the file, so it was refused.",
+                f"{path} holds an object of {shortened(refused[1])}, not only weights; "
+                "reading that could run code from the file, so it was refused.",
                 "If you trust its source, write the weights alone where that code is installed: "
                 "torch.save(torch.load(FILE, weights_only=False)['model'], 'weights.pth') for a "
                 "dict, torch.save(torch.load(FILE, weights_only=False).state_dict(), "
@@ -295,7 +365,7 @@ class _StandIn:
 def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
     # torch wraps the reader's message in advice to load the file unsafely.
     words = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    reason = words.partition("\n")[0].rstrip(".") or type(error).__name__
+    reason = shortened(words.partition("\n")[0].rstrip("."), 300) or type(error).__name__
     return CheckpointError(
         f"{path} starts like a {kind} file but cannot be read ({path.stat().st_size} bytes): it is "
         f"truncated, damaged or something else. The reader says: {reason}.",
@@ -305,36 +375,66 @@ def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
 
 def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
     """Search the usual containers for the first dict that holds tensors."""
+    for _ in range(_MOST_CONTAINERS):
+        if not isinstance(content, Mapping):
+            break
+        inner = (content.get(name) for name in _CONTAINERS)
+        found = next((each for each in inner if isinstance(each, Mapping) and each), None)
+        if found is None:
+            break
+        content = found
+    named = content if isinstance(content, Mapping) else {}
+    tensors = {k: v for k, v in named.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if tensors:
+        return tensors
+    kind = type(content).__name__
     if isinstance(content, Mapping):
-        for name in _CONTAINERS:
-            if isinstance(content.get(name), Mapping) and content[name]:
-                return _find_state_dict(content[name], path)
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        if tensors:
-            return tensors
-    found = type(content).__name__
-    if isinstance(content, Mapping):
-        found = f"a dict of {', '.join(map(str, list(content)[:10])) or 'nothing'}"
+        keys = list(content)[:10]
+        names = [shortened(key) if isinstance(key, str) else type(key).__name__ for key in keys]
+        kind = f"a dict of {', '.join(names) or 'nothing'}"
     raise CheckpointError(
-        f"{path} holds no weights: found {found}.",
+        f"{path} holds no weights: found {kind}.",
         f"Name a file with a state dict, bare or under one of: {', '.join(_CONTAINERS)}.",
     )
 
 
-def _unwrapped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Remove the prefixes that DDP, torch.compile and Lightning add to every name."""
+def _unwrapped(tensors: Mapping[str, Tensor], path: Path, size: int) -> dict[str, Tensor]:
+    """Check that tensors are plain arrays that a file of `size` bytes can hold, and rename them.
+
+    DDP, torch.compile and Lightning add prefixes to every name; these are removed.
+    """
+    for name, tensor in tensors.items():
+        _check_plain(name, tensor, path)
+    _check_claim(sum(t.numel() * t.element_size() for t in tensors.values()), size, path)
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = name.replace(_COMPILED, "")
-        while bare.startswith(_WRAPPERS):
-            bare = bare.partition(".")[2]
+        wrapped = _WRAPPERS.match(bare)
+        bare = bare[wrapped.end() :] if wrapped else bare
         if bare == _AVERAGE_COUNTER:
             continue
         if bare in result:
             raise CheckpointError(
-                f"{path} holds two tensors for {bare}, one of them as {name}.",
+                f"{path} holds two tensors for {shortened(bare)}, one of them as "
+                f"{shortened(name)}.",
                 "Write one of the two models to a file of its own.",
             )
         values = tensor.detach()
         result[bare] = values.to(torch.float32) if values.is_floating_point() else values
     return result
+
+
+def _check_plain(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse tensors that have no values in memory, one for each element."""
+    found = str(tensor.layout).removeprefix("torch.")
+    if tensor.device.type != "cpu":
+        found = tensor.device.type
+    elif tensor.is_quantized or tensor.is_nested:
+        found = "quantised" if tensor.is_quantized else "nested"
+    elif tensor.is_floating_point() and tensor.dtype not in _FLOATING:
+        found = str(tensor.dtype).removeprefix("torch.")
+    if found != "strided":
+        raise CheckpointError(
+            f"{shortened(name)} in {path} is a {found} tensor, not a plain array of numbers.",
+            "Convert it before it is saved: dequantize() or to_dense(), on the CPU, in float32.",
+        )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sacvit_deploy.decode import encode
+from sacvit_deploy.decode import decode, encode
 from sacvit_deploy.errors import CheckpointError, ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig, preset_preprocessing
-from sacvit_deploy.files import replacing
+from sacvit_deploy.files import open_regular, replacing
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.training.data import (
@@ -154,6 +154,15 @@ class RunState:
         return cls(model, make_optimizer(model, config), average)
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """The metadata of a saved run: `RunState.step`, `RunState.best`, and `config_digest`."""
+
+    step: int
+    best: float | None
+    config: str
+
+
 def save_run(path: Path, state: RunState, config: TrainConfig) -> None:
     """Write a run atomically; an existing file is replaced.
 
@@ -167,7 +176,7 @@ def save_run(path: Path, state: RunState, config: TrainConfig) -> None:
         **{_AVERAGE + k: v for k, v in state.average.items()},
         **{f"{_OPTIMIZER}{i}.{k}": v for i, named in moments.items() for k, v in named.items()},
     }
-    facts = {"step": state.step, "best": state.best, "config": config_digest(config)}
+    facts = encode(_Facts(state.step, state.best, config_digest(config)))
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     fix = (
         "Make space on that disk and start the same command again; it goes on from the last saved "
@@ -186,15 +195,19 @@ def load_run(path: Path, state: RunState, config: TrainConfig) -> None:
         CheckpointError: The file cannot be read, or its run has another configuration.
     """
     problem, fix = f"The saved run {path} cannot be read", "Delete it to start anew."
-    wrong = OSError, SafetensorError, KeyError, ValueError
-    with raised_as(CheckpointError, problem, fix, wrong), safe_open(path, framework="pt") as file:
-        facts = json.loads((file.metadata() or {})[_FACTS])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if facts["config"] != config_digest(config):
+    wrong = OSError, SafetensorError, KeyError, ValueError, RecursionError, ConfigError
+    with raised_as(CheckpointError, problem, fix, wrong):
+        open_regular(path).close()
+        with safe_open(path, framework="pt") as file:
+            facts = decode(_Facts, json.loads((file.metadata() or {})[_FACTS]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if facts.config != config_digest(config):
         raise CheckpointError(
             f"{path} is a run with another configuration.",
             "Set another output folder, or delete that run to start anew.",
         )
+    if {name: tensor.shape for name, tensor in tensors.items()} != _shapes(state, tensors):
+        raise CheckpointError(f"{path} does not hold the tensors of its networks.", fix)
     state.model.load_state_dict(_under(_MODEL, tensors))
     for name, tensor in _under(_AVERAGE, tensors).items():
         state.average[name].copy_(tensor)
@@ -203,7 +216,23 @@ def load_run(path: Path, state: RunState, config: TrainConfig) -> None:
         number, _, name = key.partition(".")
         moments[int(number)][name] = tensor
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
-    state.step, state.best = facts["step"], facts["best"]
+    state.step, state.best = facts.step, facts.best
+
+
+def _shapes(state: RunState, names: Collection[str]) -> dict[str, torch.Size]:
+    """Give the shapes of all tensors of a saved run.
+
+    A parameter that never had a gradient has no moments: they count if one of `names` is theirs.
+    """
+    networks = {p + k: v.shape for p in (_MODEL, _AVERAGE) for k, v in state.average.items()}
+    parameters = [each for group in state.optimizer.param_groups for each in group["params"]]
+    updated = {name.split(".")[1] for name in names if name.startswith(_OPTIMIZER)}
+    return networks | {
+        f"{_OPTIMIZER}{number}.{moment}": torch.Size() if moment == "step" else parameter.shape
+        for number, parameter in enumerate(parameters)
+        for moment in ("step", "exp_avg", "exp_avg_sq")
+        if str(number) in updated
+    }
 
 
 def config_digest(config: TrainConfig) -> str:

@@ -82,6 +82,39 @@ def test_a_broken_file(run, tmp_path):
         load_run(path, fresh(run, 0), run)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe(run, tmp_path):
+    os.mkfifo(tmp_path / "run.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_run(tmp_path / "run.safetensors", fresh(run, 0), run)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"model.head.bias", b"model.head.bjas"),
+        (b"average.head.bias", b"average.head.bjas"),
+        (b"optimizer.3.exp_avg_sq", b"optimizer.3.exp_avg_sr"),
+        (b"optimizer.3.step", b"optimizer.9.step"),
+        (b'\\"step\\": 1,', b'\\"step\\":"1",'),
+        (b'{\\"step\\": 1,', b"[" * 13),
+        (b'"shape":[16,16]', b'"shape":[256,1]'),
+    ],
+)
+def test_a_changed_header(run, tmp_path, old, new):
+    path, state = tmp_path / "run.safetensors", fresh(run, 0)
+    advance(state)
+    save_run(path, state, run)
+    data = path.read_bytes()
+    assert old in data
+    changed = data.replace(old, new.ljust(len(old)))
+    header = len(data) + int.from_bytes(data[:8], "little") - len(changed)
+    path.write_bytes(header.to_bytes(8, "little") + changed[8:])
+    with pytest.raises(CheckpointError) as caught:
+        load_run(path, fresh(run, 0), run)
+    assert len(str(caught.value)) < 2000
+
+
 def test_only_what_decides_the_result_counts(run, tmp_path):
     moved = dataclasses.replace(
         run,
