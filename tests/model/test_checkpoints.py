@@ -396,7 +396,7 @@ def test_contents_made_to_do_harm(tmp_path, tiny, make, words):
 
 
 def test_dicts_in_dicts(tmp_path, tiny):
-    content = {"model": weights_of(tiny)}
+    content: dict = {"model": weights_of(tiny)}
     for _ in range(5000):
         content = {"model": content}
     before = sys.getrecursionlimit()
