@@ -1,7 +1,8 @@
 """A bundle on disk: one folder with the graphs, their weights and `bundle.json`.
 
 The offline half (export) writes it, and the online half (runtime) reads it. It appears whole or not
-at all, and a hash covers every file. A damaged engine does not spoil the rest: it is checked when
+at all, and a hash covers every file. Readers share the lock of the folder, and writers have it to
+themselves. A damaged engine does not spoil the rest: it is checked when
 it is loaded, and can be built again.
 """
 
@@ -10,23 +11,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from sacvit_deploy.decode import shown
-from sacvit_deploy.errors import BundleError, BundleIntegrityError, raised_as
+from sacvit_deploy.errors import (
+    BundleError,
+    BundleIntegrityError,
+    SacvitDeployError,
+    raised_as,
+)
 from sacvit_deploy.files import (
     FileRecord,
     folder_lock,
     own_folder,
+    put_back,
+    remove_abandoned,
     swap_in,
     sync,
-    terminated_like_ctrl_c,
     write_whole,
 )
 from sacvit_deploy.manifest import MANIFEST, EngineEntry, ExitCalibration, GraphEntry, Manifest
@@ -35,6 +42,11 @@ from sacvit_deploy.spec import EngineBackend, Precision, Role
 # Engines, each with the log of its build beside it.
 ENGINE_FOLDER = "engines"
 _CAN_BE_BUILT_AGAIN = (".engine", ".log")
+
+# How often a bundle is read that changes while it is read, and the seconds between two times.
+_TRIES, _PAUSE_S = 5, 0.05
+
+Made = TypeVar("Made")
 
 _GIVE_THE_FOLDER = f"Give the folder that holds {MANIFEST}."
 _CHECKPOINT = (
@@ -66,6 +78,8 @@ class Bundle:
     def open(cls, path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
         """Read a bundle and check that it is whole; engines are checked when they are loaded.
 
+        It may be replaced afterwards: to read its files too, see `from_bundle`.
+
         Args:
             path: The folder.
             check_hashes: Read every file and compare its hash; otherwise only presence and size.
@@ -75,22 +89,7 @@ class Bundle:
             BundleVersionError: It was written by a newer release.
             BundleIntegrityError: A file is missing or changed.
         """
-        if not isinstance(path, (str, os.PathLike)):
-            raise BundleError(
-                f"The path of a bundle is {shown(path)}.", "Give the path of a folder."
-            )
-        folder = Path(path)
-        try:
-            text = (_checked_folder(folder) / MANIFEST).read_bytes()
-            manifest = Manifest.from_json(text)
-            _check_files(folder, manifest, check_hashes=check_hashes)
-        except BundleError as error:
-            raise type(error)(f"Bundle {folder}: {error.problem}", error.fix) from error
-        except OSError as error:
-            raise BundleError(
-                f"Bundle {folder} cannot be read: {error}.", "Check the folder and its permissions."
-            ) from error
-        return cls(folder, manifest)
+        return from_bundle(path, lambda bundle: bundle, check_hashes=check_hashes)
 
     @property
     def is_random(self) -> bool:
@@ -153,6 +152,90 @@ class Bundle:
         return found
 
 
+def from_bundle(
+    path: str | os.PathLike[str], make: Callable[[Bundle], Made], *, check_hashes: bool = True
+) -> Made:
+    """Read a bundle and make something from its files, all of them of the same bundle.
+
+    Writers wait until this ends. Where there are no locks, the files are compared afterwards, and
+    all is done again if one has changed.
+
+    Args:
+        path: The folder.
+        make: Called with the bundle; it must not write to it.
+        check_hashes: See `Bundle.open`.
+
+    Raises:
+        BundleError: See `Bundle.open`.
+        SacvitDeployError: `make` failed.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise BundleError(f"The path of a bundle is {shown(path)}.", "Give the path of a folder.")
+    folder, tries = Path(path), 0
+    while True:
+        seen: _Seen = {}
+        try:
+            with _shared_lock(folder):
+                made = make(_read(folder, seen, check_hashes=check_hashes))
+                _check_same(folder, seen)
+                return made
+        except SacvitDeployError:
+            tries += 1
+            if tries == _TRIES or not (put_back(folder) or _is_changed(seen)):
+                raise
+        time.sleep(tries * _PAUSE_S)
+
+
+@contextlib.contextmanager
+def _shared_lock(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as held:
+        # Where it cannot be opened, reading says why.
+        with contextlib.suppress(OSError):
+            if folder.is_dir():
+                held.enter_context(folder_lock(folder, shared=True))
+        yield
+
+
+# Inode, size and time of change of files; None where there is none.
+_Seen = dict[Path, tuple[int, int, int] | None]
+
+
+def _check_same(folder: Path, seen: _Seen) -> None:
+    if _is_changed(seen):
+        raise BundleIntegrityError(
+            f"Bundle {folder} was changed while it was read.", "Try again when it is complete."
+        )
+
+
+def _is_changed(seen: _Seen) -> bool:
+    return any(_identity(file) != before for file, before in seen.items())
+
+
+def _identity(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read(folder: Path, seen: _Seen, *, check_hashes: bool) -> Bundle:
+    """Read and check a bundle; add the files to `seen` before they are read."""
+    seen[folder / MANIFEST] = _identity(folder / MANIFEST)
+    try:
+        text = (_checked_folder(folder) / MANIFEST).read_bytes()
+        manifest = Manifest.from_json(text)
+        seen.update({folder / name: _identity(folder / name) for name in manifest.files})
+        _check_files(folder, manifest, check_hashes=check_hashes)
+    except BundleError as error:
+        raise type(error)(f"Bundle {folder}: {error.problem}", error.fix) from error
+    except OSError as error:
+        raise BundleError(
+            f"Bundle {folder} cannot be read: {error}.", "Check the folder and its permissions."
+        ) from error
+    return Bundle(folder, manifest)
+
+
 @contextlib.contextmanager
 def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
     """Fill a hidden folder, which becomes the bundle when the block ends.
@@ -170,21 +253,17 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
     # The target of a link is replaced, not the link.
     target = Path(path).resolve()
     check_replaceable(target, force=force)
-    staging = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    with terminated_like_ctrl_c():
-        try:
-            with _write_error(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                staging.mkdir()
-            yield staging
-            if not (staging / MANIFEST).is_file():
-                raise BundleError(
-                    f"No {MANIFEST} was written for {target}.", "Call write_manifest at the end."
-                )
-            _put_in_place(staging, target, force=force)
-        finally:
-            if staging.exists():
-                shutil.rmtree(staging)
+    with contextlib.ExitStack() as owned:
+        with _write_error(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging = owned.enter_context(own_folder(target.parent, target.name)) / target.name
+            staging.mkdir()
+        yield staging
+        if not (staging / MANIFEST).is_file():
+            raise BundleError(
+                f"No {MANIFEST} was written for {target}.", "Call write_manifest at the end."
+            )
+        _put_in_place(staging, target, force=force)
 
 
 def _put_in_place(staging: Path, target: Path, *, force: bool) -> None:
@@ -233,14 +312,16 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[Bundle]:
-    """Read a bundle and keep others from changing it while the block lasts; they wait.
+    """Read a bundle and keep others from reading or changing it while the block lasts; they wait.
 
     `BundleError` if it cannot be read.
     """
     with contextlib.ExitStack() as held:
         with _write_error(path):
+            put_back(path)
             held.enter_context(folder_lock(path))
-        yield Bundle.open(path, check_hashes=False)
+            remove_abandoned(path)
+        yield _read(path, {}, check_hashes=False)
 
 
 def check_unchanged(
@@ -412,8 +493,12 @@ def _check_covered(manifest: Manifest) -> None:
 
 
 def check_replaceable(target: Path, *, force: bool) -> None:
-    """Raise `BundleError` if something is in the way of a new bundle."""
+    """Raise `BundleError` if something is in the way of a new bundle.
+
+    An old bundle that a killed process had moved aside is put back first.
+    """
     with _write_error(target):
+        put_back(target)
         exists = target.exists()
         is_bundle = (target / MANIFEST).is_file()
         is_empty = target.is_dir() and not any(target.iterdir())

@@ -1,15 +1,16 @@
-"""Atomic writing of files and folders, and locks on folders.
+"""Atomic writing of files and folders, and locks on them.
 
-New content is written beside the old and takes its place at the end: a file in one rename, a folder
-in two.
+New content is written beside the old and takes its place at the end in one step.
 
-Several processes may work on one bundle. The locks are the operating system's, on the folders
-themselves: they leave no file behind and end with their process, however it ends.
+Several processes may work on one bundle. The locks are the operating system's, on the files and
+folders themselves: they leave no file behind and end with their process, however it ends. What a
+killed process left has no lock, and goes when the same place is written to again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -20,7 +21,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -30,9 +31,11 @@ from sacvit_deploy.errors import ConfigError, raised_as
 if sys.platform != "win32":
     import fcntl
 
-_NAME = re.compile(r"\.[0-9a-f]{8}\.tmp")
+_TEMPORARY, _ASIDE = ".tmp", ".old"
 _STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
 _CHUNK_BYTES = 1 << 20
+# Arguments of renameat2 (Linux) and renamex_np (macOS).
+_CURRENT_FOLDER, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,16 @@ def _check_regular(path: str, found: os.stat_result) -> None:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a folder while the block lasts; one owner at a time.
+def folder_lock(folder: Path, *, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+    """Hold the lock of a folder, or of a file, while the block lasts.
 
-    It is not reentrant. If the folder is replaced while the lock is waited for, the new one is
-    locked.
+    It has one owner at a time, or any number of shared ones. It is not reentrant. If the folder is
+    replaced while the lock is waited for, the new one is locked.
 
     Args:
         folder: It exists.
         wait: Wait until the present owner lets go.
+        shared: Let others share the lock, as readers do.
 
     Yields:
         Whether the lock is held. Windows and some network file systems have no such locks: there
@@ -109,9 +113,10 @@ def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     if sys.platform == "win32":
         yield False
         return
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
         with _opened(folder) as descriptor:
-            is_held = _lock(descriptor, wait=wait)
+            is_held = _lock(descriptor, kind)
             # The lock is on the folder that was opened; the path may name another by now.
             if not is_held or os.path.samestat(os.fstat(descriptor), os.stat(folder)):
                 yield is_held
@@ -119,51 +124,100 @@ def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, *, wait: bool) -> bool:
+def _lock(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind)
     except OSError:  # another has it, or this file system has no locks
         return False
     return True
 
 
 @contextlib.contextmanager
-def own_folder(parent: Path) -> Iterator[Path]:
+def own_folder(parent: Path, name: str = "") -> Iterator[Path]:
     """Make a hidden folder inside another, and remove it when the block ends.
 
-    Folders of owners that were killed go first. `OSError` if the parent cannot be written to.
+    Folders of the same name whose owners were killed go first. SIGTERM ends the block as Ctrl-C
+    does. `OSError` if the parent cannot be written to.
+
+    Args:
+        parent: It exists.
+        name: Name of what is made in it, which becomes a part of the folder's name.
     """
-    with terminated_like_ctrl_c(), contextlib.ExitStack() as owned:
-        with folder_lock(parent):  # a folder without a lock looks abandoned
-            _remove_abandoned(parent)
-            folder = parent / f".{secrets.token_hex(4)}.tmp"
-            folder.mkdir()
-            owned.enter_context(folder_lock(folder))
-            owned.callback(_remove, folder)
+    remove_abandoned(parent, name)
+    with _owned(parent, name, Path.mkdir) as folder:
         yield folder
 
 
-def _remove(folder: Path) -> None:
+@contextlib.contextmanager
+def _owned(parent: Path, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make a temporary file or folder, lock it, and remove it when the block ends."""
+    with terminated_like_ctrl_c(), contextlib.ExitStack() as owned:
+        while True:
+            temporary = _temporary(parent, name)
+            make(temporary)
+            # Without a lock it looks abandoned: another process may have just removed it.
+            with contextlib.suppress(FileNotFoundError):
+                owned.enter_context(folder_lock(temporary))
+                break
+        owned.callback(_remove, temporary)
+        yield temporary
+
+
+def _temporary(parent: Path, name: str) -> Path:
+    return parent / f"{_prefix(name)}{secrets.token_hex(4)}{_TEMPORARY}"
+
+
+def _prefix(name: str) -> str:
+    return f".{name}." if name else "."
+
+
+def _remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # it went with the folder it was made in
-        shutil.rmtree(folder)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _remove_abandoned(parent: Path) -> None:
-    for entry in parent.iterdir():
-        if not _NAME.fullmatch(entry.name) or entry.is_symlink() or not entry.is_dir():
+def remove_abandoned(parent: Path, name: str = "", *, folders: bool = True) -> None:
+    """Remove what killed processes left when they made a file or folder.
+
+    These are the temporary ones of that name that nobody has locked. Where there are no locks, all
+    stay.
+
+    Args:
+        parent: Where it was made.
+        name: Its name; empty for `own_folder` without one.
+        folders: Remove folders, or else files.
+    """
+    suffixes = (_TEMPORARY, _ASIDE) if name and (parent / name).exists() else (_TEMPORARY,)
+    for entry in _left(parent, name, suffixes):
+        if entry.is_dir() is not folders:
             continue
         # Its owner has just removed it, or it belongs to another user: either way it may stay.
         with contextlib.suppress(OSError), folder_lock(entry, wait=False) as is_held:
             if is_held:
-                shutil.rmtree(entry)
+                _remove(entry)
+
+
+def _left(parent: Path, name: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """Temporary files and folders of a name, in use or not; none if they cannot be listed."""
+    ours = re.compile(rf"{re.escape(_prefix(name))}[0-9a-f]{{8}}\.[a-z]+")
+    with contextlib.suppress(OSError):
+        return [
+            entry
+            for entry in parent.iterdir()
+            if ours.fullmatch(entry.name)
+            and entry.suffix in suffixes
+            and not entry.is_symlink()
+            and (entry.is_dir() or entry.is_file())
+        ]
+    return []
 
 
 @contextlib.contextmanager
@@ -186,19 +240,66 @@ def terminated_like_ctrl_c() -> Iterator[None]:
 def swap_in(staging: Path, target: Path) -> None:
     """Replace an old folder by a new one; after `OSError` the old one is back.
 
-    Ctrl-C at any moment leaves one of the two in place, too.
+    Ctrl-C at any moment leaves one of the two in place, too. Linux and macOS exchange them in one
+    step. Elsewhere, or on some network file systems, two renames are needed, and after `kill -9`
+    between them `put_back` restores the old one.
+
+    Args:
+        staging: The new folder.
+        target: The old one, if there is one; hold its lock.
     """
-    aside = staging.with_suffix(".old")
+    if not target.exists():
+        staging.rename(target)
+    elif _exchange(staging, target):
+        shutil.rmtree(staging)
+    else:
+        _rename_twice(staging, target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where this is not possible."""
+    paths = os.fsencode(one), os.fsencode(other)
     try:
-        if target.exists():
-            target.rename(aside)
+        library = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return not library.renamex_np(*paths, _RENAME_SWAP)
+        first, second = ((_CURRENT_FOLDER, path) for path in paths)
+        return not library.renameat2(*first, *second, _RENAME_EXCHANGE)
+    except (AttributeError, OSError, TypeError):  # another system, or an older library
+        return False
+
+
+def _rename_twice(staging: Path, target: Path) -> None:
+    aside = _temporary(target.parent, target.name).with_suffix(_ASIDE)
+    try:
+        target.rename(aside)
         staging.rename(target)
     finally:
-        if aside.exists():
-            if not staging.exists():
-                shutil.rmtree(aside)
-            elif not target.exists():
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        elif aside.exists():
+            aside.rename(staging)  # `put_back` must not find it half removed
+            shutil.rmtree(staging)
+
+
+def put_back(target: Path) -> bool:
+    """Restore a folder that a killed process had moved aside to replace it.
+
+    If a replacement is in progress, wait until it has ended. Nothing happens where the folder
+    exists, cannot be restored, or there are no locks to tell the two cases apart.
+
+    Returns:
+        Whether one was aside.
+    """
+    if target.exists():
+        return False
+    target = target.resolve()
+    left = _left(target.parent, target.name, (_ASIDE,))
+    for aside in left:
+        with contextlib.suppress(OSError), folder_lock(aside) as is_held:
+            if is_held and not target.exists():
                 aside.rename(target)
+    return bool(left)
 
 
 def sync(folder: Path) -> None:
@@ -217,8 +318,9 @@ def _sync_file(file: Path) -> None:
 def replacing(file: Path) -> Iterator[Path]:
     """Replace a file in one step when the block ends.
 
-    Until then the old file stays. An error, Ctrl-C or SIGTERM leaves no part of the new one. A link
-    is followed. A device or a pipe, such as /dev/stdout, is written to directly.
+    Until then the old file stays. An error, Ctrl-C or SIGTERM leaves no part of the new one, and
+    what a killed process left of it goes first. A link is followed. A device or a pipe, such as
+    /dev/stdout, is written to directly.
 
     Yields:
         The path to write to: a new file beside the old one, or the device itself.
@@ -230,23 +332,20 @@ def replacing(file: Path) -> Iterator[Path]:
         yield file
         return
     target = file.resolve()
-    temporary = _beside(target)
-    with terminated_like_ctrl_c():
-        try:
-            yield temporary
-            _sync_file(temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    remove_abandoned(target.parent, target.name, folders=False)
+    with _owned(target.parent, target.name, _make_file) as temporary:
+        yield temporary
+        _sync_file(temporary)
+        os.replace(temporary, target)
+
+
+def _make_file(path: Path) -> None:
+    path.touch(exist_ok=False)
 
 
 def _is_stream(file: Path) -> bool:
     """Whether a path names a device, a pipe, or a stream of this process, which may be a file."""
     return file.exists() and (not file.is_file() or str(file.absolute().parent) in _STREAMS)
-
-
-def _beside(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
@@ -265,9 +364,9 @@ def check_writable(file: Path) -> None:
         if not os.access(file, os.W_OK):
             raise PermissionError("it is read-only")
         return
-    temporary = _beside(file.resolve())
-    temporary.touch(exist_ok=False)
-    temporary.unlink()
+    target = file.resolve()
+    with _owned(target.parent, target.name, _make_file):
+        pass
 
 
 def check_output(file: Path) -> None:

@@ -5,15 +5,27 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle, new_bundle, update_manifest, write_manifest
-from sacvit_deploy.errors import BundleError, BundleIntegrityError
+from sacvit_deploy import files
+from sacvit_deploy.bundle import (
+    Bundle,
+    check_replaceable,
+    from_bundle,
+    locked,
+    new_bundle,
+    update_manifest,
+    write_manifest,
+)
+from sacvit_deploy.errors import BundleError, BundleIntegrityError, EngineError
 from sacvit_deploy.files import folder_lock, swap_in
 from sacvit_deploy.manifest import FORMAT_VERSION, MANIFEST
 from tests.fakes import fake_manifest
+
+needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
 
 
 def write(path: Path, content: str = "graph", *, force: bool = False) -> Path:
@@ -200,10 +212,11 @@ def test_a_failed_swap_brings_the_old_bundle_back(tmp_path, monkeypatch, exists)
     rename = Path.rename
 
     def fails_for_staging(self, target):
-        if self.suffix == ".tmp":
+        if self.parent.suffix == ".tmp":
             raise OSError("no space left")
         return rename(self, target)
 
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fails_for_staging)
     with pytest.raises(BundleError, match="no space left"):
         write(path, "other", force=True)
@@ -212,20 +225,22 @@ def test_a_failed_swap_brings_the_old_bundle_back(tmp_path, monkeypatch, exists)
         assert (path / "ee.onnx").read_text() == "graph"
 
 
-_TERMINATED = """
+_ENDED = """
 import os, signal, sys
 from pathlib import Path
+from sacvit_deploy import files
 from sacvit_deploy.bundle import new_bundle, write_manifest
 from tests.fakes import fake_manifest
 
 rename = Path.rename
 
-def terminated_when_the_old_one_is_aside(self, target):
+def ended_when_the_old_one_is_aside(self, target):
     rename(self, target)
     if target.suffix == ".old":
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.Signals[sys.argv[2]])
 
-Path.rename = terminated_when_the_old_one_is_aside
+files._exchange = lambda *_: False
+Path.rename = ended_when_the_old_one_is_aside
 with new_bundle(sys.argv[1], force=True) as staging:
     for graph in fake_manifest().graphs:
         (staging / graph.file).write_text("other")
@@ -236,7 +251,7 @@ with new_bundle(sys.argv[1], force=True) as staging:
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process there at once")
 def test_sigterm_between_the_two_renames_brings_the_old_bundle_back(folder) -> None:
     """In a process of its own, which would end where it is not caught."""
-    command = [sys.executable, "-c", _TERMINATED, str(folder)]
+    command = [sys.executable, "-c", _ENDED, str(folder), "SIGTERM"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "KeyboardInterrupt" in ran.stderr
     assert names(folder.parent) == {"bundle"}
@@ -244,7 +259,123 @@ def test_sigterm_between_the_two_renames_brings_the_old_bundle_back(folder) -> N
     assert (folder / "ee.onnx").read_text() == "graph"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+@needs_locks
+def test_an_old_bundle_that_a_killed_export_left_aside_is_there_at_the_next_open(folder) -> None:
+    command = [sys.executable, "-c", _ENDED, str(folder), "SIGKILL"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode < 0
+    assert not folder.exists()
+    assert Bundle.open(folder).graph_path(fake_manifest().graphs[0]).read_text() == "graph"
+    with pytest.raises(BundleError, match="exists"):
+        write(folder)
+    write(folder, "other", force=True)
+    assert names(folder.parent) == {"bundle"}
+
+
+@needs_locks
+@pytest.mark.parametrize("change", [write, check_replaceable])
+def test_an_export_after_a_killed_one_finds_the_old_bundle(folder, change) -> None:
+    folder.rename(folder.parent / ".bundle.0123abcd.old")
+    change(folder, force=True)
+    assert Bundle.open(folder).path == folder
+    assert names(folder.parent) == {"bundle"}
+
+
+@needs_locks
+def test_the_next_export_or_change_removes_what_killed_ones_left(folder) -> None:
+    others = {".other.0123abcd.tmp", ".bundle.mine.tmp", "bundle.0123abcd.tmp"}
+    for name in (*others, ".bundle.0123abcd.tmp", ".bundle.4567cdef.old"):
+        (folder.parent / name / "bundle").mkdir(parents=True)
+    (folder / ".0123abcd.tmp").mkdir()
+    (folder / ".bundle.json.0123abcd.tmp").touch()
+    with locked(folder) as bundle:
+        update_manifest(bundle, bundle.manifest)
+    assert names(folder) == {"ee.onnx", "sac.onnx", "weights", MANIFEST}
+    with new_bundle(folder, force=True) as staging:
+        assert names(folder.parent) == {"bundle", staging.parent.name} | others
+        write(folder, "other", force=True)
+        assert staging.is_dir(), "it belongs to somebody who still works"
+        for graph in fake_manifest().graphs:
+            (staging / graph.file).touch()
+        write_manifest(staging, fake_manifest())
+    assert names(folder.parent) == {"bundle"} | others
+
+
+@needs_locks
+def test_a_writer_waits_until_the_files_are_read(folder) -> None:
+    def make(bundle: Bundle) -> str:
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        return bundle.graph_path(bundle.manifest.graphs[0]).read_text()
+
+    thread = threading.Thread(target=write, args=(folder, "other"), kwargs={"force": True})
+    assert from_bundle(folder, make) == "graph"
+    thread.join()
+    assert from_bundle(folder, lambda bundle: (bundle.path / "ee.onnx").read_text()) == "other"
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_without_locks_a_bundle_that_was_changed_is_read_again(folder, monkeypatch, fails) -> None:
+    """Writers on Windows, and those that ask nobody."""
+    contents = ["first", "second"]
+
+    def make(bundle: Bundle) -> str:
+        found = bundle.graph_path(bundle.manifest.graphs[0]).read_text()
+        if contents:
+            write(folder, contents.pop(0), force=True)
+            if fails:
+                raise EngineError("Two files of two bundles do not fit.", "Give one bundle.")
+        return found
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert from_bundle(folder, make) == "second"
+
+
+def test_a_bundle_that_never_stays_is_refused(folder, monkeypatch) -> None:
+    monkeypatch.setattr("sacvit_deploy.bundle._PAUSE_S", 0)
+    seen = []
+
+    def make(bundle: Bundle) -> None:
+        seen.append(bundle)
+        os.utime(bundle.path / "ee.onnx", ns=(0, len(seen)))
+
+    with pytest.raises(BundleIntegrityError, match="was changed while it was read"):
+        from_bundle(folder, make)
+    assert len(seen) == 5
+
+
+def test_without_locks_a_bundle_between_two_renames_is_waited_for(folder, monkeypatch) -> None:
+    aside = folder.rename(folder.parent / ".bundle.0123abcd.old")
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr("time.sleep", lambda _: aside.rename(folder) if aside.exists() else None)
+    assert Bundle.open(folder).path == folder
+
+
+def test_a_failure_of_an_unchanged_bundle_comes_at_once(folder) -> None:
+    seen = []
+
+    def make(bundle: Bundle) -> None:
+        seen.append(bundle)
+        raise EngineError("No backend.", "Install one.")
+
+    with pytest.raises(EngineError, match="No backend"):
+        from_bundle(folder, make)
+    assert len(seen) == 1
+
+
+def test_a_folder_that_cannot_be_locked_is_read(folder, monkeypatch) -> None:
+    opened = os.open
+
+    def refuse(path, *rest):
+        if Path(path) == folder:
+            raise PermissionError("read-only")
+        return opened(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert Bundle.open(folder).path == folder
+
+
+@needs_locks
 def test_nobody_else_changes_a_bundle_while_it_is_replaced(folder, monkeypatch) -> None:
     seen = []
 

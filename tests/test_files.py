@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sacvit_deploy import files
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.files import (
     check_output,
@@ -18,6 +19,7 @@ from sacvit_deploy.files import (
     folder_lock,
     open_regular,
     own_folder,
+    put_back,
     replacing,
     swap_in,
     terminated_like_ctrl_c,
@@ -78,6 +80,15 @@ def test_one_at_a_time_holds_a_lock(tmp_path):
     with folder_lock(tmp_path, wait=False) as again:
         assert again
     assert names(tmp_path) == set()
+
+
+@needs_locks
+def test_readers_share_a_lock_and_a_writer_has_it_alone(tmp_path):
+    one, two = (folder_lock(tmp_path, shared=True) for _ in range(2))
+    with one as first, two as second, folder_lock(tmp_path, wait=False) as writer:
+        assert (first, second, writer) == (True, True, False)
+    with folder_lock(tmp_path), folder_lock(tmp_path, wait=False, shared=True) as reader:
+        assert not reader
 
 
 @needs_locks
@@ -160,12 +171,78 @@ def test_ctrl_c_leaves_a_folder_in_place(tmp_path, monkeypatch, suffix, after):
         if is_meant:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", press)
     with pytest.raises(KeyboardInterrupt):
         swap_in(new, folder)
     is_new = suffix == ".new" and after
     assert names(folder) == {".x.tmp" if is_new else "bundle"}
     assert names(tmp_path) == ({"bundle"} if is_new else {"bundle", ".x.tmp"})
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="needs an exchange rename")
+def test_a_folder_is_replaced_in_one_step(tmp_path, monkeypatch):
+    folder, new = tmp_path / "bundle", tmp_path / "new"
+    for each in (folder, new):
+        each.mkdir()
+        (each / each.name).touch()
+    monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("two steps"))
+    swap_in(new, folder)
+    assert names(tmp_path) == {"bundle"}
+    assert names(folder) == {"new"}
+
+
+@needs_locks
+def test_a_folder_is_put_back_when_nobody_holds_it(tmp_path):
+    folder, aside = tmp_path / "bundle", tmp_path / ".bundle.0123abcd.old"
+    aside.mkdir()
+    (tmp_path / ".other.0123abcd.old").mkdir()
+    thread = threading.Thread(target=put_back, args=(folder,))
+    with folder_lock(aside):
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        folder.mkdir()  # the replacement succeeded
+    thread.join()
+    assert not put_back(folder)
+    assert aside.exists()
+    folder.rmdir()
+    assert put_back(folder)
+    assert names(tmp_path) == {"bundle", ".other.0123abcd.old"}
+    assert not put_back(tmp_path / "none" / "bundle")
+
+
+@needs_locks
+def test_a_folder_that_was_taken_for_abandoned_is_made_again(tmp_path, monkeypatch):
+    """Another process looked between its making and its lock."""
+    mkdir, made = Path.mkdir, []
+
+    def swept(self: Path) -> None:
+        made.append(self)
+        mkdir(self)
+        if len(made) == 1:
+            self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", swept)
+    with own_folder(tmp_path) as folder:
+        assert [folder] == made[1:]
+        assert names(tmp_path) == {folder.name}
+
+
+@needs_locks
+def test_what_a_killed_process_left_of_a_file_goes_and_nothing_else(tmp_path):
+    others = {".a.txt.0123ABCD.tmp", ".b.txt.0123abcd.tmp", "a.txt.0123abcd.tmp", ".a.txt.tmp"}
+    for name in (*others, ".a.txt.0123abcd.tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / ".a.txt.eeeeeeee.tmp").mkdir()
+    (tmp_path / ".a.txt.ffffffff.tmp").symlink_to(tmp_path / ".a.txt.tmp")
+    others |= {".a.txt.eeeeeeee.tmp", ".a.txt.ffffffff.tmp"}
+    with replacing(tmp_path / "a.txt") as first:
+        first.write_text("first")
+        write_whole(tmp_path / "a.txt", "second")
+        assert names(tmp_path) == others | {"a.txt", first.name}
+    assert names(tmp_path) == others | {"a.txt"}
+    assert (tmp_path / "a.txt").read_text() == "first"
 
 
 @needs_locks

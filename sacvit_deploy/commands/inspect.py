@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle import from_bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_bundle
 
@@ -22,10 +22,12 @@ def command(bundle: Path, as_json: bool) -> None:
     Example:
       sacvit-deploy inspect bundle
     """
-    opened = Bundle.open(bundle)
     if not as_json:
-        options.echo_lines(describe_bundle(opened))
+        options.echo_lines(from_bundle(bundle, lambda opened: list(describe_bundle(opened))))
         return
-    options.echo_json(json.loads(opened.manifest.to_json()))
-    for name, damage in opened.damaged_engine_files().items():
+    manifest, damaged = from_bundle(
+        bundle, lambda opened: (opened.manifest, opened.damaged_engine_files())
+    )
+    options.echo_json(json.loads(manifest.to_json()))
+    for name, damage in damaged.items():
         click.echo(f"Warning: {name} {damage}", err=True)

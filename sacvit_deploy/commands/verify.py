@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.comparison.network import of_bundle, reference_for
 from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
@@ -73,10 +73,12 @@ def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -
         limits={name: chosen[name] for name in _LIMITS if chosen[name] is not None},
         layers=chosen["layers"],
     )
-    opened = Bundle.open(bundle)
-    candidate = of_bundle(opened, chosen["precision"], chosen["backend"])
-    reference = reference_for(opened, chosen["against"], candidate)
-    verification = verify(reference, candidate, request)
+
+    def verified(opened: Bundle) -> Verification:
+        candidate = of_bundle(opened, chosen["precision"], chosen["backend"])
+        return verify(reference_for(opened, chosen["against"], candidate), candidate, request)
+
+    verification = from_bundle(bundle, verified)  # `--layers` reads its graphs again
     if as_json:
         options.echo_json(verification.to_dict())
     else:

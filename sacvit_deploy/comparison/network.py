@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import Session
@@ -109,7 +110,7 @@ def of_bundle(
     """Open the graphs or engines of a bundle.
 
     Args:
-        bundle: Where they are.
+        bundle: Where they are, as `from_bundle` gives it.
         precision: Which of them. None takes FP32 graphs in ONNX Runtime, and the engines that
             `sacvit_deploy.load` would take.
         backend: `onnxruntime`, `tensorrt` or `tensorrt-rtx`.
@@ -200,11 +201,11 @@ def _named(bundle: Bundle, against: str | None, candidate: Network) -> Network:
     if against == TORCH:
         return of_torch(bundle)
     if named:
-        other = Bundle.open(named["bundle"]) if named["bundle"] else bundle
         precision: Any = named["precision"]
-        return of_bundle(other, precision, named["backend"] or ONNXRUNTIME)
+        opened = partial(of_bundle, precision=precision, backend=named["backend"] or ONNXRUNTIME)
+        return from_bundle(named["bundle"], opened) if named["bundle"] else opened(bundle)
     if path.is_dir():
-        return of_bundle(Bundle.open(path), "fp32")
+        return from_bundle(path, partial(of_bundle, precision="fp32"))
     if path.is_file():
         return of_torch(bundle, path)
     raise ConfigError(f"--against {against}: there is no file or folder of that name.", _SYNTAX)

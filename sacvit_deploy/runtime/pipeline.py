@@ -7,12 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeAlias, overload
+from typing import Any, NoReturn, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
 
-from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.decode import check_field, shown
 from sacvit_deploy.engines.registry import AUTO, OpenedSessions, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
@@ -335,6 +335,13 @@ class Pipeline:
         """Close the pipeline."""
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied, with `TypeError`."""
+        raise TypeError(
+            "A Pipeline cannot be pickled or copied: its sessions belong to this process.\n"
+            "Load the bundle in each process: sacvit_deploy.load(path)."
+        )
+
     def _stream(
         self, frames: Iterator[PictureSource], rebatcher: Rebatcher, batch_size: int
     ) -> Iterator[Result]:
@@ -429,6 +436,9 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
 ) -> Pipeline:
     """Open a bundle for classification; torch is not needed.
 
+    If another process replaces the bundle meanwhile, the pipeline is of the old one or of the new
+    one, as a whole.
+
     Args:
         path: Folder of the bundle.
         eta: Exit threshold, in [0, 1]; None takes the one `sacvit-deploy calibrate` found for the
@@ -450,11 +460,14 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     """
     if eta is not None:
         check_eta(eta)
-    bundle = Bundle.open(path)
     names: Any = tuple(providers) if isinstance(providers, Iterable) else providers
     options = SessionOptions((providers,) if isinstance(providers, str) else names, threads)
-    opened = open_sessions(bundle, backend=backend, precision=precision, options=options)
-    return Pipeline(bundle.manifest, opened, eta=eta)
+
+    def make(bundle: Bundle) -> Pipeline:
+        opened = open_sessions(bundle, backend=backend, precision=precision, options=options)
+        return Pipeline(bundle.manifest, opened, eta=eta)
+
+    return from_bundle(path, make)
 
 
 def _count(name: str, value: int | None, usual: int) -> int:

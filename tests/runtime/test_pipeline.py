@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import copy
 import itertools
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.bundle import demo_bundle
+from sacvit_deploy.bundle import Bundle, demo_bundle, new_bundle, write_manifest
 from sacvit_deploy.errors import BundleError, ConfigError, EngineError, ImageError
 from sacvit_deploy.runtime.pipeline import Pipeline, load
 from tests.fakes import SAC, fake_manifest, fake_opened, random_pictures
 
 ETA = 0.19  # about the median confidence of the fake
 PICTURES = random_pictures(20)
+LOADS = int(os.environ.get("SACVIT_TEST_LOADS", "200"))
 
 
 def make(config=SAC, selection="host", eta=ETA) -> Pipeline:
@@ -262,3 +270,58 @@ def test_a_closed_pipeline_runs_nothing(pipeline) -> None:
         with pytest.raises(EngineError, match="closed"):
             list(closed.stream(PICTURES))
     pipeline.close()
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_pipeline_is_loaded_and_not_copied(pipeline, copied) -> None:
+    with pytest.raises(TypeError, match=r"(?s)cannot be pickled.*Load the bundle in each process"):
+        copied(pipeline)
+
+
+_WRITER = """
+import shutil, sys
+from itertools import cycle
+from pathlib import Path
+from sacvit_deploy.bundle import new_bundle
+
+target, *sources = map(Path, sys.argv[1:])
+for source in cycle(sources):
+    with new_bundle(target, force=True) as staging:
+        shutil.copytree(source, staging, dirs_exist_ok=True)
+"""
+
+
+def other_weights(folder: Path) -> Path:
+    """The demo with weights of another scale: the graphs fit, the answers differ."""
+    shutil.copytree(demo_bundle(), folder)
+    weights = np.fromfile(folder / "weights.bin", np.float16)
+    (weights * np.float16(0.75)).tofile(folder / "weights.bin")
+    write_manifest(folder, Bundle.open(folder, check_hashes=False).manifest)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="files in use cannot be replaced there")
+def test_loads_beside_a_replacing_writer_give_one_of_two_bundles(tmp_path) -> None:
+    sources = [demo_bundle(), other_weights(tmp_path / "other")]
+
+    def answer(path: Path) -> tuple[float, ...]:
+        with load(path, backend="onnxruntime", threads=1) as opened:
+            (outcome,) = opened.outcomes(opened.preprocess(PICTURES[0])[None], eta=1.0)
+        assert outcome.refined_logits is not None
+        return (*outcome.early_logits.tolist(), *outcome.refined_logits.tolist())
+
+    wanted = {answer(source) for source in sources}
+    target = shutil.copytree(sources[0], tmp_path / "bundle")
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, target, *sources])
+    try:
+        found = Counter(answer(target) for _ in range(LOADS))
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+    assert len(wanted) == 2
+    assert found.keys() == wanted
+    with new_bundle(target, force=True) as staging:
+        shutil.copytree(sources[0], staging, dirs_exist_ok=True)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"bundle", "other"}
