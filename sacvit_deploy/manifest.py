@@ -10,7 +10,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from sacvit_deploy.decode import OPTIONAL, decode, encode
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
 from sacvit_deploy.families import family_named
-from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.files import FileRecord
 from sacvit_deploy.spec import (
     Backend,
@@ -369,6 +369,7 @@ class Manifest:
         for name in (*self.files, *graphs, *engines):
             _check_inside(name)
         self._check_roles()
+        self._check_tensors()
         self._check_engines()
         self._check_calibrations()
 
@@ -381,6 +382,17 @@ class Manifest:
                 f"{' and '.join(sorted(wanted))}, each once per precision.",
                 _EXPORT_AGAIN,
             )
+
+    def _check_tensors(self) -> None:
+        specs = graph_specs(self.config, selection=self.selection, input_kind=self.input_kind)
+        wanted = {spec.role: (spec.inputs, spec.outputs) for spec in specs}
+        for graph in self.graphs:
+            if (graph.inputs, graph.outputs) != wanted[graph.role]:
+                raise BundleIntegrityError(
+                    f"The inputs and outputs of its {graph.role} graph are not those of the "
+                    "network that it describes.",
+                    _EXPORT_AGAIN,
+                )
 
     def _check_engines(self) -> None:
         found = [(engine.role, engine.precision, engine.runtime) for engine in self.engines]

@@ -190,7 +190,8 @@ def test_an_engine_leaves_the_description_with_its_graph(bundle, monkeypatch):
     """Until the new graph is there, so that a failure between leaves no engine of none."""
     half = dataclasses.replace(bundle.graph("early_exit"), precision="fp16", file="ee.fp16.onnx")
     other = dataclasses.replace(ENTRY, role="refine", file="engines/sac.engine")
-    graphs = (*bundle.manifest.graphs, half, dataclasses.replace(half, role="refine"))
+    half_refine = dataclasses.replace(bundle.graph("refine"), precision="fp16", file=half.file)
+    graphs = (*bundle.manifest.graphs, half, half_refine)
     with staging_folder(bundle) as staging:
         (staging / half.file).write_text("first")
         manifest = dataclasses.replace(bundle.manifest, graphs=graphs)

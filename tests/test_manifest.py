@@ -217,6 +217,19 @@ def test_eta_is_checked_when_a_manifest_is_made(eta):
         fake_manifest(eta=eta)
 
 
+@pytest.mark.parametrize(("role", "kind"), [("early_exit", "outputs"), ("refine", "inputs")])
+def test_tensors_must_be_those_of_the_network(role, kind):
+    manifest = fake_manifest()
+    graphs = tuple(
+        dataclasses.replace(graph, **{kind: getattr(graph, kind)[1:]})
+        if graph.role == role
+        else graph
+        for graph in manifest.graphs
+    )
+    with pytest.raises(BundleIntegrityError, match=f"inputs and outputs of its {role} graph"):
+        dataclasses.replace(manifest, graphs=graphs)
+
+
 def test_roles_must_fit_the_family():
     manifest = fake_manifest()
     for graphs in (manifest.graphs[:1], manifest.graphs * 2, fake_manifest(DENSE).graphs):

@@ -16,9 +16,17 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sacvit_deploy.engines.session import SessionOptions, Tensor, check_feeds, closed_error
+from sacvit_deploy.engines.session import (
+    SessionOptions,
+    Tensor,
+    check_feeds,
+    check_outputs,
+    closed_error,
+    mismatches,
+)
 from sacvit_deploy.errors import EngineError, MissingDependencyError, warn_caller
-from sacvit_deploy.spec import TensorSpec
+from sacvit_deploy.manifest import GraphEntry
+from sacvit_deploy.spec import GraphSpec, TensorSpec
 
 SUFFIX = "ExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -40,6 +48,8 @@ _DTYPES = {
     "tensor(int64)": "int64",
 }
 _ONLY_ERRORS = 3
+# Characters of the library's messages and of names in a graph, which may be of any length.
+_SHOWN = 800
 
 
 class ProviderWarning(UserWarning):
@@ -59,22 +69,30 @@ class OnnxRuntimeSession:
     """One ONNX graph in ONNX Runtime.
 
     Attributes:
-        inputs: The inputs that the graph declares.
+        inputs: Its inputs: those of the contract, or else those that the graph declares.
         provider: The first execution provider that was obtained.
     """
 
     def __init__(
-        self, path: Path, options: SessionOptions | None = None, *, cache: Path | None = None
+        self,
+        path: Path,
+        options: SessionOptions | None = None,
+        *,
+        graph: GraphSpec | GraphEntry | None = None,
+        cache: Path | None = None,
     ) -> None:
         """Load a graph.
 
         Args:
             path: The `.onnx` file; its external weights lie beside it.
             options: Providers and threads.
+            graph: The contract that its inputs and outputs have to keep, at load and in every
+                call; None accepts any.
             cache: Where a provider may keep its compiled kernels; for this graph alone.
 
         Raises:
-            EngineError: The library cannot run the file, or a provider is unknown.
+            EngineError: The library cannot run the file, its tensors are not those of the
+                contract, or a provider is unknown.
             MissingDependencyError: ONNX Runtime is not installed.
         """
         options = options or SessionOptions()
@@ -94,7 +112,7 @@ class OnnxRuntimeSession:
                 self._session = ort.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:  # its exceptions share no other base
             raise EngineError(
-                f"ONNX Runtime {ort.__version__} cannot load {path}: {error}",
+                f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error)[:_SHOWN]}",
                 "Check the bundle with sacvit-deploy inspect, or export it again.",
             ) from error
         # After a call that failed it would go on on the CPU, and say so on stdout only.
@@ -102,6 +120,10 @@ class OnnxRuntimeSession:
         self._path = path
         self.inputs = tuple(map(_tensor_spec, self._session.get_inputs()))
         self._outputs = [node.name for node in self._session.get_outputs()]
+        self._contract: tuple[TensorSpec, ...] = ()
+        if graph is not None:
+            self._check_tensors(graph)
+            self.inputs, self._contract = graph.inputs, graph.outputs
         self.provider = str(self._session.get_providers()[0])
         if self.provider != asked[0]:
             warn_caller(
@@ -120,19 +142,21 @@ class OnnxRuntimeSession:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute every output; see `Session.run`."""
         session = self._opened()
-        check_feeds(feeds, self.inputs)
+        sizes = check_feeds(feeds, self.inputs)
         try:
             arrays = session.run(self._outputs, dict(feeds))
         except Exception as error:  # its exceptions share no other base
             raise self._failure(error) from error
-        return dict(zip(self._outputs, arrays, strict=True))
+        outputs = dict(zip(self._outputs, arrays, strict=True))
+        check_outputs(outputs, self._contract, sizes)
+        return outputs
 
     def run_on_device(
         self, feeds: Mapping[str, Tensor], keep: Collection[str]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Tensor]]:
         """Compute every output; see `DeviceSession.run_on_device`."""
         session = self._opened()
-        check_feeds(feeds, self.inputs)
+        sizes = check_feeds(feeds, self.inputs)
         device = "cpu" if self.memory is None else "cuda"
         try:
             binding = session.io_binding()
@@ -151,11 +175,25 @@ class OnnxRuntimeSession:
             }
         except Exception as error:  # its exceptions share no other base
             raise self._failure(error) from error
+        check_outputs({**kept, **fetched}, self._contract, sizes)
         return fetched, kept
 
     def close(self) -> None:
         """Release the graph; see `Session.close`. Handles keep their own memory."""
         self._session = None
+
+    def _check_tensors(self, graph: GraphSpec | GraphEntry) -> None:
+        """Refuse a graph whose inputs or outputs are not those of the contract."""
+        outputs = tuple(map(_tensor_spec, self._session.get_outputs()))
+        wrong_inputs = mismatches(self.inputs, graph.inputs)
+        wrong_outputs = mismatches(outputs, graph.outputs)
+        if wrong_inputs or wrong_outputs:
+            lines = [f"input {line}" for line in wrong_inputs]
+            lines += [f"output {line}" for line in wrong_outputs]
+            raise EngineError(
+                f"{self._path} is not the {graph.role} graph of this network: {'; '.join(lines)}.",
+                "Export the bundle again.",
+            )
 
     def _opened(self) -> Any:
         """The library's session, which lives until the call that asked for it has ended."""
@@ -172,17 +210,18 @@ class OnnxRuntimeSession:
 
     def _failure(self, error: Exception) -> EngineError:
         return EngineError(
-            f"ONNX Runtime failed on {self.provider}: {error}",
+            f"ONNX Runtime failed on {self.provider}: {str(error)[:_SHOWN]}",
             "If memory ran out, use a smaller batch; else check the bundle with "
             "sacvit-deploy verify.",
         )
 
 
 def _tensor_spec(node: Any) -> TensorSpec:
-    """An input as the library describes it; an unnamed dynamic axis gets a name of its own."""
+    """A tensor as the library describes it; an unnamed dynamic axis gets a name of its own."""
     if node.type not in _DTYPES:
         raise EngineError(
-            f"The graph input {node.name!r} is a {node.type}.", "Use a graph from a bundle."
+            f"The graph has {node.name[:_SHOWN]!r}, which is a {node.type[:_SHOWN]}.",
+            "Use a graph from a bundle.",
         )
     dtype = cast("Literal['float32', 'float16', 'uint8', 'int64']", _DTYPES[node.type])
     shape = tuple(

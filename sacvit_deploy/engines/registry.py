@@ -163,7 +163,7 @@ def _prepare_onnxruntime(
         cache = cache_folder(bundle)
         sessions = {
             graph.role: OnnxRuntimeSession(
-                bundle.graph_path(graph), options, cache=cache / graph.role
+                bundle.graph_path(graph), options, graph=graph, cache=cache / graph.role
             )
             for graph in graphs
         }

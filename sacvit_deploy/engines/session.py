@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -157,7 +158,57 @@ def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> di
         if array.dtype != np.dtype(spec.dtype) or not fits:
             raise EngineError(
                 f"The input {spec.name!r} is {array.dtype} of shape {array.shape}; the graph takes "
-                f"{spec.dtype} of shape ({', '.join(map(str, spec.shape))}).",
+                f"{_described(spec)}.",
                 "Prepare the input as the bundle describes: sacvit-deploy inspect BUNDLE.",
             )
     return sizes
+
+
+def check_outputs(
+    outputs: Mapping[str, Tensor], specs: Sequence[TensorSpec], sizes: Mapping[str, int]
+) -> None:
+    """Raise `EngineError` if dtypes or shapes of results differ from a graph's outputs.
+
+    A library does not hold a graph to the shapes it declares.
+
+    Args:
+        outputs: Every output, by name.
+        specs: The outputs as the graph declares them.
+        sizes: Size of each dynamic axis, by its name.
+    """
+    for spec in specs:
+        found = outputs[spec.name]
+        wanted = tuple(sizes[side] if isinstance(side, str) else side for side in spec.shape)
+        if found.dtype != np.dtype(spec.dtype) or found.shape != wanted:
+            raise EngineError(
+                f"The graph gave {spec.name!r} as {found.dtype} of shape {found.shape}; its "
+                f"contract says {spec.dtype} of shape {wanted}.",
+                "Export the bundle again.",
+            )
+
+
+def mismatches(found: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> list[str]:
+    """Ways in which tensors of a graph differ from the contract, one line each; empty if none.
+
+    A dynamic axis fits any side of the contract, and a fixed one the same number only.
+    """
+    there = {spec.name: spec for spec in found}
+    expected = {spec.name: spec for spec in wanted}
+    extra = [f"{reprlib.repr(name)} is not expected" for name in there.keys() - expected]
+    missing = [f"{name!r} is missing" for name in expected if name not in there]
+    return [*missing, *extra[:3]] + [
+        f"{name!r} is {_described(there[name])}, not {_described(spec)}"
+        for name, spec in expected.items()
+        if name in there and not _fits(there[name], spec)
+    ]
+
+
+def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:
+    return (found.dtype, len(found.shape)) == (wanted.dtype, len(wanted.shape)) and all(
+        isinstance(side, str) or side == other
+        for side, other in zip(found.shape, wanted.shape, strict=True)
+    )
+
+
+def _described(spec: TensorSpec) -> str:
+    return f"{spec.dtype} of shape ({', '.join(str(side)[:20] for side in spec.shape[:6])})"

@@ -201,7 +201,7 @@ def _compare_with_torch(
         "ONNX",
         model.config,
         Preprocessor(preprocessing, options.input_kind),
-        {spec.role: OnnxRuntimeSession(folder / spec.file) for spec in specs},
+        {spec.role: OnnxRuntimeSession(folder / spec.file, graph=spec) for spec in specs},
         options.selection,
     )
     batches = (random_pixels(preprocessing.crop, size) for size in options.parity_batches)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 import warnings
@@ -25,7 +26,7 @@ from sacvit_deploy.engines.onnxruntime_session import (
 )
 from sacvit_deploy.engines.session import SessionOptions, sharing_memory
 from sacvit_deploy.errors import EngineError, MissingDependencyError
-from sacvit_deploy.spec import COARSE_FEATURES, IMAGE, LOGITS, SCORE
+from sacvit_deploy.spec import COARSE_FEATURES, IMAGE, LOGITS, SCORE, TensorSpec
 from tests.fakes import random_images
 
 
@@ -45,6 +46,38 @@ def test_every_output_comes_back_by_name(bundle, path) -> None:
 
 def test_the_graph_declares_what_the_bundle_says(bundle, path) -> None:
     assert OnnxRuntimeSession(path).inputs == bundle.graph("early_exit").inputs
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor", "says"),
+    [
+        ("outputs", TensorSpec(LOGITS, "float32", ("batch", 9)), "output 'logits' is float32 of"),
+        ("outputs", TensorSpec(LOGITS, "int64", ("batch", 7)), r"not int64 of shape \(batch, 7\)"),
+        ("outputs", TensorSpec(LOGITS, "float32", ("batch", 7, 1)), "output 'logits' is"),
+        ("outputs", TensorSpec("answers", "float32", ("batch", 7)), "output 'answers' is missing"),
+        ("inputs", TensorSpec("pixels", "float32", ("batch", 3)), "input 'pixels' is missing"),
+    ],
+)
+def test_a_graph_with_other_tensors_than_its_contract_is_refused(
+    bundle, path, kind, tensor, says
+) -> None:
+    entry = bundle.graph("early_exit")
+    OnnxRuntimeSession(path, graph=entry)
+    contract = dataclasses.replace(entry, **{kind: (tensor, *getattr(entry, kind)[1:])})
+    with pytest.raises(EngineError, match=says):
+        OnnxRuntimeSession(path, graph=contract)
+
+
+def test_a_graph_that_gives_other_rows_than_it_declares_is_one_error(
+    bundle, path, monkeypatch
+) -> None:
+    session = OnnxRuntimeSession(path, graph=bundle.graph("early_exit"))
+    run = session._session.run
+    monkeypatch.setattr(session, "_session", types.SimpleNamespace(
+        run=lambda names, feeds: [array[:1] for array in run(names, feeds)]
+    ))  # fmt: skip
+    with pytest.raises(EngineError, match=r"shape \(1, .* says float32 of shape \(2, "):
+        session.run({IMAGE: random_images(2)})
 
 
 def test_feeds_are_checked_before_the_run(path) -> None:

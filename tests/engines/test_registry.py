@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import sacvit_deploy
-from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
 from sacvit_deploy.engines import compatibility, registry
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import EngineWarning, backends, open_sessions
@@ -20,7 +21,9 @@ from sacvit_deploy.errors import (
     EngineError,
     MissingDependencyError,
 )
-from tests.fakes import random_pictures
+from sacvit_deploy.spec import LOGITS
+from tests.engines.tiny_onnx import write_graph
+from tests.fakes import fake_manifest, random_pictures
 
 
 @pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
@@ -29,6 +32,24 @@ def test_onnxruntime_opens_every_role(bundle, backend) -> None:
     assert opened.backend == "onnxruntime"
     assert list(opened.sessions) == ["early_exit", "refine"]
     assert opened.provider == opened.sessions["refine"].provider
+
+
+@pytest.mark.parametrize("name", ["answers", "score"])
+def test_graphs_of_another_network_are_refused_before_the_first_picture(tmp_path, name) -> None:
+    manifest = fake_manifest()
+    with new_bundle(tmp_path / "bundle") as staging:
+        for graph in manifest.graphs:
+            renamed = tuple(
+                dataclasses.replace(spec, name=name)
+                for spec in graph.outputs
+                if spec.name == LOGITS
+            )
+            others = tuple(spec for spec in graph.outputs if spec.name not in (LOGITS, name))
+            written = dataclasses.replace(graph, outputs=(*renamed, *others))
+            write_graph(staging / graph.file, written)
+        write_manifest(staging, manifest)
+    with pytest.raises(EngineError, match=r"not the early_exit graph .*output 'logits' is missing"):
+        sacvit_deploy.load(tmp_path / "bundle", backend="onnxruntime")
 
 
 def test_auto_says_why_the_others_were_not_taken(bundle) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.engines.session import SessionOptions, check_feeds
+from sacvit_deploy.engines.session import SessionOptions, check_feeds, check_outputs, mismatches
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.spec import TensorSpec
 
@@ -39,6 +39,58 @@ def test_what_fits_gives_the_sizes_of_the_dynamic_axes() -> None:
 def test_what_does_not_fit_is_named(changed, says) -> None:
     with pytest.raises(EngineError, match=says):
         check_feeds(feeds(**changed), INPUTS)
+
+
+def test_tensors_of_the_contract_may_have_more_dynamic_axes() -> None:
+    loose = TensorSpec("image", "float32", ("n", 3, "image.2"))
+    assert mismatches((INPUTS[1], loose), INPUTS) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        ((INPUTS[0],), "'index' is missing"),
+        ((*INPUTS, TensorSpec("mask", "uint8", ())), "'mask' is not expected"),
+        (
+            (INPUTS[0], TensorSpec("index", "float32", ("batch", "count"))),
+            "'index' is float32 of shape (batch, count), not int64 of shape (batch, count)",
+        ),
+        (
+            (INPUTS[1], TensorSpec("image", "float32", ("batch", 4, 4))),
+            "'image' is float32 of shape (batch, 4, 4), not float32 of shape (batch, 3, 4)",
+        ),
+        (
+            (INPUTS[1], TensorSpec("image", "float32", (1, 3, 4))),
+            "'image' is float32 of shape (1, 3, 4), not float32 of shape (batch, 3, 4)",
+        ),
+        (
+            (INPUTS[1], TensorSpec("image", "float32", ())),
+            "'image' is float32 of shape (), not float32 of shape (batch, 3, 4)",
+        ),
+    ],
+)
+def test_every_difference_from_the_contract_is_a_line(found, line) -> None:
+    assert mismatches(found, INPUTS) == [line]
+
+
+def test_names_and_shapes_of_any_length_are_shortened() -> None:
+    found = (
+        TensorSpec("image", "float32", ("x" * 10_000,) * 1_000),
+        *(TensorSpec(f"{n}" * 10_000, "uint8", ()) for n in range(100)),
+    )
+    assert len("; ".join(mismatches(found, INPUTS))) < 600
+
+
+def test_results_are_held_to_the_sizes_of_the_feeds() -> None:
+    sizes = check_feeds(feeds(), INPUTS)
+    check_outputs(feeds(), INPUTS, sizes)
+    for changed, says in [
+        ({"image": np.zeros((1, 3, 4), np.float32)}, r"'image' .* \(1, 3, 4\); .* \(2, 3, 4\)"),
+        ({"image": np.zeros((2, 12), np.float32)}, r"'image' as float32 of shape \(2, 12\)"),
+        ({"index": np.zeros((2, 5), np.int32)}, "'index' as int32 .* says int64"),
+    ]:
+        with pytest.raises(EngineError, match=says):
+            check_outputs(feeds(**changed), INPUTS, sizes)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Original:
     def sessions(self) -> dict[Role, Session]:
         """Open the FP32 graphs."""
         graphs = [graph for graph in self.bundle.manifest.graphs if graph.precision == "fp32"]
-        return {g.role: OnnxRuntimeSession(self.bundle.graph_path(g)) for g in graphs}
+        return {g.role: OnnxRuntimeSession(self.bundle.graph_path(g), graph=g) for g in graphs}
 
     def network(self, sessions: Mapping[Role, Session]) -> Network:
         """The network with sessions of any precision."""
