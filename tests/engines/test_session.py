@@ -84,11 +84,12 @@ def test_names_and_shapes_of_any_length_are_shortened() -> None:
 def test_results_are_held_to_the_sizes_of_the_feeds() -> None:
     sizes = check_feeds(feeds(), INPUTS)
     check_outputs(feeds(), INPUTS, sizes)
-    for changed, says in [
+    wrong: list[tuple[dict[str, np.ndarray], str]] = [
         ({"image": np.zeros((1, 3, 4), np.float32)}, r"'image' .* \(1, 3, 4\); .* \(2, 3, 4\)"),
         ({"image": np.zeros((2, 12), np.float32)}, r"'image' as float32 of shape \(2, 12\)"),
         ({"index": np.zeros((2, 5), np.int32)}, "'index' as int32 .* says int64"),
-    ]:
+    ]
+    for changed, says in wrong:
         with pytest.raises(EngineError, match=says):
             check_outputs(feeds(**changed), INPUTS, sizes)
 
