@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from sacvit_deploy.decode import shown
+from sacvit_deploy.decode import read_bounded, shown
 from sacvit_deploy.errors import (
     BundleError,
     BundleIntegrityError,
+    ConfigError,
     SacvitDeployError,
     raised_as,
 )
@@ -37,7 +38,7 @@ from sacvit_deploy.files import (
     write_whole,
 )
 from sacvit_deploy.manifest import MANIFEST, EngineEntry, ExitCalibration, GraphEntry, Manifest
-from sacvit_deploy.spec import EngineBackend, Precision, Role
+from sacvit_deploy.spec import EngineBackend, Precision, Role, external_data
 
 # Engines, each with the log of its build beside it.
 ENGINE_FOLDER = "engines"
@@ -223,12 +224,12 @@ def _read(folder: Path, seen: _Seen, *, check_hashes: bool) -> Bundle:
     """Read and check a bundle; add the files to `seen` before they are read."""
     seen[folder / MANIFEST] = _identity(folder / MANIFEST)
     try:
-        text = (_checked_folder(folder) / MANIFEST).read_bytes()
-        manifest = Manifest.from_json(text)
+        manifest = Manifest.from_json(read_bounded(_checked_folder(folder) / MANIFEST))
         seen.update({folder / name: _identity(folder / name) for name in manifest.files})
         _check_files(folder, manifest, check_hashes=check_hashes)
-    except BundleError as error:
-        raise type(error)(f"Bundle {folder}: {error.problem}", error.fix) from error
+    except (BundleError, ConfigError) as error:
+        kind = type(error) if isinstance(error, BundleError) else BundleError
+        raise kind(f"Bundle {folder}: {error.problem}", error.fix) from error
     except OSError as error:
         raise BundleError(
             f"Bundle {folder} cannot be read: {error}.", "Check the folder and its permissions."
@@ -286,7 +287,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     files.pop(MANIFEST, None)
     complete = dataclasses.replace(manifest, files=files)
     _check_covered(complete)
-    (folder / MANIFEST).write_text(complete.to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_bytes(complete.to_json().encode())
     return complete
 
 
@@ -458,6 +459,20 @@ def _check_files(folder: Path, manifest: Manifest, *, check_hashes: bool) -> Non
             raise BundleIntegrityError(
                 f"The file {name} {damage}.", "Copy the whole folder again, or export again."
             )
+    if check_hashes:
+        _check_external_data(folder, manifest)
+
+
+def _check_external_data(folder: Path, manifest: Manifest) -> None:
+    """Refuse weights that a graph refers to and no hash covers."""
+    for graph in (name for entry in manifest.graphs for name in entry.files):
+        for weights in external_data((folder / graph).read_bytes()):
+            if (PurePosixPath(graph).parent / weights).as_posix() not in manifest.files:
+                raise BundleIntegrityError(
+                    f"The graph {graph} refers to {shown(weights)}, which is not among the "
+                    "bundle's files.",
+                    "Copy the whole folder again, or export again.",
+                )
 
 
 def _can_be_built_again(name: str) -> bool:

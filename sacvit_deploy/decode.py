@@ -1,4 +1,4 @@
-"""Plain data, as JSON and TOML have it, to frozen dataclasses and back.
+"""JSON within bounds; and plain data, as JSON and TOML have it, to frozen dataclasses and back.
 
 Type hints say what a value has to be: a nested dataclass, `tuple`, `dict[str, X]`, `Literal`,
 `Path`, `X | None`, or a union, of which the first kind that fits counts. An int serves as a float,
@@ -10,9 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
+import math
+import os
+import re
 import reprlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -27,8 +31,15 @@ from typing import (
 )
 
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.files import open_regular
 
 _T = TypeVar("_T")
+
+# Bounds of JSON: enough for the names of a million classes, and for every integer of 64 bits.
+_LARGEST_TEXT = 32 << 20
+_DEEPEST = 64
+_MOST_DIGITS = 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 OPTIONAL = {"optional": True}
 """Metadata of a dataclass field that `encode` leaves out where it is None."""
@@ -49,6 +60,84 @@ def decode(kind: type[_T], values: object, path: str = "", *, refuse_unknown: bo
     """
     decoded: _T = _Decoder(refuse_unknown).record(kind, values, path)
     return decoded
+
+
+def read_bounded(file: Path) -> bytes:
+    """Read a file of JSON; one of more than 32 MiB is refused by its size.
+
+    Raises:
+        ConfigError: It is larger.
+        OSError: It cannot be read, or is not a regular file.
+    """
+    with open_regular(file) as stream:
+        _check_size(file.name, os.fstat(stream.fileno()).st_size)
+        content = stream.read(_LARGEST_TEXT + 1)
+    _check_size(file.name, len(content))
+    return content
+
+
+def parse_json(text: str | bytes, name: str) -> Any:
+    """Parse JSON of at most 32 MiB, 64 levels, 20 digits per integer, finite numbers and Unicode.
+
+    Args:
+        text: What is parsed.
+        name: What it is, to begin the problem with.
+
+    Raises:
+        ConfigError: It is not JSON, or out of these bounds.
+    """
+    _check_size(name, len(text))
+    try:
+        values = json.loads(
+            text, parse_int=_whole_number, parse_float=_finite_number, parse_constant=_no_number
+        )
+        _check_levels(values)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} is not valid JSON: {error}.", "Write the file again.") from error
+    return values
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > _LARGEST_TEXT:
+        raise ConfigError(
+            f"{name} has {size} bytes; at most {_LARGEST_TEXT} are read.", "Write the file again."
+        )
+
+
+def _whole_number(text: str) -> int:
+    if len(text.lstrip("-")) > _MOST_DIGITS:
+        raise ValueError(f"an integer has more than {_MOST_DIGITS} digits")
+    return int(text)
+
+
+def _finite_number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number")
+
+
+def _check_levels(values: Any) -> None:
+    """Raise `ValueError` if JSON is nested too deep or a string is not Unicode."""
+    level = [values]
+    for _ in range(_DEEPEST):
+        strings = (value for value in level if isinstance(value, str) and not value.isascii())
+        if any(map(_SURROGATE.search, strings)):
+            raise ValueError("a string has half a surrogate pair")
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value
+    if isinstance(value, dict | list):
+        yield from value.values() if isinstance(value, dict) else value
 
 
 def shown(value: object) -> str:
@@ -151,7 +240,7 @@ class _Decoder:
         key_kind, kind = get_args(hint)
         keys = {key: self.value(key_kind, key, f"a name in {path}") for key in found}
         return {
-            keys[key]: self.value(kind, inner, f"{path}[{reprlib.repr(key)}]")
+            keys[key]: self.value(kind, inner, f"{path}[{shown(key)}]")
             for key, inner in found.items()
         }
 

@@ -26,9 +26,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+# Characters of a problem and of a fix: names and values from a file may have any length.
+_LONGEST_PROBLEM, _LONGEST_FIX = 1400, 500
+
 
 class SacvitDeployError(Exception):
-    """Base of the tree: one problem and its fix.
+    """Base of the tree: one problem and its fix; together they stay below 2,000 characters.
 
     Args:
         problem: What was asked and what was found, one or more lines, no trailing newline.
@@ -37,11 +40,16 @@ class SacvitDeployError(Exception):
 
     def __init__(self, problem: str, fix: str) -> None:
         super().__init__(problem, fix)
-        self.problem = problem
-        self.fix = fix
+        self.problem = _shortened(problem, _LONGEST_PROBLEM)
+        self.fix = _shortened(fix, _LONGEST_FIX)
 
     def __str__(self) -> str:
         return f"{self.problem}\n{self.fix}"
+
+
+def _shortened(text: str, most: int) -> str:
+    half = (most - 5) // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
 
 
 class ConfigError(SacvitDeployError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 
-from sacvit_deploy.decode import OPTIONAL, decode, encode
+from sacvit_deploy.decode import OPTIONAL, decode, encode, parse_json, shown
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig, graph_specs
@@ -27,8 +28,11 @@ from sacvit_deploy.spec import (
 )
 
 FORMAT = "sacvit-deploy bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
+# In place of its own digits, `digest` is computed with these.
+_NO_DIGEST = "0" * 64
+_LONGEST_NAME = 255
 
 HISTOGRAM_BINS = 20
 PROBABILITIES = "probabilities"
@@ -208,7 +212,7 @@ class EngineEntry:
     layer_share: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= 1 << 20:
             raise BundleError(f"The batch range of an engine is {self.batch}.", _BUILD_AGAIN)
 
 
@@ -417,10 +421,8 @@ class Manifest:
 
     def exit_calibration(self, precision: Precision, runtime: str) -> ExitCalibration | None:
         """Find the calibration of a precision and backend; None if there is none."""
-        for record in self.exit_calibrations:
-            if (record.precision, record.runtime) == (precision, runtime):
-                return record
-        return None
+        key = (precision, runtime)
+        return next((r for r in self.exit_calibrations if (r.precision, r.runtime) == key), None)
 
     def usual_exit(self, precision: Precision, runtime: str) -> tuple[float, float]:
         """Default threshold and temperature: those calibrated, or else `eta` and 1."""
@@ -444,9 +446,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """Text of `bundle.json`, which `from_json` reads back."""
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **encode(self)}
-        values["eta"] = float(self.eta)
-        return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, "digest": _NO_DIGEST}
+        values |= {**encode(self), "eta": float(self.eta)}
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return text.replace(_NO_DIGEST, hashlib.sha256(text.encode()).hexdigest(), 1)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -455,15 +458,15 @@ class Manifest:
         Raises:
             BundleError: It is not JSON, or a value is missing, wrong, or does not fit the others.
             BundleVersionError: It was written by a newer release.
+            BundleIntegrityError: It is not as it was written.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"It is not valid JSON: {error}.", _EXPORT_AGAIN) from error
-        _check_format(values)
         # An unknown key of these would change what the network computes.
         strict = {"config": ModelConfig, "preprocessing": Preprocessing}
         try:
+            values = parse_json(text, f"Its {MANIFEST}")
+            if _checked_version(values) > 1:
+                content = text.encode() if isinstance(text, str) else text
+                _check_digest(content, values.get("digest"))
             for name, kind in strict.items():
                 if name in values:
                     values[name] = decode(kind, values[name], name, refuse_unknown=True)
@@ -472,7 +475,7 @@ class Manifest:
             raise BundleError(error.problem, f"{error.fix} Or export the bundle again.") from error
 
 
-def _check_format(values: object) -> None:
+def _checked_version(values: object) -> int:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise BundleError(
             f"Its {MANIFEST} is not the description of a {FORMAT}.",
@@ -480,11 +483,22 @@ def _check_format(values: object) -> None:
         )
     version = values.get("format_version")
     if type(version) is not int or version < 1:
-        raise BundleError(f"Its format_version is {version!r}.", _EXPORT_AGAIN)
+        raise BundleError(f"Its format_version is {shown(version)}.", _EXPORT_AGAIN)
     if version > FORMAT_VERSION:
         raise BundleVersionError(
             f"It has format version {version}; this release reads up to {FORMAT_VERSION}.",
             "Upgrade with: pip install --upgrade sacvit-deploy",
+        )
+    return version
+
+
+def _check_digest(content: bytes, digest: object) -> None:
+    """Refuse a text whose digest is missing or is not that of the rest."""
+    rest = content.replace(str(digest).encode(), _NO_DIGEST.encode(), 1)
+    if hashlib.sha256(rest).hexdigest() != digest:
+        raise BundleIntegrityError(
+            f"Its {MANIFEST} is not the one that was written (its digest is missing or differs).",
+            "Copy the whole folder again, or export again.",
         )
 
 
@@ -492,8 +506,8 @@ def _check_inside(name: str) -> None:
     """Refuse a name from `bundle.json` that leads out of the folder."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     leads_out = ".." in windows.parts or windows.drive or windows.root or posix.is_absolute()
-    if leads_out or "\0" in name or not posix.parts:
+    if leads_out or "\0" in name or not posix.parts or len(name) > _LONGEST_NAME:
         raise BundleError(
-            f"The file name {name!r} leads out of the bundle folder.",
+            f"The file name {shown(name)} leads out of the bundle folder, or is too long.",
             "Do not use this bundle unless you trust where it comes from.",
         )

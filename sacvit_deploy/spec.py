@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -33,6 +34,14 @@ SURVIVOR_ROWS = "survivor_rows"
 BATCH = "batch"
 SURVIVORS = "survivors"
 
+# Longest side of a network's input, in pixels.
+MAX_SIDE = 1 << 16
+# How an ONNX file names a file of weights: protobuf's string pair "location", length and name.
+_EXTERNAL_DATA = re.compile(rb"\n\x08location\x12([\x00-\x7f]|[\x80-\xff]\x01)", re.DOTALL)
+
+_LEAST_RATIO = 0.01
+_LEAST_TEMPERATURE, _LARGEST_TEMPERATURE = 1e-6, 1e6
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -61,8 +70,8 @@ class Preprocessing:
     """Steps from a picture to the input tensor: resize, centre crop, normalise.
 
     Attributes:
-        crop: (height, width) of the result in pixels.
-        crop_ratio: Crop side over the side of the resized picture, in (0, 1].
+        crop: (height, width) of the result in pixels, up to `MAX_SIDE`.
+        crop_ratio: Crop side over the side of the resized picture, in [0.01, 1].
         interpolation: Pillow's name of the resampling filter.
         mean: Mean per RGB channel, on the 0 to 1 scale.
         std: Standard deviation per RGB channel, on the 0 to 1 scale.
@@ -79,9 +88,11 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_field(0 < self.crop_ratio <= 1, "crop_ratio", self.crop_ratio, "a number in (0, 1]")
-        check_field(all(s > 0 for s in self.std), "std", self.std, "three positive numbers")
-        check_field(all(side >= 1 for side in self.crop), "crop", self.crop, "two positive numbers")
+        ratio, sides = self.crop_ratio, f"two numbers from 1 to {MAX_SIDE}"
+        check_field(_LEAST_RATIO <= ratio <= 1, "crop_ratio", ratio, "a number in [0.01, 1]")
+        check_field(all(abs(m) <= 1e6 for m in self.mean), "mean", self.mean, "at most 1e6 each")
+        check_field(all(1e-6 <= s <= 1e6 for s in self.std), "std", self.std, "1e-6 to 1e6 each")
+        check_field(all(1 <= side <= MAX_SIDE for side in self.crop), "crop", self.crop, sides)
 
 
 LARGEST_COUNT = 2**31 - 1
@@ -117,10 +128,20 @@ def check_eta(eta: float) -> float:
 
 
 def check_temperature(temperature: float) -> float:
-    """Convert an exit temperature to a float; `ConfigError` if it is not finite and above 0."""
+    """Convert an exit temperature to a float; `ConfigError` if it is not from 1e-6 to 1e6."""
     number = as_number(temperature)
-    if not 0 < number < math.inf:
+    if not _LEAST_TEMPERATURE <= number <= _LARGEST_TEMPERATURE:
         raise ConfigError(
-            f"The exit temperature is {shown(temperature)}.", "Make it a finite number above 0."
+            f"The exit temperature is {shown(temperature)}.", "Make it a number from 1e-6 to 1e6."
         )
     return number
+
+
+def external_data(graph: bytes) -> set[str]:
+    """Names of the files of weights of an ONNX graph, found without the onnx library."""
+    found = set()
+    for match in _EXTERNAL_DATA.finditer(graph):
+        low, *high = match[1]  # 7 bits a byte
+        length = low & 127 | sum(high) << 7
+        found.add(graph[match.end() : match.end() + length].decode(errors="replace"))
+    return found

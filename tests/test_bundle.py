@@ -45,9 +45,9 @@ def folder(tmp_path) -> Path:
 
 
 def edit(folder: Path, **values) -> None:
-    """Change `bundle.json` by hand; None removes a key."""
+    """Change `bundle.json` by hand; None removes a key. Version 1 has no digest."""
     file = folder / MANIFEST
-    found = {**json.loads(file.read_text()), **values}
+    found = {**json.loads(file.read_text()), "format_version": 1, **values}
     file.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
 
 
@@ -103,7 +103,7 @@ def test_a_truncated_or_missing_file_is_found(folder, check_hashes) -> None:
         ({"graphs": []}, "The graphs are none"),
         ({"files": {}}, "not among the bundle's files"),
         ({"format": "other"}, "not the description"),
-        ({"format_version": FORMAT_VERSION + 1}, "version 2; this release reads up to 1"),
+        ({"format_version": FORMAT_VERSION + 1}, "version 3; this release reads up to 2"),
     ],
 )
 def test_a_mistake_in_the_description_names_the_bundle(folder, values, says) -> None:
@@ -441,3 +441,42 @@ def test_what_engines_are_built_from_belongs_to_a_graph(tmp_path) -> None:
     edit(bundle.path, files={k: v for k, v in described["files"].items() if "half" not in k})
     with pytest.raises(BundleIntegrityError, match=r"ee\.half\.onnx is not among"):
         Bundle.open(bundle.path)
+
+
+def with_external_data(folder: Path, name: str) -> None:
+    """Make a graph refer to a file of weights, in the bytes that onnx writes."""
+    length = len(name.encode())
+    varint = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])
+    reference = b"\n\x08location\x12" + varint + name.encode() + b"\x12\x06offset"
+    (folder / "sac.onnx").write_bytes(b"graph" + reference)
+
+
+@pytest.mark.parametrize("version", [1, FORMAT_VERSION])
+@pytest.mark.parametrize("name", ["w.bin", "w" * 200 + ".bin", "weights/more.bin"])
+def test_weights_that_no_hash_covers_are_refused(folder, name, version) -> None:
+    """Of an older bundle or of a newer: the description is as its writer made it."""
+    with_external_data(folder, name)
+    (folder / name).write_bytes(b"weights")
+    complete = write_manifest(folder, fake_manifest())
+    assert Bundle.open(folder).manifest == complete
+    without = {key: record for key, record in complete.files.items() if key != name}
+    (folder / MANIFEST).write_text(dataclasses.replace(complete, files=without).to_json())
+    if version == 1:
+        edit(folder)
+    with pytest.raises(BundleIntegrityError, match=r"The graph sac\.onnx refers to '(w|weights/)"):
+        Bundle.open(folder)
+
+
+def test_a_changed_description_is_noticed(folder) -> None:
+    values = json.loads((folder / MANIFEST).read_text())
+    del values["files"]["weights/shared.bin"]
+    (folder / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(BundleIntegrityError, match="its digest is missing or differs"):
+        Bundle.open(folder)
+
+
+def test_a_huge_description_is_refused_by_its_size(folder) -> None:
+    os.truncate(folder / MANIFEST, 64 << 30)
+    with pytest.raises(BundleError, match=r"68719476736 bytes") as caught:
+        Bundle.open(folder)
+    assert str(folder) in caught.value.problem

@@ -3,13 +3,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tracemalloc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from sacvit_deploy.decode import OPTIONAL, check_field, check_types, decode, encode
+from sacvit_deploy.decode import (
+    OPTIONAL,
+    check_field,
+    check_types,
+    decode,
+    encode,
+    parse_json,
+    read_bounded,
+    shown,
+)
 from sacvit_deploy.errors import ConfigError
 
 
@@ -194,3 +204,61 @@ def test_a_field_is_checked():
     check_field(True, "depth", 3, "1 or more")
     with pytest.raises(ConfigError, match=r"depth is 0\.\nMake it 1 or more\."):
         check_field(False, "depth", 0, "1 or more")
+
+
+def test_json_within_bounds_is_read():
+    text = '{"a": [1, -2.5e3, "Käfer \\ud83d\\ude00", null, true], "b": 18446744073709551615}'
+    assert parse_json(text, "It") == parse_json(text.encode(), "It") == json.loads(text)
+    deep = "[" * 64 + "]" * 64
+    assert parse_json(deep, "It") == json.loads(deep)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("NaN", "NaN is not a number"),
+        ("[-Infinity]", "-Infinity is not a number"),
+        ("1e999", "a number is too large"),
+        ("-1e999", "a number is too large"),
+        ("1" * 21, "more than 20 digits"),
+        ("-" + "1" * 5000, "more than 20 digits"),
+        ("[" * 65 + "]" * 65, "nested deeper than 64 levels"),
+        ('{"a":' * 65 + "1" + "}" * 65, "nested deeper than 64 levels"),
+        ("[" * 1_000_000, "not valid JSON"),
+        ('"\\ud800"', "half a surrogate pair"),
+        ('{"\\udfff": 1}', "half a surrogate pair"),
+        ('["\ud800"]', "surrogate"),
+        (b"\xff\xfe", "not valid JSON"),
+        ('{"a": 1', "not valid JSON"),
+        ("", "not valid JSON"),
+        (b" " * (32 << 20) + b"1", "33554433 bytes; at most 33554432 are read"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_json_out_of_bounds_is_refused(text, says):
+    with pytest.raises(ConfigError, match=says) as refused:
+        parse_json(text, "It")
+    assert refused.value.problem.startswith("It ")
+    assert len(str(refused.value)) < 2000
+
+
+def test_a_huge_file_is_refused_by_its_size(tmp_path):
+    file = tmp_path / "sparse.json"
+    with file.open("wb") as stream:
+        stream.truncate(64 << 30)
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match=r"sparse\.json has 68719476736 bytes; at most"):
+        read_bounded(file)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    file.write_bytes(b"{}")
+    assert read_bounded(file) == b"{}"
+
+
+@pytest.mark.parametrize(
+    "value", [10**5000, "x" * 10**6, [["x"] * 1000] * 1000, {"a" * 999: 1}], ids=type
+)
+def test_a_value_is_shown_in_few_characters(value):
+    assert 0 < len(shown(value)) < 500
+    with pytest.raises(ConfigError):
+        check_field(False, "depth", value, "1 or more")

@@ -54,3 +54,14 @@ def test_a_warning_names_the_caller():
     with pytest.warns(UserWarning, match="Look") as caught:
         errors.warn_caller("Look", UserWarning)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_message_stays_short(kind):
+    error = kind("a" * 1000 + "x" * 5_000_000 + "b" * 600, "c" * 5_000_000)
+    assert len(str(error)) < 2000
+    assert error.problem.startswith("aaa")
+    assert error.problem.endswith("bbb")
+    whole = kind("x" * 1400, "y" * 500)
+    assert (len(whole.problem), len(whole.fix)) == (1400, 500)
+    assert " ... " not in str(whole)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
 import json
+import random
 from typing import Any
 
 import pytest
 
-from sacvit_deploy.bundle import demo_bundle
+from sacvit_deploy.bundle import Bundle, demo_bundle
+from sacvit_deploy.commands.describe import describe_bundle, describe_export
 from sacvit_deploy.decode import encode
-from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
+from sacvit_deploy.errors import (
+    BundleError,
+    BundleIntegrityError,
+    BundleVersionError,
+    ConfigError,
+    SacvitDeployError,
+)
 from sacvit_deploy.files import FileRecord
 from sacvit_deploy.manifest import (
     FORMAT_VERSION,
@@ -22,6 +32,7 @@ from sacvit_deploy.manifest import (
     TensorParity,
     WeightsOrigin,
 )
+from sacvit_deploy.runtime.preprocess import Preprocessor
 from tests.exit_records import RECORDS, exit_record, in_two_precisions
 from tests.fakes import CF, DENSE, ENGINE, SAC, fake_manifest
 
@@ -55,9 +66,10 @@ FULL = dataclasses.replace(
 
 
 def values(manifest: Manifest = FULL) -> dict[str, Any]:
-    """What a description says, to be changed."""
+    """What a description says, to be changed; of version 1, which has no digest."""
     found: dict[str, Any] = json.loads(manifest.to_json())
-    return found
+    del found["digest"]
+    return {**found, "format_version": 1}
 
 
 def read(changed: dict[str, Any]) -> Manifest:
@@ -73,7 +85,7 @@ def test_json_is_symmetrical(manifest):
     text = manifest.to_json()
     assert Manifest.from_json(text) == manifest
     assert Manifest.from_json(text).to_json() == text
-    assert '\n  "format": "sacvit-deploy bundle",\n  "format_version": 1,\n' in text
+    assert '\n  "format": "sacvit-deploy bundle",\n  "format_version": 2,\n  "digest": "' in text
 
 
 def test_labels_are_written_as_they_are():
@@ -86,7 +98,147 @@ def test_a_bundle_of_an_older_release_says_the_same():
     written = json.loads(Manifest.from_json(text).to_json())
     for graph in written["graphs"]:
         assert graph.pop("engine_file") is None
+    written["digest"] = json.loads(text)["digest"]
     assert json.dumps(written, indent=2, ensure_ascii=False) + "\n" == text
+
+
+def test_version_1_has_no_digest_and_means_the_same():
+    demo = Manifest.from_json((demo_bundle() / MANIFEST).read_bytes())
+    assert read(values(demo)) == demo
+    assert read({**values(demo), "digest": "of no meaning here"}) == demo
+
+
+def test_the_digest_is_that_of_the_text_with_zeros_in_its_place():
+    text = FULL.to_json()
+    digest = json.loads(text)["digest"]
+    assert digest == hashlib.sha256(text.replace(digest, "0" * 64).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("digest", [None, "", "0" * 64, 3, [], "A" * 64])
+def test_a_missing_or_wrong_digest_is_refused(digest):
+    changed = {**values(), "format_version": 2} | ({} if digest is None else {"digest": digest})
+    with pytest.raises(
+        BundleIntegrityError, match=r"digest is missing or differs.*\nCopy the whole"
+    ):
+        read(changed)
+
+
+def assert_refused(text: bytes) -> None:
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(text)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_noticed(step):
+    """A prime step meets all eight bits of a byte and all kinds of places."""
+    text = bytearray((demo_bundle() / MANIFEST).read_bytes())
+    for bit in range(0, 8 * len(text), step):
+        text[bit // 8] ^= 1 << bit % 8
+        assert_refused(bytes(text))
+        text[bit // 8] ^= 1 << bit % 8
+
+
+HOSTILE: tuple[Any, ...] = (
+    None, True, -1, 0, 10**20 - 1, 10**400, 1e-308, -1e308, float("nan"), float("inf"), "",
+    "x" * 5000, "\ud800", "\0", "../x", [], [[]] * 300, {}, {"y" * 5000: [None]}, "refine",
+)  # fmt: skip
+
+
+def places(found: Any) -> list[tuple[Any, Any]]:
+    """Every value inside a document, as its container and key."""
+    keys = found.keys() if isinstance(found, dict) else range(len(found))
+    own = [(found, key) for key in keys]
+    inner = [found[key] for key in keys if isinstance(found[key], dict | list)]
+    return own + [place for value in inner for place in places(value)]
+
+
+def outcome(changed: dict[str, Any]) -> str | None:
+    """The refusal of a description; None where it is read, and can be written and shown."""
+    said = refusal(changed)
+    assert said is None or len(said) < 2000
+    return said
+
+
+def refusal(changed: dict[str, Any]) -> str | None:
+    try:
+        manifest = read(changed)
+    except SacvitDeployError as error:
+        return str(error)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    bundle = Bundle(demo_bundle().parent / "none", manifest)
+    assert "\n".join(describe_bundle(bundle)).encode()
+    assert len(list(describe_export(bundle))) >= 2
+    assert Preprocessor(manifest.preprocessing).crop_box(640, 480)
+    return None
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]
+)
+def test_hostile_values_are_refused_or_harmless(seed):
+    """At every place, and then at several places at once, with keys removed and added."""
+    generator, whole = random.Random(seed), values()
+    for container, key in places(whole):
+        kept, container[key] = container[key], copy.deepcopy(generator.choice(HOSTILE))
+        outcome(whole)
+        container[key] = kept
+    for _ in range(100):
+        changed = copy.deepcopy(whole)
+        for _ in range(generator.randint(1, 3)):
+            container, key = generator.choice(places(changed))
+            if isinstance(container, dict) and generator.random() < 0.5:
+                del container[key]
+                container["z" * 5000] = copy.deepcopy(generator.choice(HOSTILE))
+            else:
+                container[key] = copy.deepcopy(generator.choice(HOSTILE))
+        outcome(changed)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("preprocessing.crop_ratio", 1e-308),
+        ("preprocessing.mean", [0, 0, 1e300]),
+        ("preprocessing.std", [1e-300, 1, 1]),
+        ("preprocessing.crop", [24, 1 << 17]),
+        ("config.image_size", [1 << 20, 1 << 20]),
+        ("config.depth", 10**4 + 1),
+        ("config.num_classes", 10**9),
+        ("config.embed_dim", 1 << 40),
+        ("config.mlp_ratio", 1e300),
+        ("config.layer_norm_eps", -1.0),
+        ("eta", 10**400),
+        ("exit_calibrations.0.temperature", 1e-300),
+        ("engines.0.batch", [1, 1, 10**18]),
+    ],
+)
+def test_numbers_out_of_all_reason_are_refused(path, value):
+    container: Any
+    changed = values()
+    container, keys = changed, path.split(".")
+    for key in keys[:-1]:
+        container = container[int(key) if key.isdigit() else key]
+    container[keys[-1]] = value
+    said = outcome(changed)
+    assert said is not None
+    assert keys[-1].split("_")[0] in said or "digits" in said
+
+
+def test_long_names_make_no_long_messages():
+    for changed in (
+        {"format_version": "x" * 5_000_000},
+        {"config": {**encode(SAC), "x" * 5_000_000: 3}},
+        {"config": {**encode(SAC), "family": "x" * 5_000_000}},
+        {"files": {"../" + "x" * 5_000_000: {"sha256": "00", "bytes": 1}}},
+        {"graphs": values()["graphs"] * 1000},
+    ):
+        assert outcome({**values(), **changed}) is not None
+
+
+def test_names_that_no_file_has_are_refused():
+    with pytest.raises(BundleError, match="too long"):
+        read({**values(), "files": {"x" * 256: {"sha256": "00", "bytes": 1}}})
 
 
 @pytest.mark.parametrize("name", ["engines", "precisions", "exit_calibrations", "parity", "tools"])
@@ -153,7 +305,7 @@ def test_what_is_not_json_is_refused(text):
 
 def test_a_newer_version_is_refused_before_anything_else():
     newer = {"format_version": FORMAT_VERSION + 1, "config": "of a shape nobody knows yet"}
-    with pytest.raises(BundleVersionError, match="version 2; this release reads up to 1"):
+    with pytest.raises(BundleVersionError, match="version 3; this release reads up to 2"):
         read(values() | newer)
 
 
@@ -172,7 +324,7 @@ def test_a_newer_version_is_refused_before_anything_else():
         ({"selection": "guess"}, "selection is 'guess'.\nMake it one of 'host', 'graph'"),
         ({"input_kind": 8}, "input_kind is 8"),
         ({"eta": 1.5}, "eta is 1.5"),
-        ({"eta": float("nan")}, "eta is nan"),
+        ({"eta": float("nan")}, "NaN is not a number"),
         ({"eta": "0.5"}, "eta is '0.5'"),
         ({"eta": True}, "eta is True"),
         ({"eta": None}, "eta is missing"),
@@ -272,7 +424,7 @@ def test_a_calibration_is_found_by_precision_and_backend():
         ({"eta": 1.5}, "eta is 1.5"),
         ({"eta": None}, r"exit_calibrations\[0\].eta is None"),
         ({"temperature": 0}, "temperature is 0"),
-        ({"top1": float("nan")}, "top1 is nan"),
+        ({"top1": float("nan")}, "NaN is not a number"),
         ({"precision": "fp8"}, "precision is 'fp8'.\nMake it one of 'fp32'"),
         ({"runtime": "torch"}, "runtime is 'torch'.\nMake it one of 'onnxruntime'"),
         ({"images": "many"}, "images is 'many'.\nMake it a whole number"),

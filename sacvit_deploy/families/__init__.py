@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sacvit_deploy.decode import shown
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.cf_vit import CF_VIT
 from sacvit_deploy.families.sac_vit import SAC_VIT
@@ -24,5 +25,5 @@ FAMILIES = {family.name: family for family in (SAC_VIT, CF_VIT, VIT)}
 def family_named(name: object) -> Family:
     """Find a family by its name; `ConfigError` if there is none."""
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ConfigError(f"family is {name!r}.", f"Make it one of {', '.join(FAMILIES)}.")
+        raise ConfigError(f"family is {shown(name)}.", f"Make it one of {', '.join(FAMILIES)}.")
     return FAMILIES[name]

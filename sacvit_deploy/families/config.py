@@ -15,13 +15,22 @@ from sacvit_deploy.decode import check_field, check_types
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
 from sacvit_deploy.families.two_stage import TwoStageConfig
-from sacvit_deploy.spec import GraphSpec, InputKind, Preprocessing, Role, Selection
+from sacvit_deploy.spec import MAX_SIDE, GraphSpec, InputKind, Preprocessing, Role, Selection
 
 if TYPE_CHECKING:
     from sacvit_deploy.families.family import Attention
 
 
 _GIGA = 1e9
+
+# Far above every network of these families, and small enough to count with.
+_LARGEST = {
+    "patch_size": MAX_SIDE,
+    "embed_dim": 1 << 20,
+    "depth": 10**4,
+    "num_heads": 1 << 20,
+    "num_classes": 10**7,
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("patch_size", "embed_dim", "depth", "num_heads", "num_classes"):
-            check_field(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name, most in _LARGEST.items():
+            number = getattr(self, name)
+            check_field(1 <= number <= most, name, number, f"a number from 1 to {most}")
+        sides, wanted = self.image_size, f"at most {MAX_SIDE} pixels high and wide"
+        check_field(max(sides) <= MAX_SIDE, "image_size", sides, wanted)
+        ratio, eps = self.mlp_ratio, self.layer_norm_eps
+        check_field(0 < ratio <= 1000, "mlp_ratio", ratio, "above 0 and at most 1000")
+        check_field(0 <= eps <= 1, "layer_norm_eps", eps, "a number in [0, 1]")
         check_field(
             self.embed_dim % self.num_heads == 0,
             "num_heads",

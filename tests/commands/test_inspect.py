@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sacvit_deploy.bundle import publish, staging_folder
+from sacvit_deploy.bundle import Bundle, publish, staging_folder, update_manifest
 from sacvit_deploy.manifest import MANIFEST
 from tests.engines.typed_onnx import write_typed_bundle
 from tests.test_bundle_changes import ENTRY
@@ -59,8 +59,8 @@ def test_a_damaged_engine_is_named_with_its_fix(invoke, tmp_path):
 
 
 def test_a_bundle_without_a_measurement(invoke, copied):
-    values = json.loads((copied / MANIFEST).read_text())
-    (copied / MANIFEST).write_text(json.dumps({**values, "parity": [], "tools": {}}))
+    bundle = Bundle.open(copied)
+    update_manifest(bundle, dataclasses.replace(bundle.manifest, parity=(), tools={}))
     ran = invoke("inspect", copied)
     assert ran.code == 0
     assert "parity   not measured" in ran.out

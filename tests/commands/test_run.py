@@ -121,7 +121,7 @@ def remove_manifest(path) -> None:
     [
         (damage_byte, "weights.bin is not the one that was written"),
         (remove_graph, "sac.onnx is missing"),
-        (newer, "format version 99; this release reads up to 1"),
+        (newer, "format version 99; this release reads up to 2"),
         (cut_manifest, "not valid JSON"),
         (remove_manifest, "has no bundle.json"),
     ],

@@ -164,12 +164,12 @@ def test_nobody_else_changes_the_bundle_while_it_is_written(bundle, data, monkey
 
 
 def test_graphs_that_changed_meanwhile_get_no_threshold(bundle, data, monkeypatch):
+    opened = Bundle.open(bundle)
+
     def change() -> None:
         (bundle / "ee.onnx").write_bytes(b"other")
-        opened = json.loads((bundle / MANIFEST).read_text())
-        record = FileRecord.of(bundle / "ee.onnx")
-        opened["files"]["ee.onnx"] = dataclasses.asdict(record)
-        (bundle / MANIFEST).write_text(json.dumps(opened))
+        files = {**opened.manifest.files, "ee.onnx": FileRecord.of(bundle / "ee.onnx")}
+        update_manifest(opened, dataclasses.replace(opened.manifest, files=files))
 
     while_it_measures(monkeypatch, change)
     with pytest.raises(BundleIntegrityError, match=r"changed while it was measured: ee\.onnx"):
