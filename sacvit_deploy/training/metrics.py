@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sacvit_deploy.errors import DataError, raised_as
-from sacvit_deploy.files import write_whole
+from sacvit_deploy.files import open_regular, write_whole
 from sacvit_deploy.libraries import require
 from sacvit_deploy.training.data import ValidationPictures, read_batches
 from sacvit_deploy.training.objective import StagedForward
@@ -30,18 +30,19 @@ class MetricsLog:
         path: The file. Lines after `from_step` are removed, because a resumed run repeats them.
         from_step: Step of the checkpoint that is resumed, or 0.
         tensorboard: Folder for TensorBoard's event files; None writes none.
+
+    Raises:
+        DataError: The file is there and cannot be read or written.
     """
 
     def __init__(self, path: Path, from_step: int, tensorboard: Path | None = None) -> None:
         self._path = path
         if path.exists():
-            kept = []
-            for line in path.read_text(encoding="utf-8").splitlines():
-                # A kill may leave half of the last line; its step is repeated.
-                with suppress(ValueError):
-                    if json.loads(line)["step"] <= from_step:
-                        kept.append(line + "\n")
-            write_whole(path, "".join(kept))
+            problem, fix = f"The metrics in {path} cannot be continued", "Move that file away."
+            with raised_as(DataError, problem, fix):
+                with open_regular(path) as stream:
+                    lines = stream.read().decode(errors="replace").splitlines()
+                write_whole(path, "".join(f"{x}\n" for x in lines if _is_before(x, from_step)))
         self._events: Any = None
         if tensorboard is not None:
             require("tensorboard", "Writing TensorBoard files")
@@ -67,6 +68,13 @@ class MetricsLog:
         """Close the event files."""
         if self._events is not None:
             self._events.close()
+
+
+def _is_before(line: str, step: int) -> bool:
+    """Whether a line is of a step up to this one; a kill may leave half a line, of no step."""
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        return bool(json.loads(line)["step"] <= step)
+    return False
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -25,6 +26,20 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
         {"step": 2, "total": 1.0},
         {"step": 3, "total": 9.0},
     ]
+
+
+def test_lines_that_are_none_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\n[1]\n{"total": 1}\n{"step": "1"}\n' + b"[" * 9999)
+    MetricsLog(path, 5)
+    assert lines(path) == [{"step": 1}]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(DataError, match="cannot be continued"):
+        MetricsLog(tmp_path / "metrics.jsonl", 0)
 
 
 def test_a_full_disk(tmp_path):
