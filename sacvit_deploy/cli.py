@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import os
+import sys
 from typing import Any
 
 import click
 
 import sacvit_deploy
-from sacvit_deploy.errors import SacvitDeployError
+from sacvit_deploy.errors import SacvitDeployError, is_interrupt
 
 # Line in --help by verb; the code is in sacvit_deploy.commands.<verb>.
 VERBS = {
@@ -52,8 +56,42 @@ class LazyGroup(click.Group):
         """Run a verb; an error of this package becomes one message and exit code 1."""
         try:
             return super().invoke(ctx)
-        except SacvitDeployError as error:
-            raise click.ClickException(f"{error.problem}\n{error.fix}") from error
+        except Exception as error:
+            if is_interrupt(error):
+                raise KeyboardInterrupt from error
+            if isinstance(error, SacvitDeployError):
+                raise click.ClickException(str(error)) from error
+            raise
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line; a stdout that takes nothing becomes one message and exit code 1.
+
+        click itself ends silently, with the same code, where the reader of a pipe has gone.
+        """
+        try:
+            _check_stdout()
+            return super().main(*args, **extra)
+        except OSError as error:
+            if error.filename is not None:  # not a stream
+                raise
+            _discard_stdout()
+            click.echo(
+                f"Error: The output cannot be written: {error.strerror or error}.\n"
+                "Check where stdout goes, and the space left there.",
+                err=True,
+            )
+            sys.exit(1)
+
+
+def _check_stdout() -> None:
+    if sys.stdout is None:  # it was closed before the start
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def _discard_stdout() -> None:
+    """Send what is left to nowhere; Python would try to write it again at its end."""
+    with contextlib.suppress(OSError, AttributeError):  # no stdout, or not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

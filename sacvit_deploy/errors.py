@@ -125,6 +125,18 @@ def raised_as(
         raise kind(f"{problem}: {error}.", fix) from error
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an error was raised because of Ctrl-C: some libraries wrap `KeyboardInterrupt`."""
+    links, seen = [error], set()
+    while links:
+        link = links.pop()
+        if isinstance(link, KeyboardInterrupt):
+            return True
+        seen.add(id(link))
+        links += [e for e in (link.__cause__, link.__context__) if e and id(e) not in seen]
+    return False
+
+
 def warn_caller(message: str, category: type[Warning]) -> None:
     """Warn, and name the line outside this package that led here."""
     package, frame, level = __name__.partition(".")[0], sys._getframe(), 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 import sacvit_deploy
+from sacvit_deploy.bundle import Bundle, demo_bundle
 from sacvit_deploy.cli import VERBS, main
+from sacvit_deploy.errors import BundleError
 from sacvit_deploy.samples import sample_pictures
 
 
@@ -78,6 +81,50 @@ def test_a_failure_is_one_message_without_a_traceback(sac_host, tmp_path):
     assert ran.stderr.startswith("Error: ")
     assert "cat.jpg" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def into(stdout: int | str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run with its stdout going to a file, or to a descriptor."""
+    command = [sys.executable, "-m", "sacvit_deploy.cli", *map(str, arguments)]
+    with open(stdout, "w") as stream:
+        return subprocess.run(
+            command, stdout=stream, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", demo_bundle(), "--json"]])
+def test_a_full_stdout_is_one_message(arguments):
+    ran = into("/dev/full", *arguments)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Error: The output cannot be written: No space left")
+    assert ran.stderr.count("\n") == 2
+
+
+def test_a_reader_that_has_gone_is_not_told(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = into(writer, "--help")
+    assert (ran.returncode, ran.stderr) == (1, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes stdout")
+def test_a_closed_stdout_is_one_message():
+    script = f"{sys.executable} -m sacvit_deploy.cli --version >&-"
+    ran = subprocess.run(script, shell=True, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Error: The output cannot be written: Bad file")
+    assert "Traceback" not in ran.stderr
+
+
+def test_an_interrupt_that_was_wrapped_aborts(monkeypatch, tmp_path):
+    def interrupted(*_args, **_kwargs):
+        raise BundleError("It cannot be read.", "Check it.") from KeyboardInterrupt()
+
+    monkeypatch.setattr(Bundle, "open", interrupted)
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.output.strip() == "Aborted!"
 
 
 def test_wrong_usage_says_where_help_is(sac_host):

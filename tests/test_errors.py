@@ -50,6 +50,14 @@ def test_errors_from_elsewhere_are_raised_as_ours():
             fail(other)
 
 
+def test_an_interrupt_is_found_in_a_chain():
+    first, second = ValueError("first"), ValueError("second")
+    first.__context__, second.__cause__ = second, first  # a loop, as some libraries make
+    assert not errors.is_interrupt(first)
+    first.__cause__ = KeyboardInterrupt()
+    assert errors.is_interrupt(second)
+
+
 def test_a_warning_names_the_caller():
     with pytest.warns(UserWarning, match="Look") as caught:
         errors.warn_caller("Look", UserWarning)

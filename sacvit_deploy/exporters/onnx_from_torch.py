@@ -12,7 +12,7 @@ import onnx
 import torch
 from onnxscript import opset18
 
-from sacvit_deploy.errors import ExportError
+from sacvit_deploy.errors import ExportError, is_interrupt
 from sacvit_deploy.model.views import example_inputs, view_for
 from sacvit_deploy.model.vit import Backbone
 from sacvit_deploy.spec import GraphSpec
@@ -54,7 +54,11 @@ def onnx_from_torch(model: Backbone, spec: GraphSpec, *, opset: int = 18) -> onn
                 optimize=True,
                 verbose=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
+    except Exception as error:
+        if is_interrupt(error):
+            raise KeyboardInterrupt from error
+        if not isinstance(error, torch.onnx.errors.OnnxExporterError):
+            raise
         raise ExportError(
             f"torch {torch.__version__} could not translate the {spec.role} graph: {error}",
             "Try --opset 18, or another release of torch and onnxscript.",

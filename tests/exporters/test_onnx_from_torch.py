@@ -51,6 +51,18 @@ def test_a_failed_translation_is_one_error(monkeypatch):
         onnx_from_torch(strong_model(DENSE), graph_specs(DENSE)[0])
 
 
+@pytest.mark.parametrize("kind", [torch.onnx.errors.OnnxExporterError, ImportError])
+def test_an_interrupt_stays_one_however_it_is_wrapped(monkeypatch, kind):
+    def fails(*_args, **_kwargs):
+        inner = AttributeError("half imported")  # as torch does it
+        inner.__context__ = KeyboardInterrupt()
+        raise kind("Failed to export the model") from inner
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(KeyboardInterrupt):
+        onnx_from_torch(strong_model(DENSE), graph_specs(DENSE)[0])
+
+
 def test_an_exporter_that_gives_nothing_is_one_error(monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: None)
     with pytest.raises(ExportError, match="returned nothing"):
