@@ -135,6 +135,12 @@ class Bundle:
         """Path of the plan file of an engine."""
         return self.path / entry.file
 
+    def linked_weights(self) -> dict[str, Path]:
+        """Weights that are links to files of another folder, as in a Hugging Face cache."""
+        weights = {name: self.path / name for name in self.manifest.files if name.endswith(".bin")}
+        folder = self.path.resolve()
+        return {n: f for n, f in weights.items() if not f.resolve().is_relative_to(folder)}
+
     def graph_files(self) -> dict[str, FileRecord]:
         """Records of all files but the engines and their logs, by name."""
         files = self.manifest.files.items()

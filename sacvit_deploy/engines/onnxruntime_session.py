@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -80,6 +80,7 @@ class OnnxRuntimeSession:
         *,
         graph: GraphSpec | GraphEntry | None = None,
         cache: Path | None = None,
+        weights: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         """Load a graph.
 
@@ -89,6 +90,7 @@ class OnnxRuntimeSession:
             graph: The contract that its inputs and outputs have to keep, at load and in every
                 call; None accepts any.
             cache: Where a provider may keep its compiled kernels; for this graph alone.
+            weights: External weights that are links to another folder, by the name in the graph.
 
         Raises:
             EngineError: The library cannot run the file, its tensors are not those of the
@@ -109,7 +111,9 @@ class OnnxRuntimeSession:
             # It prints why a provider cannot be had; stdout belongs to a command's JSON.
             with contextlib.redirect_stdout(sys.stderr):
                 providers = add_providers(ort, settings, asked, cache)
+                contents = _add_weights(settings, weights)
                 self._session = ort.InferenceSession(str(path), settings, providers=providers)
+                del contents  # the library has copied them only now
         except Exception as error:  # its exceptions share no other base
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error)[:_SHOWN]}",
@@ -214,6 +218,19 @@ class OnnxRuntimeSession:
             "If memory ran out, use a smaller batch; else check the bundle with "
             "sacvit-deploy verify.",
         )
+
+
+def _add_weights(settings: Any, weights: Mapping[str, Path]) -> list[bytes]:
+    """Give weights as bytes, and return these: a session refuses links out of its folder.
+
+    Older releases that cannot take bytes follow the links.
+    """
+    if not weights or not hasattr(settings, "add_external_initializers_from_files_in_memory"):
+        return []
+    contents = [file.read_bytes() for file in weights.values()]
+    sizes = list(map(len, contents))
+    settings.add_external_initializers_from_files_in_memory(list(weights), contents, sizes)
+    return contents
 
 
 def _tensor_spec(node: Any) -> TensorSpec:

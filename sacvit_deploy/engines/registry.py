@@ -163,7 +163,11 @@ def _prepare_onnxruntime(
         cache = cache_folder(bundle)
         sessions = {
             graph.role: OnnxRuntimeSession(
-                bundle.graph_path(graph), options, graph=graph, cache=cache / graph.role
+                bundle.graph_path(graph),
+                options,
+                graph=graph,
+                cache=cache / graph.role,
+                weights=bundle.linked_weights(),
             )
             for graph in graphs
         }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import sacvit_deploy
-from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
+from sacvit_deploy.bundle import Bundle, demo_bundle, new_bundle, write_manifest
 from sacvit_deploy.engines import compatibility, registry
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import EngineWarning, backends, open_sessions
@@ -50,6 +51,26 @@ def test_graphs_of_another_network_are_refused_before_the_first_picture(tmp_path
         write_manifest(staging, manifest)
     with pytest.raises(EngineError, match=r"not the early_exit graph .*output 'logits' is missing"):
         sacvit_deploy.load(tmp_path / "bundle", backend="onnxruntime")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+@pytest.mark.parametrize("linked", [["weights.bin"], ["bundle.json", "ee.onnx", "weights.bin"]])
+def test_weights_linked_from_another_folder_are_read_and_checked(tmp_path, linked) -> None:
+    """As in a cache of Hugging Face, where every file is a link."""
+    folder, blobs = shutil.copytree(demo_bundle(), tmp_path / "bundle"), tmp_path / "blobs"
+    blobs.mkdir()
+    for number, name in enumerate(linked):
+        (folder / name).rename(blobs / str(number))
+        (folder / name).symlink_to(blobs / str(number))
+    picture = random_pictures(1)[0]
+    with sacvit_deploy.load(folder) as found, sacvit_deploy.load(demo_bundle()) as wanted:
+        assert found(picture, eta=1.0) == wanted(picture, eta=1.0)
+    assert list(Bundle.open(folder).linked_weights()) == ["weights.bin"]
+    assert Bundle.open(demo_bundle()).linked_weights() == {}
+    weights = blobs / str(len(linked) - 1)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleIntegrityError, match=r"weights\.bin .*SHA-256 differs"):
+        sacvit_deploy.load(folder)
 
 
 def test_auto_says_why_the_others_were_not_taken(bundle) -> None:
