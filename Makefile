@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check pytest format clean
+.PHONY: help demo test check pytest fuzz format clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,12 +24,19 @@ check: $(VENV)/test.stamp  ## Run the static checks: lint, format, types, layers
 pytest: $(VENV)/test.stamp  ## Run the tests, a process for each core; choose some with ARGS='-m "not slow"'
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
+fuzz: $(VENV)/test.stamp  ## Try hostile inputs until stopped or a failure; one round with EXAMPLES=10000 (SEED=1, ARGS)
+	while :; do \
+		FUZZ_EXAMPLES=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest -n auto tests/fuzz \
+			$(if $(SEED),--hypothesis-seed=$(SEED)) $(ARGS) || exit 1; \
+		if [ -n "$(EXAMPLES)" ]; then exit; fi; \
+	done
+
 format: $(VENV)/test.stamp  ## Format the code, and apply the fixes of ruff
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment, caches and what the demo wrote
-	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find sacvit_deploy tests -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/demo.stamp: PACKAGE := .
