@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import sacvit_deploy
-from sacvit_deploy.bundle import Bundle, demo_bundle
+from sacvit_deploy.bundle import demo_bundle
 from sacvit_deploy.cli import VERBS, main
 from sacvit_deploy.errors import BundleError
 from sacvit_deploy.samples import sample_pictures
@@ -121,7 +121,8 @@ def test_an_interrupt_that_was_wrapped_aborts(monkeypatch, tmp_path):
     def interrupted(*_args, **_kwargs):
         raise BundleError("It cannot be read.", "Check it.") from KeyboardInterrupt()
 
-    monkeypatch.setattr(Bundle, "open", interrupted)
+    verb = importlib.import_module("sacvit_deploy.commands.inspect").command
+    monkeypatch.setattr(verb, "callback", interrupted)
     result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
     assert result.exit_code == 1
     assert result.output.strip() == "Aborted!"
