@@ -265,7 +265,8 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
             target.parent.mkdir(parents=True, exist_ok=True)
             staging = owned.enter_context(own_folder(target.parent, target.name)) / target.name
             staging.mkdir()
-        yield staging
+        with _write_error(target):  # the disk may be full by now
+            yield staging
         if not (staging / MANIFEST).is_file():
             raise BundleError(
                 f"No {MANIFEST} was written for {target}.", "Call write_manifest at the end."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib.metadata
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -127,6 +129,26 @@ def test_a_stopped_replacement_leaves_the_old_bundle(tmp_path, sac_model, transl
     fail_at("refine", KeyboardInterrupt, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         export_bundle(sac_model, path, ExportOptions(force=True))
+    assert content(path) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("step", ["save_with_shared_weights", "write_manifest", "fsync"])
+def test_a_full_disk_is_one_error(tmp_path, sac_model, translated, monkeypatch, step):
+    path = tmp_path / "bundle"
+    export_bundle(sac_model, path)
+    before = content(path)
+    owner = os if step == "fsync" else export
+    works = vars(owner)[step]
+
+    def fills(*arguments):
+        works(*arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(owner, step, fills)
+    with pytest.raises(BundleError, match="cannot be written: .*No space left") as raised:
+        export_bundle(sac_model, path, ExportOptions(force=True))
+    assert "space left on the disk" in raised.value.fix
     assert content(path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
