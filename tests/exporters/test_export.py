@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_error(tmp_path, sac_model, translated, monkeypatch, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(owner, step, fills)
-    with pytest.raises(BundleError, match="cannot be written: .*No space left") as raised:
+    with pytest.raises(BundleError, match=r"cannot be written: .*No space left") as raised:
         export_bundle(sac_model, path, ExportOptions(force=True))
     assert "space left on the disk" in raised.value.fix
     assert content(path) == before
