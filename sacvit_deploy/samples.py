@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,8 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from sacvit_deploy.errors import DataError, raised_as
+from sacvit_deploy.decode import parse_json
+from sacvit_deploy.errors import ConfigError, DataError, raised_as
 from sacvit_deploy.files import open_regular
 
 SUFFIXES = frozenset(
@@ -168,9 +168,9 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[object, ...]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line, "It")
             yield row["path"], row["label"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ConfigError, TypeError, KeyError) as error:
             raise DataError(
                 f"Line {number} of {path} is not an object with path and label: {line[:80]}",
                 'Write one {"path": ..., "label": ...} a line.',

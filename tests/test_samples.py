@@ -115,6 +115,8 @@ def test_an_empty_class_folder_is_named(folder):
         ("data.jsonl", b"[1, 2]\n", "Line 1"),
         ("data.jsonl", b"a.jpg cat\n", "Line 1"),
         ("data.jsonl", b"3\n", "Line 1"),
+        ("data.jsonl", b"[" * 100_000, "Line 1"),
+        ("data.jsonl", b'{"path": "\\ud800.jpg", "label": "x"}\n', "Line 1"),
     ],
 )
 def test_what_is_no_data_set_is_refused(tmp_path, name, content, says):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sacvit_deploy.decode import encode
-from sacvit_deploy.errors import DataError
+from sacvit_deploy.decode import encode, parse_json, read_bounded
+from sacvit_deploy.errors import ConfigError, DataError
 from sacvit_deploy.evaluation.answers import (
     OnCorrupt,
     Setting,
@@ -275,12 +274,15 @@ def read_compared(file: Path) -> tuple[Compared, ...]:
         DataError: The file cannot be read, or is not such a document.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = parse_json(read_bounded(file), "It")
         rows = document.get("rows", [document])
         return tuple(_compared(document, row) for row in rows)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ConfigError) as error:
+        reason = f"{type(error).__name__}: {error}."
+        if isinstance(error, ConfigError):
+            reason = error.problem
         raise DataError(
-            f"{file} is not an evaluation: {type(error).__name__}: {error}.",
+            f"{file} is not an evaluation: {reason}",
             f"Write it with: sacvit-deploy evaluate BUNDLE DATA --json > {file}",
         ) from error
 

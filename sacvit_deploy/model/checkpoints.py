@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from sacvit_deploy.decode import check_field, decode, encode
+from sacvit_deploy.decode import check_field, decode, encode, parse_json
 from sacvit_deploy.errors import CheckpointError, ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.files import open_regular, replacing
@@ -313,7 +313,7 @@ def _stored_config(text: str, tensors: Mapping[str, Tensor], path: Path) -> Mode
     try:
         length = len(text)
         check_field(length <= _LONGEST_CONFIG, "its length", length, f"{_LONGEST_CONFIG} or less")
-        config = decode(ModelConfig, json.loads(text), "config", refuse_unknown=True)
+        config = decode(ModelConfig, parse_json(text, "It"), "config", refuse_unknown=True)
         check_stored(tensors, config)
     except (ValueError, OverflowError, RecursionError, ConfigError) as error:
         problem = error.problem if isinstance(error, ConfigError) else str(error)

@@ -179,18 +179,21 @@ def test_other_evaluations_are_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "says"),
     [
-        {"top1": float("nan")},
-        {"top1": 97.1},
-        {"macs_mean_g": -1},
-        {"latency_ms_mean": float("inf")},
+        ({"top1": float("nan")}, "NaN is not a number"),
+        ({"top1": 97.1}, "out of range"),
+        ({"macs_mean_g": -1}, "out of range"),
+        ({"latency_ms_mean": float("inf")}, "Infinity is not a number"),
+        ({"macs_mean_g": 10**400}, "more than 20 digits"),
+        ({"eta": 10**400}, "more than 20 digits"),
     ],
+    ids=str,
 )
-def test_numbers_that_no_chart_can_show_are_refused(wrong, tmp_path):
+def test_numbers_that_no_chart_can_show_are_refused(wrong, says, tmp_path):
     document = fake_evaluation().to_dict() | wrong
     (tmp_path / "other.json").write_text(json.dumps(document))
-    with pytest.raises(DataError, match="out of range"):
+    with pytest.raises(DataError, match=says):
         read_compared(tmp_path / "other.json")
 
 
