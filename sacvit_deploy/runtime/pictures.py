@@ -16,8 +16,7 @@ Pillow's process-wide settings are neither changed nor used.
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Union
 
 import numpy as np
@@ -31,10 +30,17 @@ from sacvit_deploy.samples import Sample
 PictureSource = Union[str, "os.PathLike[str]", Sample, Image.Image, "npt.NDArray[np.uint8]"]
 
 MAX_PIXELS = 178_956_970
-"""Largest number of pixels that a file may announce: Pillow's own limit, 0.7 GB when decoded.
+"""Largest number of pixels that a file may announce: Pillow's own limit.
 
-A caller can open a larger picture with Pillow and pass the PIL picture.
+As RGB they take 0.7 GB. Another mode is decoded beside it, and a turned picture is copied, which
+makes up to 1.5 GB for JPEG and PNG; decoders of other formats may take more. A caller can open a
+larger picture with Pillow and pass the PIL picture.
 """
+
+MAX_SIDE = 1_000_000
+"""Largest width or height that a file may announce, in pixels: every row has its own cost."""
+
+_STRIP_PIXELS = 1 << 20
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """File formats that are read. Some of Pillow's others start programs (EPS)."""
@@ -68,7 +74,7 @@ def read_picture(source: PictureSource) -> Image.Image:
 
     Raises:
         ImageError: The source is missing, unreadable, not a picture, damaged, empty, larger than
-            `MAX_PIXELS`, or of a kind that has no agreed conversion to RGB.
+            `MAX_PIXELS` or `MAX_SIDE`, or of a kind that has no agreed conversion to RGB.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, f"The PIL picture ({source.mode}, {_size(source)})")
@@ -119,10 +125,10 @@ def _open(stream: IO[bytes], name: str) -> Image.Image:
         raise ImageError(f"{name} is an empty file (0 bytes).", "Copy or download it again.")
     picture = _identify(stream, prefix, name)
     pixels = picture.width * picture.height
-    if pixels > MAX_PIXELS:
+    if pixels > MAX_PIXELS or max(picture.size) > MAX_SIDE:
         raise ImageError(
             f"{name} announces {_size(picture)} = {pixels:,} pixels; "
-            f"at most {MAX_PIXELS:,} are decoded.",
+            f"at most {MAX_PIXELS:,} are decoded, and {MAX_SIDE:,} on a side.",
             "Make it smaller first, or open it with Pillow and pass the PIL picture.",
         )
     return picture
@@ -187,6 +193,7 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     except Exception as error:  # a decoder may raise anything on bad bytes
         raise ImageError(f"{name} cannot be decoded: {error}.", _DAMAGED) from error
     transposition = _UPRIGHT.get(_orientation(picture))
+    del picture  # a large one goes before the next copy is made
     if transposition is None:
         return rgb
     rgb = rgb.transpose(transposition)
@@ -195,26 +202,51 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _convert(picture: Image.Image, name: str) -> Image.Image:
+    """Convert strip by strip, since the steps of some modes take five times the memory."""
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    convert = _conversion(picture, name)
+    rgb = Image.new("RGB", picture.size)
+    for top, strip in _strips(picture):
+        rgb.paste(convert(strip), (0, top))
+    return rgb
+
+
+def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Cut a picture into strips of whole rows, and name the first row of each."""
+    rows = max(1, _STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        bottom = min(top + rows, picture.height)
+        yield top, picture.crop((0, top, picture.width, bottom))
+
+
+def _conversion(picture: Image.Image, name: str) -> Callable[[Image.Image], Image.Image]:
+    """How strips of a picture become RGB."""
     mode = picture.mode
     if mode.startswith("I;16"):
-        return _from_grey(np.asarray(picture), 65535)
+        return lambda strip: _from_grey(np.asarray(strip), 65535)
     if mode in ("I", "F"):
-        values = np.asarray(picture)
-        return _from_grey(values, _white_level(values, name))
+        white = _white_level(picture, name)
+        return lambda strip: _from_grey(np.asarray(strip), white)
     if mode in _ALPHA_MODES or (mode in _OPAQUE_MODES and "transparency" in picture.info):
-        straight = picture.convert("LA") if mode == "La" else picture
-        straight = straight.convert("RGBA")
-        white = Image.new("RGBA", straight.size, "white")
-        return Image.alpha_composite(white, straight).convert("RGB")
+        return _on_white
     if mode in _OPAQUE_MODES:
-        return picture if mode == "RGB" else picture.convert("RGB")
+        return lambda strip: strip.convert("RGB")
     raise ImageError(f"{name} is of mode {mode}, which is not read.", "Save it as RGB.")
 
 
-def _white_level(values: npt.NDArray[np.generic], name: str) -> int:
+def _on_white(picture: Image.Image) -> Image.Image:
+    straight = picture.convert("LA") if picture.mode == "La" else picture
+    straight = straight.convert("RGBA")
+    white = Image.new("RGBA", straight.size, "white")
+    return Image.alpha_composite(white, straight).convert("RGB")
+
+
+def _white_level(picture: Image.Image, name: str) -> int:
     """Find the value of white in a 32-bit grey picture."""
-    low, high = float(values.min()), float(values.max())
-    levels = (1, 255, 65535) if np.issubdtype(values.dtype, np.floating) else (255, 65535)
+    ranges = [(a.min(), a.max()) for a in (np.asarray(strip) for _, strip in _strips(picture))]
+    low, high = float(np.min(ranges)), float(np.max(ranges))
+    levels = (1, 255, 65535) if picture.mode == "F" else (255, 65535)
     # Negated, so that NaN fails too.
     if not (low >= 0 and high <= levels[-1]):
         raise ImageError(
@@ -238,7 +270,7 @@ def _orientation(picture: Image.Image) -> int:
     try:
         exif.load(picture.info.get("exif") or b"")
         return int(exif.get(ExifTags.Base.Orientation, 1))
-    except (SyntaxError, TypeError, ValueError, struct.error):
+    except Exception:  # a parser may raise anything on bad bytes
         return 1  # a damaged EXIF block does not affect the pixels
 
 

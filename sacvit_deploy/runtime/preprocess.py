@@ -18,6 +18,8 @@ Pixels = Union["npt.NDArray[np.float32]", "npt.NDArray[np.uint8]"]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Half the width of the wider filter, bicubic, in pixels of the coarser grid.
 _REACH = 2
+# Pixels. Below that, Pillow is faster with the rows cut out first. The values are the same.
+_QUICK_TO_COPY = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,11 @@ class Preprocessor:
         last = min(picture.height, math.ceil(bottom + reach))
         # Two calls, because a single one resizes the columns of high crops first in Pillow 13 and
         # the rows in Pillow 10. The order changes values by up to 20 of 255 at hard edges.
-        strip = picture.crop((0, first, picture.width, last))
-        strip = strip.resize((width, last - first), self.resampling, (left, 0, right, last - first))
-        box = (0, top - first, width, bottom - first)
-        cropped = strip.resize((width, height), self.resampling, box)
+        rows, box = last - first, (left, first, right, last)
+        if picture.width * rows < _QUICK_TO_COPY:
+            picture, box = picture.crop((0, first, picture.width, last)), (left, 0, right, rows)
+        strip = picture.resize((width, rows), self.resampling, box)
+        cropped = strip.resize(
+            (width, height), self.resampling, (0, top - first, width, bottom - first)
+        )
         return np.array(np.asarray(cropped).transpose(2, 0, 1), order="C")

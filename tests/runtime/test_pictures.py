@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,53 @@ def test_damaged_exif_leaves_the_picture_alone(tmp_path, rgb):
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.asarray(rgb))
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e30, 0.5])
+def test_an_orientation_that_is_no_orientation_is_ignored(tmp_path, rgb, value):
+    entry = struct.pack("<HHIf", ORIENTATION, 11, 1, value)
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + b"\0" * 4
+    rgb.save(tmp_path / "a.png", exif=block)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.asarray(rgb))
+
+
+@pytest.mark.parametrize("mode", [
+    "RGBA", "RGBX", "RGBa", "HSV", "YCbCr", "CMYK", "L", "LA", "La", "1", "I", "F", "PA", "P",
+    "I;16", "I;16B", "I;16L",
+])  # fmt: skip
+def test_strips_give_what_the_whole_gives(monkeypatch, rgb, mode):
+    if mode.startswith("I;16"):
+        picture = Image.frombytes(mode, rgb.size, rgb.convert("LA").tobytes())
+    else:
+        by_way_of = {"RGBa": "RGBA", "La": "LA"}.get(mode, "RGB" if mode in "HSV YCbCr" else "L")
+        picture = rgb.convert(by_way_of).convert(mode)
+    whole = pixels(picture)
+    monkeypatch.setattr("sacvit_deploy.runtime.pictures._STRIP_PIXELS", 13)
+    np.testing.assert_array_equal(pixels(picture), whole)
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from sacvit_deploy.runtime.pictures import read_picture
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+before = peak()
+print(read_picture(sys.argv[1]).width, (peak() - before) // 4000**2)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's own counts")
+def test_a_picture_with_alpha_takes_no_more_than_it_and_its_rgb(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGBA", (4000, 4000)).save(file, compress_level=1)
+    run = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(file)], capture_output=True, text=True, check=True
+    )
+    width, bytes_per_pixel = map(int, run.stdout.split())
+    assert (width, bytes_per_pixel) <= (4000, 4 + 4 + 5)
+
+
 def test_the_callers_picture_is_not_changed(rgb):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -185,13 +233,14 @@ def _bad_files(folder):
         "start.jpg": (data[:4], "cannot be decoded"),
         "half.png": (png(50, 50), "cannot be decoded"),
         "none.png": (png(0, 5), "no pixels|cannot be decoded"),
+        "long.png": (png(1, 2_000_000), "1x2000000 = .* 1,000,000 on a side"),
         "bomb.png": (png(30_000, 30_000), "30000x30000 = 900,000,000 pixels"),
     }
 
 
 @pytest.mark.parametrize("name", [
     "text.jpg", "vector.eps", "empty.jpg", "half.jpg", "header.jpg", "start.jpg", "half.png",
-    "none.png", "bomb.png",
+    "none.png", "long.png", "bomb.png",
 ])  # fmt: skip
 def test_bad_file_is_one_error_that_names_it(tmp_path, name):
     data, problem = _bad_files(tmp_path)[name]

@@ -121,6 +121,17 @@ def test_whole_picture_at_its_own_size_is_unchanged():
     np.testing.assert_array_equal(result, np.asarray(picture).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (3, 5000), (5000, 3), (9, 7)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_large_pictures_are_not_copied_and_give_the_same(monkeypatch, size, interpolation):
+    preprocess = Preprocessor(Preprocessing((64, 48), 0.875, interpolation), "uint8")
+    picture = noise(*size)
+    expected = preprocess(picture)
+    monkeypatch.setattr("sacvit_deploy.runtime.preprocess._QUICK_TO_COPY", 0)
+    monkeypatch.setattr(picture, "crop", None)
+    np.testing.assert_array_equal(preprocess(picture), expected)
+
+
 def test_crop_box_inside_for_every_small_size():
     preprocess = Preprocessor(Preprocessing((13, 29), 0.93))
     for width in range(1, 60):
