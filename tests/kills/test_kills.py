@@ -46,9 +46,16 @@ def test_a_file_that_is_written_in_place_is_noticed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "at_least"),
-    [("calibrate", 15), ("evaluate", 8)],
+    [("export", 20), ("calibrate", 15), ("evaluate", 8)],
 )
 def test_a_command_that_is_killed_at_any_operation(
     tmp_path, sac_host, sac_checkpoint, name, at_least
 ):
     assert sweep(name, tmp_path, sac_host.path, sac_checkpoint) >= at_least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["build-engine", "build-engine-again"])
+def test_a_build_that_is_killed_at_any_operation(tmp_path, name):
+    pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
+    assert sweep(name, tmp_path) >= 30
