@@ -200,7 +200,7 @@ class Bundles:
 
     def _export(self, name: str, model: Any) -> Bundle:
         from sacvit_deploy.exporters.export import ExportOptions, export_bundle
-        from sacvit_deploy.manifest import WeightsOrigin
+        from sacvit_deploy.records import WeightsOrigin
 
         say(f"exporting the {name} network")
         options = ExportOptions(

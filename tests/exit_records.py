@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.manifest import CalibrationPoint, ExitCalibration
+from sacvit_deploy.records import CalibrationPoint, ExitCalibration
 from tests.fakes import fake_manifest
 
 if TYPE_CHECKING:

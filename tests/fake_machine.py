@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sacvit_deploy.manifest import ExitCalibration
+    from sacvit_deploy.records import ExitCalibration
     from sacvit_deploy.runtime.result import Result
 
 FRAME = np.zeros((24, 32, 3), np.uint8)

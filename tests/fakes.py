@@ -15,7 +15,8 @@ from sacvit_deploy.engines.registry import OpenedSessions
 from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.families.two_stage import TwoStageConfig
-from sacvit_deploy.manifest import EngineEntry, EngineFlags, GraphEntry, Manifest, WeightsOrigin
+from sacvit_deploy.manifest import Manifest
+from sacvit_deploy.records import EngineEntry, EngineFlags, GraphEntry, WeightsOrigin
 from sacvit_deploy.spec import (
     COARSE_EMBEDDINGS,
     COARSE_FEATURES,

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from sacvit_deploy import files
-from sacvit_deploy.bundle import (
-    Bundle,
+from sacvit_deploy.bundle import Bundle, from_bundle
+from sacvit_deploy.bundle_changes import (
     check_replaceable,
-    from_bundle,
     locked,
     new_bundle,
     update_manifest,
@@ -229,7 +228,7 @@ _ENDED = """
 import os, signal, sys
 from pathlib import Path
 from sacvit_deploy import files
-from sacvit_deploy.bundle import new_bundle, write_manifest
+from sacvit_deploy.bundle_changes import new_bundle, write_manifest
 from tests.fakes import fake_manifest
 
 rename = Path.rename
@@ -384,7 +383,7 @@ def test_nobody_else_changes_a_bundle_while_it_is_replaced(folder, monkeypatch) 
             seen.append(is_free)
         swap_in(staging, target)
 
-    monkeypatch.setattr("sacvit_deploy.bundle.swap_in", watched)
+    monkeypatch.setattr("sacvit_deploy.bundle_changes.swap_in", watched)
     write(folder, "other", force=True)
     assert seen == [False]
     assert (folder / "ee.onnx").read_text() == "other"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.bundle import (
-    Bundle,
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import (
     locked,
     new_bundle,
     publish,
@@ -20,7 +20,8 @@ from sacvit_deploy.bundle import (
     write_manifest,
 )
 from sacvit_deploy.errors import BundleError, BundleIntegrityError
-from sacvit_deploy.manifest import MANIFEST, EngineEntry, EngineFlags
+from sacvit_deploy.manifest import MANIFEST
+from sacvit_deploy.records import EngineEntry, EngineFlags
 from tests.exit_records import RECORDS, in_two_precisions
 from tests.fakes import ENGINE, fake_manifest
 
@@ -109,7 +110,7 @@ def test_an_engine_that_cannot_be_read_is_named(bundle, monkeypatch):
     def refuse(path):
         raise PermissionError(f"no access to {path.name}")
 
-    monkeypatch.setattr("sacvit_deploy.bundle.FileRecord.of", refuse)
+    monkeypatch.setattr("sacvit_deploy.bundle_changes.FileRecord.of", refuse)
     assert "cannot be read: no access" in bundle.damaged_engine_files()[ENTRY.file]
 
 

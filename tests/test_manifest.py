@@ -22,12 +22,10 @@ from sacvit_deploy.errors import (
     SacvitDeployError,
 )
 from sacvit_deploy.files import FileRecord
-from sacvit_deploy.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
+from sacvit_deploy.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from sacvit_deploy.records import (
     Agreement,
     EngineFlags,
-    Manifest,
     PrecisionRecord,
     TensorParity,
     WeightsOrigin,

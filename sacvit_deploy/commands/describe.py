@@ -9,7 +9,8 @@ from sacvit_deploy.bundle import Bundle, build_command
 from sacvit_deploy.evaluation.evaluate import Evaluation
 from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
 from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
-from sacvit_deploy.manifest import EngineEntry, ExitCalibration, GraphEntry, Manifest
+from sacvit_deploy.manifest import Manifest
+from sacvit_deploy.records import EngineEntry, ExitCalibration, GraphEntry
 from sacvit_deploy.runtime.result import Result
 
 _KIB, _MIB = 1 << 10, 1 << 20

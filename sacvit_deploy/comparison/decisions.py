@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.families.config import ModelConfig
-from sacvit_deploy.manifest import PROBABILITIES, Agreement, TensorParity
+from sacvit_deploy.records import PROBABILITIES, Agreement, TensorParity
 from sacvit_deploy.runtime.algorithm import confidence, exits, softmax
 from sacvit_deploy.runtime.scheduler import Outcome
 from sacvit_deploy.spec import Precision

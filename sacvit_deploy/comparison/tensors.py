@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sacvit_deploy.comparison.decisions import EXPORT_LIMITS
 from sacvit_deploy.errors import ParityError
-from sacvit_deploy.manifest import PROBABILITIES, TensorParity
+from sacvit_deploy.records import PROBABILITIES, TensorParity
 from sacvit_deploy.runtime.algorithm import softmax
 from sacvit_deploy.spec import IMAGE, LOGITS, Role
 

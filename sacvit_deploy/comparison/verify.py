@@ -11,7 +11,7 @@ from sacvit_deploy.comparison.decisions import LIMITS, Limits, MissedLimit, comp
 from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.libraries import require
-from sacvit_deploy.manifest import Agreement, TensorParity
+from sacvit_deploy.records import Agreement, TensorParity
 from sacvit_deploy.runtime.pictures import PictureSource
 
 if TYPE_CHECKING:

@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from sacvit_deploy.bundle import (
-    ENGINE_FOLDER,
-    Bundle,
-    check_unchanged,
-    locked,
-    publish,
-    staging_folder,
-)
+from sacvit_deploy.bundle import ENGINE_FOLDER, Bundle
+from sacvit_deploy.bundle_changes import check_unchanged, locked, publish, staging_folder
 from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.machine import Machine, this_machine
 from sacvit_deploy.engines.plan import OnProgress, Plan, build_plan, check_timing_cache
@@ -29,7 +23,7 @@ from sacvit_deploy.engines.tensorrt_library import (
     load_library,
 )
 from sacvit_deploy.errors import BundleError, EngineError
-from sacvit_deploy.manifest import EngineEntry, EngineFlags, GraphEntry
+from sacvit_deploy.records import EngineEntry, EngineFlags, GraphEntry
 from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]

@@ -20,7 +20,7 @@ from sacvit_deploy.engines.tensorrt_library import (
 )
 from sacvit_deploy.errors import BundleIntegrityError, EngineError, raised_as
 from sacvit_deploy.files import open_regular
-from sacvit_deploy.manifest import EngineEntry
+from sacvit_deploy.records import EngineEntry
 
 
 @dataclass(frozen=True)

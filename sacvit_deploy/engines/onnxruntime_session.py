@@ -25,7 +25,7 @@ from sacvit_deploy.engines.session import (
     mismatches,
 )
 from sacvit_deploy.errors import EngineError, MissingDependencyError, warn_caller
-from sacvit_deploy.manifest import GraphEntry
+from sacvit_deploy.records import GraphEntry
 from sacvit_deploy.spec import GraphSpec, TensorSpec
 
 SUFFIX = "ExecutionProvider"

@@ -26,7 +26,7 @@ from sacvit_deploy.errors import (
     SacvitDeployError,
     warn_caller,
 )
-from sacvit_deploy.manifest import EngineEntry
+from sacvit_deploy.records import EngineEntry
 from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 AUTO = "auto"

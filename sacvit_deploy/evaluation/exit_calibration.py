@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from sacvit_deploy.bundle import check_unchanged, locked, update_manifest
+from sacvit_deploy.bundle_changes import check_unchanged, locked, update_manifest
 from sacvit_deploy.errors import BundleError, ConfigError
 from sacvit_deploy.evaluation.answers import collect_answers
 from sacvit_deploy.evaluation.class_names import read_class_names
@@ -18,7 +18,8 @@ from sacvit_deploy.evaluation.exit_threshold import (
     check_enough,
     find_threshold,
 )
-from sacvit_deploy.manifest import ExitCalibration, Manifest
+from sacvit_deploy.manifest import Manifest
+from sacvit_deploy.records import ExitCalibration
 from sacvit_deploy.runtime.pipeline import Pipeline, load
 from sacvit_deploy.samples import read_samples
 from sacvit_deploy.spec import Backend, Precision

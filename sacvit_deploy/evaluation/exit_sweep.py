@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.families.config import ModelConfig, mean_macs_g
-from sacvit_deploy.manifest import HISTOGRAM_BINS, CalibrationPoint
+from sacvit_deploy.records import HISTOGRAM_BINS, CalibrationPoint
 from sacvit_deploy.runtime.algorithm import confidence, exits
 
 if TYPE_CHECKING:

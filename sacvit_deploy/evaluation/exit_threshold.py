@@ -25,7 +25,7 @@ from sacvit_deploy.evaluation.statistics import (
     percentile_of,
 )
 from sacvit_deploy.families.config import ModelConfig
-from sacvit_deploy.manifest import CalibrationPoint, ExitCalibration
+from sacvit_deploy.records import CalibrationPoint, ExitCalibration
 from sacvit_deploy.spec import Backend, Precision
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx
 
-from sacvit_deploy.bundle import Bundle, check_replaceable, new_bundle, write_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import check_replaceable, new_bundle, write_manifest
 from sacvit_deploy.comparison.network import Network
 from sacvit_deploy.comparison.tensors import check_parity, compare_tensors, random_pixels
 from sacvit_deploy.comparison.torch_network import torch_network
@@ -23,11 +24,12 @@ from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.families.config import ModelConfig, graph_specs, preset_preprocessing
 from sacvit_deploy.libraries import own_versions, versions
-from sacvit_deploy.manifest import GraphEntry, Manifest, TensorParity, WeightsOrigin
+from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.model.build import as_stored, random_model
 from sacvit_deploy.model.checkpoint_fit import check_finite
 from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.model.vit import Backbone
+from sacvit_deploy.records import GraphEntry, TensorParity, WeightsOrigin
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.spec import GraphSpec, InputKind, Selection, WeightStorage, check_eta
 

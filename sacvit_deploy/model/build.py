@@ -9,7 +9,7 @@ import torch
 
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
-from sacvit_deploy.manifest import WeightsOrigin
+from sacvit_deploy.records import WeightsOrigin
 
 if TYPE_CHECKING:
     from sacvit_deploy.model.vit import Backbone

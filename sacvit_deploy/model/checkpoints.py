@@ -29,7 +29,6 @@ from sacvit_deploy.decode import check_field, decode, encode, parse_json
 from sacvit_deploy.errors import CheckpointError, ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.files import open_regular, replacing
-from sacvit_deploy.manifest import WeightsOrigin
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoint_fit import (
     check_finite,
@@ -38,6 +37,7 @@ from sacvit_deploy.model.checkpoint_fit import (
     shortened,
     to_own_layout,
 )
+from sacvit_deploy.records import WeightsOrigin
 
 if TYPE_CHECKING:
     from sacvit_deploy.model.vit import Backbone

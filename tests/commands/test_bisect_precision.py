@@ -6,7 +6,7 @@ import pytest
 
 from sacvit_deploy.exporters.precision.bisect import Bisection
 from sacvit_deploy.exporters.precision.request import read_keep
-from sacvit_deploy.manifest import Agreement
+from sacvit_deploy.records import Agreement
 
 
 def test_bisection_writes_a_list_that_export_takes(invoke, sac_host, table, tmp_path):

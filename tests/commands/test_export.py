@@ -10,8 +10,8 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands.export import parse_overrides
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.exporters import export
-from sacvit_deploy.manifest import WeightsOrigin
 from sacvit_deploy.model.checkpoints import save_checkpoint
+from sacvit_deploy.records import WeightsOrigin
 from tests.tiny_models import DENSE, SAC, strong_model
 
 TINY = ["--set", "depth=1", "--set", "embed_dim=24", "--set", "num_classes=3"]

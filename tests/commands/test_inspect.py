@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle, publish, staging_folder, update_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import publish, staging_folder, update_manifest
 from sacvit_deploy.manifest import MANIFEST
 from tests.engines.typed_onnx import write_typed_bundle
 from tests.test_bundle_changes import ENTRY

@@ -12,7 +12,7 @@ from sacvit_deploy.comparison.decisions import (
     compare_decisions,
 )
 from sacvit_deploy.decode import encode
-from sacvit_deploy.manifest import PROBABILITIES, Agreement, TensorParity
+from sacvit_deploy.records import PROBABILITIES, Agreement, TensorParity
 from sacvit_deploy.runtime.scheduler import EVERY_PICTURE, FixedExit, Scheduler
 from tests.fakes import CF, DENSE, SAC, fake_sessions, random_images
 

@@ -11,7 +11,7 @@ from sacvit_deploy.comparison.network import of_bundle
 from sacvit_deploy.comparison.tensors import check_parity, compare_tensors, random_pixels
 from sacvit_deploy.comparison.torch_network import torch_network
 from sacvit_deploy.errors import ParityError
-from sacvit_deploy.manifest import PROBABILITIES, TensorParity
+from sacvit_deploy.records import PROBABILITIES, TensorParity
 
 
 def measured(bundle, model, batches=(3,)) -> list[TensorParity]:

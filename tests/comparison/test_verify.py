@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sacvit_deploy.bundle import Bundle, update_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import update_manifest
 from sacvit_deploy.comparison import verify as verify_module
 from sacvit_deploy.comparison.decisions import LIMITS, Limits
 from sacvit_deploy.comparison.network import of_bundle, of_torch, reference_for
@@ -18,8 +19,8 @@ from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
 from sacvit_deploy.errors import ConfigError, ImageError, MissingDependencyError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.files import FileRecord
-from sacvit_deploy.manifest import Agreement, TensorParity, WeightsOrigin
 from sacvit_deploy.model.checkpoints import save_checkpoint
+from sacvit_deploy.records import Agreement, TensorParity, WeightsOrigin
 from tests.engines.engine_bundles import Workplace
 from tests.fakes import SAC as FAKE
 from tests.fakes import random_pictures

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import new_bundle, write_manifest
 from tests.engines.engine_bundles import Workplace
 from tests.engines.tiny_onnx import write_graph
 from tests.fakes import SAC, fake_manifest

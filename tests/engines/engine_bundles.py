@@ -7,12 +7,13 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import new_bundle, write_manifest
 from sacvit_deploy.engines import compatibility
 from sacvit_deploy.engines.machine import Gpu as MachineGpu
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import open_sessions
-from sacvit_deploy.manifest import EngineEntry, EngineFlags
+from sacvit_deploy.records import EngineEntry, EngineFlags
 from tests.engines.fake_cuda import Gpu, fake_cuda
 from tests.engines.fake_tensorrt import fake_tensorrt, plan_for
 from tests.engines.tiny_onnx import write_graph
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.engines.registry import OpenedSessions
     from sacvit_deploy.engines.session import SessionOptions
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.records import GraphEntry
     from sacvit_deploy.spec import EngineBackend, Selection
 
 VERSION = {"tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1.116"}

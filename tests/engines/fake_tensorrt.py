@@ -19,7 +19,7 @@ from tests.fakes import FakeSession
 
 if TYPE_CHECKING:
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.records import GraphEntry
     from sacvit_deploy.spec import Selection
     from tests.engines.fake_cuda import Gpu
 

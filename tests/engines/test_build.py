@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle, publish, update_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import publish, update_manifest
 from sacvit_deploy.decode import encode
 from sacvit_deploy.engines import build, plan
 from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
@@ -27,7 +28,7 @@ from sacvit_deploy.errors import (
     MissingDependencyError,
 )
 from sacvit_deploy.files import FileRecord, folder_lock
-from sacvit_deploy.manifest import Agreement, PrecisionRecord
+from sacvit_deploy.records import Agreement, PrecisionRecord
 from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle, publish, staging_folder
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import publish, staging_folder
 from sacvit_deploy.engines import compatibility
 from sacvit_deploy.engines.compatibility import checked_plan, mismatches
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.tensorrt_library import Library
 from sacvit_deploy.errors import BundleIntegrityError, EngineError, MissingDependencyError
-from sacvit_deploy.manifest import EngineFlags
+from sacvit_deploy.records import EngineFlags
 from tests.fakes import ENGINE
 
 ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))

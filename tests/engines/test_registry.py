@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import sacvit_deploy
-from sacvit_deploy.bundle import Bundle, demo_bundle, new_bundle, write_manifest
+from sacvit_deploy.bundle import Bundle, demo_bundle
+from sacvit_deploy.bundle_changes import new_bundle, write_manifest
 from sacvit_deploy.engines import compatibility, registry
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.engines.registry import EngineWarning, backends, open_sessions

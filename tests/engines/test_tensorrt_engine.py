@@ -7,7 +7,7 @@ import pytest
 from sacvit_deploy.engines import compatibility, registry
 from sacvit_deploy.engines.tensorrt_engine import BatchBuckets, CacheWarning
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.manifest import EngineFlags
+from sacvit_deploy.records import EngineFlags
 from sacvit_deploy.spec import IMAGE
 from tests.fakes import random_images
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.records import GraphEntry
     from sacvit_deploy.spec import TensorSpec
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}

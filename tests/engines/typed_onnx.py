@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sacvit_deploy.bundle import Bundle, new_bundle, write_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import new_bundle, write_manifest
 from tests.fakes import fake_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sacvit_deploy.manifest import GraphEntry
+    from sacvit_deploy.records import GraphEntry
     from sacvit_deploy.spec import Precision, Selection, TensorSpec
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}

@@ -13,7 +13,7 @@ from sacvit_deploy.evaluation.evaluate import (
     read_compared,
     run_evaluation,
 )
-from sacvit_deploy.manifest import ExitCalibration
+from sacvit_deploy.records import ExitCalibration
 from sacvit_deploy.runtime.algorithm import confidence
 from tests.evaluation.evaluations import SETTING, fake_answers, fake_evaluation, fake_pipeline
 from tests.fakes import DENSE, SAC

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle, update_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import update_manifest
 from sacvit_deploy.errors import (
     BundleError,
     BundleIntegrityError,
@@ -21,7 +22,8 @@ from sacvit_deploy.evaluation import exit_calibration
 from sacvit_deploy.evaluation.exit_calibration import CalibrationRequest, calibrate_bundle
 from sacvit_deploy.evaluation.exit_threshold import ExitGoal, ThresholdSearch
 from sacvit_deploy.files import FileRecord, folder_lock
-from sacvit_deploy.manifest import MANIFEST, WeightsOrigin
+from sacvit_deploy.manifest import MANIFEST
+from sacvit_deploy.records import WeightsOrigin
 from sacvit_deploy.runtime.pipeline import load
 from tests.exit_records import exit_record
 from tests.labelled_pictures import write_pictures

@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sacvit_deploy.bundle import Bundle, write_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import write_manifest
 from sacvit_deploy.comparison.graphs import Graph, fp32_graphs, to_model
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.engines.session import SessionOptions
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from sacvit_deploy.manifest import WeightsOrigin
+    from sacvit_deploy.records import WeightsOrigin
     from sacvit_deploy.spec import Role
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64

@@ -15,7 +15,7 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.errors import BundleError, CheckpointError, ConfigError, ExportError, ParityError
 from sacvit_deploy.exporters import export
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
-from sacvit_deploy.manifest import WeightsOrigin
+from sacvit_deploy.records import WeightsOrigin
 from tests.exporters.graphs import translated_from
 from tests.tiny_models import DENSE, SAC
 

@@ -8,7 +8,7 @@ from onnx.reference import ReferenceEvaluator
 
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.families.config import preset
-from sacvit_deploy.manifest import PROBABILITIES
+from sacvit_deploy.records import PROBABILITIES
 from sacvit_deploy.runtime.algorithm import fine_index, select_tokens
 from sacvit_deploy.spec import IMAGE, SCORE, SURVIVOR_ROWS, TARGET_INDEX
 from tests.exporters.graphs import normalised, read_graph, session

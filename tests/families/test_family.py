@@ -11,9 +11,10 @@ from sacvit_deploy.errors import BundleIntegrityError, ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
 from sacvit_deploy.families.config import ModelConfig, graph_macs, graph_specs, mean_macs_g
 from sacvit_deploy.families.family import Family
-from sacvit_deploy.manifest import GraphEntry, Manifest
+from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.vit import VisionTransformer
+from sacvit_deploy.records import GraphEntry
 from sacvit_deploy.spec import BATCH, IMAGE, LOGITS, TensorSpec
 from tests.fakes import fake_manifest
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sacvit_deploy.bundle import demo_bundle, write_manifest
+from sacvit_deploy.bundle import demo_bundle
+from sacvit_deploy.bundle_changes import write_manifest
 from sacvit_deploy.manifest import MANIFEST, Manifest
 from sacvit_deploy.runtime.pipeline import load
 from tests.fakes import CF, DENSE, fake_manifest, random_pictures

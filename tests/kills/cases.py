@@ -18,14 +18,8 @@ from typing import Any
 from click.testing import CliRunner
 
 import sacvit_deploy
-from sacvit_deploy.bundle import (
-    Bundle,
-    locked,
-    new_bundle,
-    publish,
-    staging_folder,
-    write_manifest,
-)
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import locked, new_bundle, publish, staging_folder, write_manifest
 from sacvit_deploy.cli import main
 from sacvit_deploy.files import check_output, write_output
 from tests.fakes import ENGINE, fake_manifest, random_pictures

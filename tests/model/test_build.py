@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 
-from sacvit_deploy.manifest import WeightsOrigin
 from sacvit_deploy.model.build import (
     as_stored,
     build_model,
@@ -11,6 +10,7 @@ from sacvit_deploy.model.build import (
 )
 from sacvit_deploy.model.two_stage import TwoStageViT
 from sacvit_deploy.model.vit import VisionTransformer
+from sacvit_deploy.records import WeightsOrigin
 from tests.tiny_models import DENSE, SAC
 
 

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 
 from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import CheckpointError
-from sacvit_deploy.manifest import WeightsOrigin
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoints import Checkpoint, save_checkpoint
+from sacvit_deploy.records import WeightsOrigin
 from tests.model.stored_weights import assert_same, read_weights, refusal, weights_of, write
 
 # Round trip

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.bundle import Bundle, demo_bundle, new_bundle, write_manifest
+from sacvit_deploy.bundle import Bundle, demo_bundle
+from sacvit_deploy.bundle_changes import new_bundle, write_manifest
 from sacvit_deploy.errors import BundleError, ConfigError, EngineError, ImageError
 from sacvit_deploy.runtime.pipeline import Pipeline, load
 from tests.fakes import SAC, fake_manifest, fake_opened, random_pictures
@@ -282,7 +283,7 @@ _WRITER = """
 import shutil, sys
 from itertools import cycle
 from pathlib import Path
-from sacvit_deploy.bundle import new_bundle
+from sacvit_deploy.bundle_changes import new_bundle
 
 target, *sources = map(Path, sys.argv[1:])
 for source in cycle(sources):

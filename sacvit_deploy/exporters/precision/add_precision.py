@@ -9,13 +9,15 @@ from pathlib import PurePosixPath
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from sacvit_deploy.bundle import Bundle, check_unchanged, locked, publish, staging_folder
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import check_unchanged, locked, publish, staging_folder
 from sacvit_deploy.exporters.passes import check_contract
 from sacvit_deploy.exporters.precision.conversion import Kept, Trial, converted
 from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.libraries import versions
-from sacvit_deploy.manifest import Agreement, EngineEntry, GraphEntry, Manifest, PrecisionRecord
+from sacvit_deploy.manifest import Manifest
+from sacvit_deploy.records import Agreement, EngineEntry, GraphEntry, PrecisionRecord
 from sacvit_deploy.spec import GraphSpec, Role
 
 _KINDS: dict[int, str] = {

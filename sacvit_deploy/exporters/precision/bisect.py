@@ -10,7 +10,7 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.errors import PrecisionError
 from sacvit_deploy.exporters.precision.conversion import Trial, converted
 from sacvit_deploy.exporters.precision.request import PrecisionRequest
-from sacvit_deploy.manifest import Agreement
+from sacvit_deploy.records import Agreement
 
 _T = TypeVar("_T")
 

@@ -36,7 +36,7 @@ from sacvit_deploy.errors import EngineError, PrecisionError
 from sacvit_deploy.exporters.precision.half_precision import HalfConversion
 from sacvit_deploy.exporters.precision.int8 import Int8Conversion
 from sacvit_deploy.exporters.precision.request import PictureSet, PrecisionRequest, chosen_pictures
-from sacvit_deploy.manifest import Agreement
+from sacvit_deploy.records import Agreement
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.spec import Role
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sacvit_deploy.decode import check_field, shown
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.manifest import ExitCalibration
+from sacvit_deploy.records import ExitCalibration
 from sacvit_deploy.spec import as_number, check_eta
 
 BudgetState = Literal["learning", "holding", "spare", "over"]

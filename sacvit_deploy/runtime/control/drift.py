@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.errors import warn_caller
-from sacvit_deploy.manifest import HISTOGRAM_BINS, ExitCalibration
+from sacvit_deploy.records import HISTOGRAM_BINS, ExitCalibration
 from sacvit_deploy.runtime.algorithm import exits
 
 if TYPE_CHECKING:

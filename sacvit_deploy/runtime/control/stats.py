@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from sacvit_deploy.manifest import HISTOGRAM_BINS
+from sacvit_deploy.records import HISTOGRAM_BINS
 from sacvit_deploy.spec import Role
 
 if TYPE_CHECKING:

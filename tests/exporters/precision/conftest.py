@@ -12,10 +12,10 @@ import onnx_graphsurgeon as gs
 import pytest
 from PIL import Image
 
-from sacvit_deploy.bundle import update_manifest
+from sacvit_deploy.bundle_changes import update_manifest
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision.ranges import CalibratingSession
-from sacvit_deploy.manifest import WeightsOrigin
+from sacvit_deploy.records import WeightsOrigin
 from tests.exporters.graphs import bias_of, normalised, placed, session, with_constants
 
 if TYPE_CHECKING:

@@ -7,14 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from sacvit_deploy.bundle import Bundle, publish, staging_folder, update_manifest
+from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle_changes import publish, staging_folder, update_manifest
 from sacvit_deploy.comparison.decisions import LIMITS, Decisions, compare_decisions
 from sacvit_deploy.comparison.network import of_bundle
 from sacvit_deploy.decode import decode, encode
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError, DataError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.files import FileRecord
-from sacvit_deploy.manifest import PrecisionRecord
+from sacvit_deploy.records import PrecisionRecord
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.runtime.scheduler import EVERY_PICTURE
 from sacvit_deploy.spec import Precision

@@ -12,7 +12,7 @@ from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.precision.conversion import Original
 from sacvit_deploy.exporters.precision.request import chosen_pictures
-from sacvit_deploy.manifest import WeightsOrigin
+from sacvit_deploy.records import WeightsOrigin
 from tests.exporters.graphs import bias_of, translated_from, with_constants
 from tests.exporters.precision.conftest import LARGE
 from tests.tiny_models import SAC, strong_two_stage

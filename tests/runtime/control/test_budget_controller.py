@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.manifest import CalibrationPoint
+from sacvit_deploy.records import CalibrationPoint
 from sacvit_deploy.runtime.control.budget import BudgetWarning
 from sacvit_deploy.runtime.control.budget_controller import (
     MovingAverage,

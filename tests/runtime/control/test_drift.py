@@ -19,7 +19,7 @@ from tests.exit_records import exit_record
 from tests.fake_machine import FRAME, Machine, classify
 
 if TYPE_CHECKING:
-    from sacvit_deploy.manifest import ExitCalibration
+    from sacvit_deploy.records import ExitCalibration
 
 ETA = 0.6
 LOGITS = np.zeros(3, np.float32)
