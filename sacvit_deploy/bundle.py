@@ -22,6 +22,7 @@ from sacvit_deploy.errors import (
     BundleIntegrityError,
     ConfigError,
     SacvitDeployError,
+    raised_as,
 )
 from sacvit_deploy.files import (
     FileRecord,
@@ -168,9 +169,7 @@ def from_bundle(
         BundleError: See `Bundle.open`.
         SacvitDeployError: `make` failed.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise BundleError(f"The path of a bundle is {shown(path)}.", "Give the path of a folder.")
-    folder, tries = Path(path), 0
+    folder, tries = checked_path(path), 0
     while True:
         seen: _Seen = {}
         try:
@@ -183,6 +182,18 @@ def from_bundle(
             if tries == _TRIES or not (put_back(folder) or _is_changed(seen)):
                 raise
         time.sleep(tries * _PAUSE_S)
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """Refuse what no file system can name, and a link to itself, as the path of a bundle."""
+    fix = "Give the path of a folder."
+    if not isinstance(path, (str, os.PathLike)):
+        raise BundleError(f"The path of a bundle is {shown(path)}.", fix)
+    known = FileNotFoundError, NotADirectoryError, PermissionError  # reading says more
+    problem = f"The path of a bundle is {shown(os.fspath(path))}"
+    with raised_as(BundleError, problem, fix, (OSError, ValueError)), contextlib.suppress(*known):
+        os.stat(path)
+    return Path(path)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from sacvit_deploy.bundle import Bundle, check_covered, read_bundle
+from sacvit_deploy.bundle import Bundle, check_covered, checked_path, read_bundle
 from sacvit_deploy.errors import (
     BundleError,
     BundleIntegrityError,
@@ -47,7 +47,7 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
             without `write_manifest`.
     """
     # The target of a link is replaced, not the link.
-    target = Path(path).resolve()
+    target = checked_path(path).resolve()
     check_replaceable(target, force=force)
     with contextlib.ExitStack() as owned:
         with _write_error(target):

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from sacvit_deploy.decode import parse_json
+from sacvit_deploy.decode import parse_json, shown
 from sacvit_deploy.errors import ConfigError, DataError, raised_as
 from sacvit_deploy.files import open_regular
 
@@ -85,7 +85,9 @@ def read_samples(path: Path) -> SampleSet:
     Raises:
         DataError: There is no such data set, it holds no picture, or a class is empty.
     """
-    if not path.exists():
+    with raised_as(DataError, f"The data set {shown(str(path))} cannot be read", "Check the path."):
+        exists = path.exists()
+    if not exists:
         raise DataError(f"The data set {path} does not exist.", "Check the path.")
     if path.is_dir():
         return _from_folder(path)

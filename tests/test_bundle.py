@@ -479,3 +479,12 @@ def test_a_huge_description_is_refused_by_its_size(folder) -> None:
     with pytest.raises(BundleError, match=r"68719476736 bytes") as caught:
         Bundle.open(folder)
     assert str(folder) in caught.value.problem
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b", "\ud800", "link"])
+def test_paths_that_no_folder_can_have_are_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("link")
+    for use in (Bundle.open, lambda name: new_bundle(name).__enter__()):
+        with pytest.raises(BundleError, match="path of a bundle"):
+            use(path)

@@ -460,7 +460,7 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     """
     if eta is not None:
         check_eta(eta)
-    names: Any = tuple(providers) if isinstance(providers, Iterable) else providers
+    names: Any = tuple(providers) if isinstance(providers, Sequence) else providers
     options = SessionOptions((providers,) if isinstance(providers, str) else names, threads)
 
     def make(bundle: Bundle) -> Pipeline:
