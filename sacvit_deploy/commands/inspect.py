@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,6 +9,8 @@ import click
 from sacvit_deploy.bundle import from_bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_bundle
+from sacvit_deploy.decode import parse_json, read_bounded
+from sacvit_deploy.manifest import MANIFEST
 
 
 @click.command("inspect")
@@ -25,9 +26,9 @@ def command(bundle: Path, as_json: bool) -> None:
     if not as_json:
         options.echo_lines(from_bundle(bundle, lambda opened: list(describe_bundle(opened))))
         return
-    manifest, damaged = from_bundle(
-        bundle, lambda opened: (opened.manifest, opened.damaged_engine_files())
+    content, damaged = from_bundle(
+        bundle, lambda opened: (read_bounded(bundle / MANIFEST), opened.damaged_engine_files())
     )
-    options.echo_json(json.loads(manifest.to_json()))
+    options.echo_json(parse_json(content, MANIFEST))
     for name, damage in damaged.items():
         click.echo(f"Warning: {name} {damage}", err=True)

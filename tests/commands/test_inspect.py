@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -65,3 +66,13 @@ def test_a_bundle_without_a_measurement(invoke, copied):
     ran = invoke("inspect", copied)
     assert ran.code == 0
     assert "parity   not measured" in ran.out
+
+
+def test_a_description_of_an_older_format_is_shown_as_it_is(invoke, sac_host, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(sac_host.path, folder)
+    values = json.loads((folder / "bundle.json").read_text())
+    del values["digest"]
+    values["format_version"] = 1
+    (folder / "bundle.json").write_text(json.dumps(values))
+    assert json.loads(invoke("inspect", folder, "--json").out) == values
