@@ -24,11 +24,7 @@ from sacvit_deploy.errors import (
     SacvitDeployError,
     raised_as,
 )
-from sacvit_deploy.files import (
-    FileRecord,
-    folder_lock,
-    put_back,
-)
+from sacvit_deploy.files import FileRecord, folder_lock, put_back
 from sacvit_deploy.manifest import MANIFEST, Manifest
 from sacvit_deploy.records import EngineEntry, GraphEntry
 from sacvit_deploy.spec import EngineBackend, Precision, Role, external_data
@@ -257,9 +253,9 @@ def _checked_folder(folder: Path) -> Path:
         raise BundleError(f"This is {looks}, not a folder.", fix)
     if not (folder / MANIFEST).is_file():
         names = sorted(entry.name for entry in folder.iterdir())
-        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        held = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise BundleError(
-            f"The folder has no {MANIFEST}; it holds {shown or 'nothing'}.",
+            f"The folder has no {MANIFEST}; it holds {held or 'nothing'}.",
             "Give a folder written by: sacvit-deploy export.",
         )
     return folder

@@ -13,11 +13,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from sacvit_deploy.bundle import Bundle, check_covered, checked_path, read_bundle
-from sacvit_deploy.errors import (
-    BundleError,
-    BundleIntegrityError,
-    raised_as,
-)
+from sacvit_deploy.errors import BundleError, BundleIntegrityError, raised_as
 from sacvit_deploy.files import (
     FileRecord,
     folder_lock,

@@ -23,13 +23,7 @@ from sacvit_deploy.records import (
     TensorParity,
     WeightsOrigin,
 )
-from sacvit_deploy.spec import (
-    InputKind,
-    Precision,
-    Preprocessing,
-    Selection,
-    check_eta,
-)
+from sacvit_deploy.spec import InputKind, Precision, Preprocessing, Selection, check_eta
 
 FORMAT = "sacvit-deploy bundle"
 FORMAT_VERSION = 2

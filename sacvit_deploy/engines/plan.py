@@ -211,7 +211,7 @@ class _Phase:
     done: int = 0
 
 
-class Progress:
+class BuildProgress:
     """The methods of an `IProgressMonitor`, which turn nested phases into one share.
 
     A phase has steps, and a phase inside it counts as one of them. A builder announces a phase when
@@ -266,10 +266,10 @@ class Progress:
 
 
 def _progress_monitor(trt: ModuleType, on_progress: OnProgress, cancelled: threading.Event) -> Any:
-    class Monitor(Progress, trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # known at run time
+    class Monitor(BuildProgress, trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # known at run time
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            Progress.__init__(self, on_progress, cancelled)
+            BuildProgress.__init__(self, on_progress, cancelled)
 
     return Monitor()
 

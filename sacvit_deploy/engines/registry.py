@@ -160,14 +160,14 @@ def _prepare_onnxruntime(
     ort = onnxruntime()
 
     def start() -> OpenedSessions:
-        cache = cache_folder(bundle)
+        cache, weights = cache_folder(bundle), bundle.linked_weights()
         sessions = {
             graph.role: OnnxRuntimeSession(
                 bundle.graph_path(graph),
                 options,
                 graph=graph,
                 cache=cache / graph.role,
-                weights=bundle.linked_weights(),
+                weights=weights,
             )
             for graph in graphs
         }

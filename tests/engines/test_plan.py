@@ -6,14 +6,14 @@ import threading
 
 import pytest
 
-from sacvit_deploy.engines.plan import Progress, cancelled_by_ctrl_c
+from sacvit_deploy.engines.plan import BuildProgress, cancelled_by_ctrl_c
 
 
-def telling(on_progress) -> Progress:
-    return Progress(on_progress, threading.Event())
+def telling(on_progress) -> BuildProgress:
+    return BuildProgress(on_progress, threading.Event())
 
 
-def walk(progress: Progress) -> None:
+def walk(progress: BuildProgress) -> None:
     """Two steps, the first of which is a phase of four."""
     progress.phase_start("all", None, 2)
     progress.phase_start("inner", "all", 4)
@@ -61,7 +61,7 @@ def test_what_a_listener_raises_is_kept():
 
 def test_a_build_is_stopped_by_an_event_and_by_a_failure():
     cancelled = threading.Event()
-    progress = Progress(lambda *_: None, cancelled)
+    progress = BuildProgress(lambda *_: None, cancelled)
     assert progress.step_complete("all", 0)
     cancelled.set()
     assert not progress.step_complete("all", 1)
