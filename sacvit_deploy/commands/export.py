@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_export
+from sacvit_deploy.decode import parse_json
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.families.config import preset as preset_config
@@ -121,10 +121,11 @@ def _value(text: str) -> Any:
     sides = text.split("x")
     if len(sides) == 2 and all(side.isdecimal() for side in sides):
         return tuple(map(int, sides))
-    for read in (json.loads, float):  # JSON wants a digit before the point
-        with contextlib.suppress(ValueError):
-            value = read(text)
-            return tuple(value) if isinstance(value, list) else value
+    with contextlib.suppress(ConfigError):
+        value = parse_json(text, "It")
+        return tuple(value) if isinstance(value, list) else value
+    with contextlib.suppress(ValueError):  # JSON wants a digit before the point
+        return float(text)
     return text
 
 

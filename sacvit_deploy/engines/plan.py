@@ -20,7 +20,7 @@ from sacvit_deploy.engines.plan_inspection import (
 )
 from sacvit_deploy.engines.tensorrt_library import Library, LibraryLog
 from sacvit_deploy.errors import EngineError, raised_as
-from sacvit_deploy.files import check_writable, write_whole
+from sacvit_deploy.files import check_writable, open_regular, write_whole
 
 if TYPE_CHECKING:
     from sacvit_deploy.engines.build import BatchRange, EngineRequest
@@ -188,7 +188,10 @@ def check_timing_cache(file: Path) -> None:
 
 def _load_timing_cache(config: Any, file: Path) -> None:
     with _timing_cache_error(file, "read", "no engine was built"):
-        content = file.read_bytes() if file.exists() else b""
+        content = b""
+        if file.exists():
+            with open_regular(file) as stream:
+                content = stream.read()
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(

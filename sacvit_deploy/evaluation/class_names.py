@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sacvit_deploy.errors import DataError, raised_as
+from sacvit_deploy.decode import parse_json, read_bounded
+from sacvit_deploy.errors import ConfigError, DataError, raised_as
 
 _SHOWN = 3
 _ID_KEYS = ("id", "wnid")
@@ -27,12 +27,10 @@ def read_class_names(file: Path) -> dict[str, str]:
     Raises:
         DataError: The file cannot be read, is none of these, or gives one id two names.
     """
-    unreadable = OSError, UnicodeDecodeError
-    with raised_as(DataError, f"The class names {file} cannot be read", _FORMS, unreadable):
-        text = file.read_text(encoding="utf-8-sig")
-    wrong = ValueError, TypeError, LookupError, RecursionError
-    with raised_as(DataError, f"{file} does not give names of classes", _FORMS, wrong):
-        pairs = _json_pairs(text) if text.lstrip()[:1] in ("{", "[") else _text_pairs(text)
+    try:
+        pairs = _pairs(file)
+    except ConfigError as error:  # it is too large, or no JSON
+        raise DataError(error.problem, _FORMS) from error
     if not pairs:
         raise DataError(f"{file} names no class.", _FORMS)
     names = dict(pairs)
@@ -74,8 +72,18 @@ def match_classes(
     return {name: indices[0] for name, indices in found.items()}
 
 
-def _json_pairs(text: str) -> list[tuple[str, str]]:
-    document = json.loads(text)
+def _pairs(file: Path) -> list[tuple[str, str]]:
+    unreadable = OSError, UnicodeDecodeError
+    with raised_as(DataError, f"The class names {file} cannot be read", _FORMS, unreadable):
+        text = read_bounded(file).decode("utf-8-sig")
+    wrong = ValueError, TypeError, LookupError
+    with raised_as(DataError, f"{file} does not give names of classes", _FORMS, wrong):
+        if text.lstrip()[:1] in ("{", "["):
+            return _json_pairs(parse_json(text, str(file)))
+        return _text_pairs(text)
+
+
+def _json_pairs(document: Any) -> list[tuple[str, str]]:
     if isinstance(document, dict):
         pairs = list(document.items())
     else:

@@ -14,6 +14,7 @@ from sacvit_deploy.bundle_changes import check_replaceable, new_bundle, write_ma
 from sacvit_deploy.comparison.network import Network
 from sacvit_deploy.comparison.tensors import check_parity, compare_tensors, random_pixels
 from sacvit_deploy.comparison.torch_network import torch_network
+from sacvit_deploy.decode import read_bounded
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
@@ -171,7 +172,7 @@ def _read_labels(file: Path | None, config: ModelConfig) -> tuple[str, ...]:
     problem = f"The labels file {file} cannot be read"
     fix = "Give a UTF-8 text file with one class name a line."
     with raised_as(ConfigError, problem, fix, (OSError, UnicodeDecodeError)):
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_bounded(file).decode().splitlines()
     labels = tuple(line.strip() for line in lines if line.strip())
     if len(labels) != config.num_classes:
         raise ConfigError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from sacvit_deploy.decode import check_field, check_types, decode
+from sacvit_deploy.decode import check_field, check_types, decode, read_bounded, shown
 from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.libraries import require
@@ -243,7 +243,7 @@ def train_config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
 def _model(values: object) -> ModelConfig:
     """Build the configuration of a preset with changed fields."""
     if not isinstance(values, dict):
-        raise ConfigError(f"model is {values!r}.", "Write a [model] section.")
+        raise ConfigError(f"model is {shown(values)}.", "Write a [model] section.")
     fields = {str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     name = fields.pop("preset", None)
     if not isinstance(name, str):
@@ -253,16 +253,17 @@ def _model(values: object) -> ModelConfig:
 
 def _parse(path: Path) -> object:
     suffix = path.suffix.lower()
-    with raised_as(ConfigError, f"{path} cannot be read", "Check the file.", (OSError, ValueError)):
+    wrong = OSError, ValueError, RecursionError
+    with raised_as(ConfigError, f"{path} cannot be read", "Check the file.", wrong):
         if suffix == ".toml":
             module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
             toml = require(module, "Reading a .toml configuration")
-            return toml.loads(path.read_text(encoding="utf-8"))
+            return toml.loads(read_bounded(path).decode())
         if suffix in (".yaml", ".yml"):
             yaml = require("yaml", "Reading a .yaml configuration")
             problem, fix = f"{path} is not valid YAML", "Correct that line."
             with raised_as(ConfigError, problem, fix, yaml.YAMLError):
-                return yaml.safe_load(path.read_text(encoding="utf-8"))
+                return yaml.safe_load(read_bounded(path).decode())
     raise ConfigError(f"{path} is neither .toml nor .yaml.", "Name a .toml or .yaml file.")
 
 

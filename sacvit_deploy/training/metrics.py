@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sacvit_deploy.errors import DataError, raised_as
+from sacvit_deploy.decode import parse_json
+from sacvit_deploy.errors import ConfigError, DataError, raised_as
 from sacvit_deploy.files import open_regular, write_whole
 from sacvit_deploy.libraries import require
 from sacvit_deploy.training.data import ValidationPictures, read_batches
@@ -72,8 +73,8 @@ class MetricsLog:
 
 def _is_before(line: str, step: int) -> bool:
     """Whether a line is of a step up to this one; a kill may leave half a line, of no step."""
-    with suppress(ValueError, KeyError, TypeError, RecursionError):
-        return bool(json.loads(line)["step"] <= step)
+    with suppress(ConfigError, KeyError, TypeError):
+        return bool(parse_json(line, "It")["step"] <= step)
     return False
 
 

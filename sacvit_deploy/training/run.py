@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sacvit_deploy.decode import decode, encode
+from sacvit_deploy.decode import decode, encode, parse_json
 from sacvit_deploy.errors import CheckpointError, ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig, preset_preprocessing
 from sacvit_deploy.files import open_regular, replacing
@@ -195,11 +195,11 @@ def load_run(path: Path, state: RunState, config: TrainConfig) -> None:
         CheckpointError: The file cannot be read, or its run has another configuration.
     """
     problem, fix = f"The saved run {path} cannot be read", "Delete it to start anew."
-    wrong = OSError, SafetensorError, KeyError, ValueError, RecursionError, ConfigError
+    wrong = OSError, SafetensorError, KeyError, ConfigError
     with raised_as(CheckpointError, problem, fix, wrong):
         open_regular(path).close()
         with safe_open(path, framework="pt") as file:
-            facts = decode(_Facts, json.loads((file.metadata() or {})[_FACTS]))
+            facts = decode(_Facts, parse_json((file.metadata() or {})[_FACTS], "It"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if facts.config != config_digest(config):
         raise CheckpointError(

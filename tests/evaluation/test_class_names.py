@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -56,7 +57,10 @@ def test_the_forms_of_class_names(text, tmp_path):
     ("text", "said"),
     [
         ("", "names no class"),
-        ("{", "does not give names"),
+        ("{", "names is not valid JSON"),
+        ('{"n01": "' + "\\ud800" + '"}', "half a surrogate pair"),
+        ("[" * 100_000, "names is not valid JSON"),
+        ('[{"id": "n01", "name": 1e999}]', "a number is too large"),
         ('{"n01": 3}', "3 is not the name"),
         ('[{"name": "tabby"}]', "neither id nor wnid"),
         ('["tabby"]', "does not give names"),
@@ -67,6 +71,20 @@ def test_the_forms_of_class_names(text, tmp_path):
 def test_other_files_are_refused(text, said, tmp_path):
     (tmp_path / "names").write_text(text)
     with pytest.raises(DataError, match=said):
+        read_class_names(tmp_path / "names")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "names")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_class_names(tmp_path / "names")
+
+
+def test_a_file_without_end_is_refused_by_its_size(tmp_path):
+    with (tmp_path / "names").open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(DataError, match="at most 33554432 are read"):
         read_class_names(tmp_path / "names")
 
 

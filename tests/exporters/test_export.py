@@ -216,6 +216,13 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, nothing_exported, text, sa
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_labels_from_a_pipe_are_not_waited_for(tmp_path, nothing_exported):
+    os.mkfifo(tmp_path / "labels.txt")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        export_bundle(None, tmp_path / "x", ExportOptions(DENSE, labels=tmp_path / "labels.txt"))
+
+
 def test_labels_are_read_in_order(tmp_path, sac_checkpoint, translated):
     labels = tmp_path / "labels.txt"
     names = ["Käfer", "Hund", "Katze", "d", "e", "f", "g"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def test_errors_name_the_file(toml_file):
         read_train_config(toml_file)
 
 
-@pytest.mark.parametrize("text", ["epochs = ", 'a = "x'])
+@pytest.mark.parametrize("text", ["epochs = ", 'a = "x', "a = " + "[" * 100_000])
 def test_broken_toml(toml_file, text):
     toml_file.write_text(text)
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -161,6 +162,14 @@ def test_broken_yaml(tmp_path):
     path.write_text("a: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         read_train_config(path)
+
+
+@pytest.mark.parametrize("suffix", ["toml", "yaml"])
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_not_waited_for(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"demo.{suffix}")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        read_train_config(tmp_path / f"demo.{suffix}")
 
 
 def test_missing_file_and_unknown_format(tmp_path):

@@ -98,6 +98,7 @@ def test_a_pipe(run, tmp_path):
         (b"optimizer.3.step", b"optimizer.9.step"),
         (b'\\"step\\": 1,', b'\\"step\\":"1",'),
         (b'{\\"step\\": 1,', b"[" * 13),
+        (b'\\"best\\": null', b'\\"best\\": NaN'),
         (b'"shape":[16,16]', b'"shape":[256,1]'),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from sacvit_deploy.decode import read_bounded
 from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.samples import Sample, read_pictures, sample_pictures
@@ -72,7 +74,7 @@ def read_keep(given: Iterable[str]) -> tuple[str, ...]:
     """
     names: list[str] = []
     for item in given:
-        lines = _lines(Path(item)) if Path(item).is_file() else [item]
+        lines = _lines(Path(item)) if os.path.isfile(item) else [item]  # of any length
         names += [name for line in lines if (name := line.partition("#")[0].strip())]
     return tuple(dict.fromkeys(names))
 
@@ -80,7 +82,7 @@ def read_keep(given: Iterable[str]) -> tuple[str, ...]:
 def _lines(file: Path) -> list[str]:
     fix, unreadable = "Give a text file with one name a line.", (OSError, UnicodeDecodeError)
     with raised_as(ConfigError, f"{file} cannot be read", fix, unreadable):
-        return file.read_text(encoding="utf-8").splitlines()
+        return read_bounded(file).decode().splitlines()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ def test_another_seed_takes_other_pictures(pictures):
     assert len(everything.sources) == PICTURES
 
 
+def test_a_name_of_any_length_is_no_file():
+    assert read_keep(["x" * 5_000]) == ("x" * 5_000,)
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
