@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -162,6 +163,15 @@ class Manifest:
             self,
             eta=record.eta if is_default else self.eta,
             exit_calibrations=(*others, record),
+        )
+
+    def without_engines(self, gone: Collection[EngineEntry]) -> Manifest:
+        """Leave out some engines, their files too."""
+        names = {name for engine in gone for name in engine.files}
+        return dataclasses.replace(
+            self,
+            files={name: record for name, record in self.files.items() if name not in names},
+            engines=tuple(engine for engine in self.engines if engine not in gone),
         )
 
     def to_json(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from sacvit_deploy.decode import OPTIONAL, encode
 from sacvit_deploy.errors import BundleError
@@ -195,6 +196,11 @@ class EngineEntry:
     def __post_init__(self) -> None:
         if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= 1 << 20:
             raise BundleError(f"The batch range of an engine is {self.batch}.", BUILD_AGAIN)
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """Names of the engine and of the log of its build."""
+        return self.file, str(PurePosixPath(self.file).with_suffix(".log"))
 
 
 @dataclass(frozen=True)

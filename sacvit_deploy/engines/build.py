@@ -162,8 +162,8 @@ def build_engines(
 ) -> tuple[Bundle, tuple[EngineEntry, ...]]:
     """Build one engine per graph, and replace older ones of that precision and backend.
 
-    On any error the bundle stays as it was. One exception is a failure while the new files are
-    moved in: engines that were to be replaced may then be missing (see `publish`).
+    On any error the engines are those from before. An engine that takes the place of an older one
+    has another name, so that the older one serves until `bundle.json` names the new one.
 
     Args:
         bundle: Bundle with graphs of that precision.
@@ -197,15 +197,18 @@ def build_engines(
             if _here(machine) in request.compute_capabilities:
                 found = check_plan(library, plan.content, request.precision)
                 plan.log.lines.append(("INFO", found))
-            entries.append(_entry(graph, request, plan, machine))
+            file = _free_name(bundle, graph, request)
+            entries.append(_entry(graph, file, request, plan, machine))
             _write(staging, entries[-1], plan)
             del plan  # as large as the engine: not beside the next one
         # Read again: another build may have ended since.
         with locked(bundle.path) as current:
             check_unchanged(current, bundle.graph_files(), "built", "Build again.")
-            new = {entry.file for entry in entries}
-            kept = (engine for engine in current.manifest.engines if engine.file not in new)
-            manifest = dataclasses.replace(current.manifest, engines=(*kept, *entries))
+            kinds = {(e.role, e.precision, e.runtime) for e in entries}
+            engines = current.manifest.engines
+            old = [e for e in engines if (e.role, e.precision, e.runtime) in kinds]
+            kept = current.manifest.without_engines(old)
+            manifest = dataclasses.replace(kept, engines=(*kept.engines, *entries))
             return publish(current, staging, manifest), tuple(entries)
 
 
@@ -297,13 +300,22 @@ def _here(machine: Machine) -> str | None:
     return machine.current_gpu.compute_capability if machine.current_gpu else None
 
 
-def _entry(graph: GraphEntry, request: EngineRequest, plan: Plan, machine: Machine) -> EngineEntry:
-    library = plan.library
+def _free_name(bundle: Bundle, graph: GraphEntry, request: EngineRequest) -> str:
+    """One of two names in turn: an old engine stays until `bundle.json` names the new one."""
     stem = PurePosixPath(graph.file).name.partition(".")[0]
+    name = f"{ENGINE_FOLDER}/{stem}.{graph.precision}.{request.backend}"
+    first = f"{name}.engine"
+    return f"{name}-2.engine" if first in bundle.manifest.files else first
+
+
+def _entry(
+    graph: GraphEntry, file: str, request: EngineRequest, plan: Plan, machine: Machine
+) -> EngineEntry:
+    library = plan.library
     return EngineEntry(
         role=graph.role,
         precision=graph.precision,
-        file=f"{ENGINE_FOLDER}/{stem}.{graph.precision}.{library.backend}.engine",
+        file=file,
         runtime=library.backend,
         runtime_version=library.version,
         cuda_version=library_cuda(library.backend) or machine.driver_cuda or "",
@@ -325,7 +337,7 @@ def _rounded(shares: dict[str, float]) -> dict[str, float]:
 
 def _write(staging: Path, entry: EngineEntry, plan: Plan) -> None:
     """Write an engine and its log; the log begins with the request, for use in reports."""
-    file = staging / entry.file
+    file, log = (staging / name for name in entry.files)
     file.write_bytes(plan.content)
     head = f"{plan.library}, CUDA {entry.cuda_version or 'not known'}, "
     head += f"{entry.os}, compute capability {', '.join(entry.compute_capabilities)}\n"
@@ -333,4 +345,4 @@ def _write(staging: Path, entry: EngineEntry, plan: Plan) -> None:
     head += f"{entry.role} in {entry.precision}, batch {entry.batch}, {flags}\n"
     # The bundle may be passed on; the folder's path on this machine stays private.
     text = plan.log.text.replace(f"{staging.parent}{os.sep}", "")
-    file.with_suffix(".log").write_text(head + text, encoding="utf-8")
+    log.write_text(head + text, encoding="utf-8")

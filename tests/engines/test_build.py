@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle import Bundle, read_bundle
 from sacvit_deploy.bundle_changes import publish, update_manifest
 from sacvit_deploy.decode import encode
 from sacvit_deploy.engines import build, plan
@@ -299,13 +299,13 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(typed, monkeypatch, full_at):
     Bundle.open(typed.path)
 
 
-def test_a_failure_while_moving_in_leaves_a_valid_bundle(typed, monkeypatch):
-    build_engines(typed, request(), quiet)
+def test_a_failure_while_moving_in_leaves_the_old_engines(typed, monkeypatch):
+    before, _ = build_engines(typed, request(), quiet)
     replace, calls = os.replace, []
 
     def fail(source, target):
         calls.append(target)
-        if str(target).endswith("sac.fp32.tensorrt-rtx.engine"):
+        if str(target).endswith("sac.fp32.tensorrt-rtx-2.engine"):
             raise OSError(errno.EIO, "Input/output error")
         replace(source, target)
 
@@ -313,7 +313,32 @@ def test_a_failure_while_moving_in_leaves_a_valid_bundle(typed, monkeypatch):
     with pytest.raises(BundleError, match="Input/output error"):
         build_engines(Bundle.open(typed.path), request(batch=BatchRange(1, 1, 2)), quiet)
     monkeypatch.undo()
-    assert Bundle.open(typed.path).engines() == ()
+    assert Bundle.open(typed.path).engines() == before.engines()
+    assert before.damaged_engine_files() == {}
+
+
+def test_a_new_engine_takes_the_place_of_the_old_one_in_one_step(typed, monkeypatch):
+    """Until `bundle.json` names the new engines it names the old ones, which are whole."""
+    before, _ = build_engines(typed, request(batch=BatchRange(1, 1, 2)), quiet)
+    seen, replace = [], os.replace
+
+    def watched(source, target):
+        replace(source, target)
+        now = read_bundle(typed.path, {}, check_hashes=True)
+        assert now.damaged_engine_files() == {}
+        seen.append([engine.batch[-1] for engine in now.engines()])
+
+    monkeypatch.setattr(os, "replace", watched)
+    build_engines(before, request(batch=BatchRange(1, 1, 4)), quiet)
+    assert set(map(tuple, seen)) == {(2, 2), (4, 4)}
+    names = sorted(f.name for f in (typed.path / "engines").iterdir())
+    assert names == sorted(
+        f"{stem}.fp32.tensorrt-rtx-2.{suffix}"
+        for stem in ("ee", "sac")
+        for suffix in ("engine", "log")
+    )
+    again, _ = build_engines(Bundle.open(typed.path), request(), quiet)
+    assert again.engines()[0].file == "engines/ee.fp32.tensorrt-rtx.engine"
 
 
 def test_what_the_builder_says_is_in_the_error(typed, monkeypatch):

@@ -17,7 +17,7 @@ from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionReq
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.libraries import versions
 from sacvit_deploy.manifest import Manifest
-from sacvit_deploy.records import Agreement, EngineEntry, GraphEntry, PrecisionRecord
+from sacvit_deploy.records import Agreement, GraphEntry, PrecisionRecord
 from sacvit_deploy.spec import GraphSpec, Role
 
 _KINDS: dict[int, str] = {
@@ -116,19 +116,11 @@ def _manifest(
     manifest: Manifest, entries: tuple[GraphEntry, ...], record: PrecisionRecord
 ) -> Manifest:
     precision = entries[0].precision
-    stale = {name for e in manifest.engines if e.precision == precision for name in _built(e)}
     return dataclasses.replace(
-        manifest,
-        files={name: record for name, record in manifest.files.items() if name not in stale},
+        manifest.without_engines([e for e in manifest.engines if e.precision == precision]),
         graphs=(*(g for g in manifest.graphs if g.precision != precision), *entries),
-        engines=tuple(e for e in manifest.engines if e.precision != precision),
         precisions={**manifest.precisions, precision: record},
     )
-
-
-def _built(engine: EngineEntry) -> tuple[str, str]:
-    """The plan file of an engine and its log."""
-    return engine.file, str(PurePosixPath(engine.file).with_suffix(".log"))
 
 
 def weight_shares(model: onnx.ModelProto) -> dict[str, float]:
