@@ -7,6 +7,7 @@ empty stand-ins, so that no constructor named in the file runs.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -206,8 +207,9 @@ def _sort_metadata(path: Path) -> None:
         header = json.loads(stream.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        stream.seek(_LENGTH_BYTES)
-        stream.write(text.ljust(length))
+        if len(text) <= length:  # else it would end in the first tensor; any order can be read
+            stream.seek(_LENGTH_BYTES)
+            stream.write(text.ljust(length))
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -249,6 +251,11 @@ def _check_size(stream: IO[bytes], size: int, path: Path) -> None:
             + (f", its header {header}." if header else "."),
             f"Name a file of at most {_LARGEST_BYTES} bytes: write the weights alone.",
         )
+    if _bytes_on_disk(stream, size) * _LARGEST_RATIO < size:
+        raise CheckpointError(
+            f"{path} has {size} bytes, and most of them were never written: the file has holes.",
+            "Download it again or write it again: the transfer broke off.",
+        )
     try:
         if is_safetensors:
             with safe_open(path, framework="pt"):
@@ -260,6 +267,24 @@ def _check_size(stream: IO[bytes], size: int, path: Path) -> None:
         raise
     except Exception as error:  # a damaged archive can fail anywhere in its reader
         raise _damaged(path, "safetensors" if is_safetensors else "torch", error) from error
+
+
+def _bytes_on_disk(stream: IO[bytes], size: int) -> int:
+    """Bytes of a file that are not in holes; all of them where the system does not tell."""
+    if not hasattr(os, "SEEK_DATA"):
+        return size
+    descriptor, found, end = stream.fileno(), 0, 0
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)  # the stream counts on it
+    try:
+        while end < size and found * _LARGEST_RATIO < size:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            found += end - start
+    except OSError as error:
+        return found if error.errno == errno.ENXIO else size  # a hole up to the end
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)
+    return found
 
 
 def _check_claim(claimed: int, size: int, path: Path) -> None:
@@ -303,7 +328,8 @@ def _read_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], str |
     try:
         tensors = load(data)
         header = data[_LENGTH_BYTES:][: int.from_bytes(data[:_LENGTH_BYTES], "little")]
-        return tensors, (json.loads(header).get("__metadata__") or {}).get(CONFIG_METADATA)
+        metadata = parse_json(header, "Its header").get("__metadata__") or {}
+        return tensors, metadata.get(CONFIG_METADATA)
     except Exception as error:  # it also names types that torch lacks
         raise _damaged(path, "safetensors", error) from error
 

@@ -49,6 +49,15 @@ def test_equal_weights_give_equal_files(tmp_path, tiny):
     assert Checkpoint.read(path).config == tiny
 
 
+def test_a_longer_header_does_not_end_in_the_tensors(tmp_path, tiny, monkeypatch):
+    """Another release of safetensors may write the same header in fewer bytes."""
+    state, path, dumps = weights_of(tiny), tmp_path / "model.safetensors", json.dumps
+    monkeypatch.setattr(json, "dumps", lambda v, **how: dumps(v, **how) + " " * 9_999 * len(how))
+    save_checkpoint(path, state, tiny)
+    assert Checkpoint.read(path).config == tiny
+    assert_same(read_weights(path, tiny), state)
+
+
 def test_saving_takes_views_and_parameters(tmp_path, tiny_dense):
     model = build_model(tiny_dense)
     state: dict[str, torch.Tensor] = dict(model.named_parameters())
@@ -460,6 +469,33 @@ def test_a_sparse_file_of_a_terabyte(tmp_path, tiny_dense, kind, size):
     started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert str(size) in refusal(path, tiny_dense).problem or kind == "zeros"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started < 1 << 20  # KiB
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="holes cannot be found here")
+def test_a_pickle_that_is_mostly_holes_is_not_read(tmp_path, tiny_dense):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "weights.pth"
+    torch.save(weights_of(tiny_dense), path, _use_new_zipfile_serialization=False)
+    os.truncate(path, 7 << 30)
+    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "the file has holes" in refusal(path, tiny_dense).problem
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started < 1 << 20  # KiB
+
+
+def test_a_few_holes_are_read(tmp_path, tiny_dense):
+    """Copying may make holes of zeros."""
+    state, path = weights_of(tiny_dense), tmp_path / "weights.pth"
+    size = sum(tensor.numel() for tensor in state.values())
+    torch.save({**state, "zeros": torch.zeros(size // 2)}, path)
+    content = path.read_bytes()
+    with path.open("wb") as stream:
+        for start in range(0, len(content), 4096):
+            page = content[start : start + 4096]
+            stream.seek(start)
+            stream.write(page.rstrip(b"\0"))
+        stream.truncate(len(content))
+    assert path.read_bytes() == content
+    assert Checkpoint.read(path).tensors.keys() == {*state, "zeros"}
 
 
 @pytest.mark.parametrize("start", [b"\x80\x02", (10**12).to_bytes(8, "little") + b'{"a":'])
