@@ -17,6 +17,7 @@ from sacvit_deploy.files import open_regular, write_whole
 if TYPE_CHECKING:
     from sacvit_deploy.engines.compatibility import CheckedPlan
     from sacvit_deploy.engines.session import SessionOptions
+    from sacvit_deploy.spec import TensorSpec
 
 
 _PROFILE = 0  # the builder makes one
@@ -132,21 +133,35 @@ class TensorRTEngine:
         self._engine = self._settings = self._cache = self._runtime = None
 
     def _check_tensors(self) -> None:
-        """Check that names, dtypes and directions are those of the graph."""
+        """Check that names, directions, dtypes and shapes are those of the graph."""
         engine = self._engine
-        found = {
-            (name, engine.get_tensor_mode(name).name, engine.get_tensor_dtype(name).name)
-            for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
-        }
-        wanted = {(spec.name, "INPUT", _DTYPES[spec.dtype]) for spec in self.graph.inputs}
-        wanted |= {(spec.name, "OUTPUT", _DTYPES[spec.dtype]) for spec in self.graph.outputs}
-        if found != wanted:
-            differing = ", ".join(sorted({name for name, _, _ in found ^ wanted}))
+        there = set(map(engine.get_tensor_name, range(engine.num_io_tensors)))
+        wanted = {spec.name: (spec, "INPUT") for spec in self.graph.inputs}
+        wanted |= {spec.name: (spec, "OUTPUT") for spec in self.graph.outputs}
+        odd = {name for name in there & wanted.keys() if not self._fits(*wanted[name])}
+        if differing := ", ".join(sorted(odd | (there ^ wanted.keys()))):
             raise EngineError(
                 f"The engine {self.entry.file} was not built from the bundle's {self.graph.file}: "
                 f"they differ in {differing}.",
                 self.rebuild,
             )
+
+    def _fits(self, spec: TensorSpec, mode: str) -> bool:
+        """Whether a tensor of the engine is that of the graph; -1 is any side.
+
+        A dynamic side may be fixed where the engine was built for one batch only.
+        """
+        engine, name = self._engine, spec.name
+        smallest, _, largest = self.entry.batch
+        batch = smallest if smallest == largest else -1
+        sides = [(-1, batch) if isinstance(side, str) else (-1, side) for side in spec.shape]
+        shape = tuple(engine.get_tensor_shape(name))
+        return (
+            engine.get_tensor_mode(name).name == mode
+            and engine.get_tensor_dtype(name).name == _DTYPES[spec.dtype]
+            and len(shape) == len(sides)
+            and all(side in allowed for side, allowed in zip(shape, sides, strict=True))
+        )
 
     def _buckets(self, options: SessionOptions) -> dict[str, BatchBuckets]:
         """The profile's range of every dynamic axis; inputs that share an axis share its range."""

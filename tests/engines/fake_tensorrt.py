@@ -165,6 +165,9 @@ class ICudaEngine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType(self._tensors[name][0])
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(-1 if isinstance(side, str) else side for side in self._tensors[name][1])
+
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         assert (profile_index, self.get_tensor_mode(name)) == (0, TensorIOMode.INPUT)
         shape = self._tensors[name][1]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 
 import pytest
 
@@ -9,7 +11,8 @@ from sacvit_deploy.engines.tensorrt_engine import BatchBuckets, CacheWarning
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.records import EngineFlags
 from sacvit_deploy.spec import IMAGE
-from tests.fakes import random_images
+from tests.engines.fake_tensorrt import ICudaEngine, plan_for
+from tests.fakes import SAC, fake_manifest, random_images
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,39 @@ def test_a_plan_of_another_graph_is_refused(workplace) -> None:
         EngineError, match=r"not built from the bundle's ee\.onnx: .*coarse_features"
     ):
         workplace.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (IMAGE, ["batch", 3, 8]),
+        (IMAGE, ["batch", 3, 8, 9]),
+        (IMAGE, [2, 3, 8, 8]),
+        ("logits", ["batch"]),
+        ("logits", ["batch", 6]),
+    ],
+)
+def test_an_engine_of_other_shapes_is_refused(workplace, name, shape) -> None:
+    graph = fake_manifest(SAC, "graph").graphs[0]
+    tensors = json.loads(plan_for(graph, SAC, (1, 4, 8)))["tensors"]
+    changed = [[n, dtype, shape if n == name else s, mode] for n, dtype, s, mode in tensors]
+    assert changed != tensors
+    with pytest.raises(EngineError, match=rf"not built from .*ee\.onnx: they differ in {name}\."):
+        workplace.open(workplace.bundle(plan={"tensors": changed}))
+
+
+@pytest.mark.parametrize(("batch", "is_taken"), [((4, 4, 4), True), ((1, 4, 8), False)])
+def test_an_engine_for_one_batch_may_have_fixed_sides(
+    workplace, monkeypatch, batch, is_taken
+) -> None:
+    shape_of = ICudaEngine.get_tensor_shape
+    monkeypatch.setattr(
+        ICudaEngine,
+        "get_tensor_shape",
+        lambda self, name: tuple(4 if side == -1 else side for side in shape_of(self, name)),
+    )
+    with contextlib.nullcontext() if is_taken else pytest.raises(EngineError, match="they differ"):
+        workplace.open(workplace.bundle(batch=batch))
 
 
 @pytest.mark.parametrize("allowed", [True, False])
