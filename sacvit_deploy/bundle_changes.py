@@ -99,7 +99,8 @@ def update_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     """
     check_covered(manifest)
     with _write_error(bundle.path):
-        write_whole(bundle.path / MANIFEST, manifest.to_json())
+        # In a cache of Hugging Face it is a link to a file that belongs to other folders, too.
+        write_whole(bundle.path / MANIFEST, manifest.to_json(), follow_link=False)
     return dataclasses.replace(bundle, manifest=manifest)
 
 

@@ -315,12 +315,16 @@ def _sync_file(file: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path, *, follow_link: bool = True) -> Iterator[Path]:
     """Replace a file in one step when the block ends.
 
     Until then the old file stays. An error, Ctrl-C or SIGTERM leaves no part of the new one, and
-    what a killed process left of it goes first. A link is followed. A device or a pipe, such as
-    /dev/stdout, is written to directly.
+    what a killed process left of it goes first. A device or a pipe, such as /dev/stdout, is written
+    to directly.
+
+    Args:
+        file: The file.
+        follow_link: Where it is a link, replace the file that it names, or else the link.
 
     Yields:
         The path to write to: a new file beside the old one, or the device itself.
@@ -331,7 +335,7 @@ def replacing(file: Path) -> Iterator[Path]:
     if _is_stream(file):
         yield file
         return
-    target = file.resolve()
+    target = file.resolve() if follow_link else file.absolute()
     remove_abandoned(target.parent, target.name, folders=False)
     with _owned(target.parent, target.name, _make_file) as temporary:
         yield temporary
@@ -348,9 +352,9 @@ def _is_stream(file: Path) -> bool:
     return file.exists() and (not file.is_file() or str(file.absolute().parent) in _STREAMS)
 
 
-def write_whole(file: Path, content: str | bytes) -> None:
+def write_whole(file: Path, content: str | bytes, *, follow_link: bool = True) -> None:
     """Write a file through `replacing`, text as UTF-8; `OSError` if it cannot be written."""
-    with replacing(file) as path:
+    with replacing(file, follow_link=follow_link) as path:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

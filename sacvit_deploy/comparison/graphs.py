@@ -17,12 +17,14 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
 from numpy.typing import NDArray
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.errors import ConfigError, EngineError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.files import open_regular
 from sacvit_deploy.spec import Role
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -79,7 +81,9 @@ def read_graph(path: Path) -> onnx.ModelProto:
     Passes and comparisons that look for constants do not find them behind a Cast. Constants that an
     FP16 graph computes with stay as they are.
     """
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in filter(uses_external_data, model.graph.initializer):
+        _load_weights(tensor, path.parent)
     graph = gs.import_onnx(model)
     stored = [node for node in graph.nodes if _casts_stored_weight(node)]
     for node in stored:
@@ -87,6 +91,19 @@ def read_graph(path: Path) -> onnx.ModelProto:
         node.outputs.clear()
         single.to_constant(node.inputs[0].values.astype(np.float32))
     return to_model(graph.cleanup()) if stored else model
+
+
+def _load_weights(tensor: onnx.TensorProto, folder: Path) -> None:
+    """Read the values of a tensor; the onnx library refuses files that are links.
+
+    In a cache of Hugging Face all are. The hashes of the bundle cover their targets.
+    """
+    place = ExternalDataInfo(tensor)
+    with open_regular(folder / place.location) as stream:
+        stream.seek(place.offset or 0)
+        tensor.raw_data = stream.read(-1 if place.length is None else place.length)
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    tensor.ClearField("external_data")
 
 
 def _casts_stored_weight(node: gs.Node) -> bool:
