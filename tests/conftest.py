@@ -151,6 +151,17 @@ def other_graph(other_model, made_once: MadeOnce) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def windowed_graph(made_once: MadeOnce) -> Bundle:
+    """LF-ViT, tokens chosen in the graph, float input."""
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
+    from tests.tiny_models import WINDOWED, strong_two_stage
+
+    options = ExportOptions(selection="graph")
+    model = strong_two_stage(WINDOWED)
+    return made_once("windowed_graph", lambda path: export_bundle(model, path, options))
+
+
+@pytest.fixture(scope="session")
 def golden_checkpoint(golden_params, tmp_path_factory) -> Path:
     """The golden weights as the CF-ViT authors publish theirs."""
     import torch

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SAC = ModelConfig("sac_vit", (24, 32), 4, 8, 4, 2, num_classes=7, two_stage=TwoStageConfig())
 CF = SAC.replace(family="cf_vit", target_rounding="ceil", exit_comparison=">=", attention="joint")
+LF = CF.replace(family="lf_vit", window=2)
 DENSE = ModelConfig("vit", (24, 32), 4, 8, 4, 2, num_classes=7)
 
 # For a graph of SAC, built on a Jetson Orin; nothing is there that could be loaded.

@@ -27,6 +27,9 @@ SAC = ModelConfig(
     two_stage=TwoStageConfig(score_first_block=1),
 )
 OTHER_CHOICES = SAC.replace(cls_update="mean", non_target_source="final", score_start="first")
+WINDOWED = SAC.replace(
+    family="lf_vit", target_rounding="ceil", exit_comparison=">=", attention="joint", window=3
+)
 DENSE = ModelConfig("vit", (32, 48), 4, 24, 2, 3, num_classes=7)
 GOLDEN_CF = ModelConfig(
     "cf_vit",

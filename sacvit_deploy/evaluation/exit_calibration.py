@@ -109,7 +109,7 @@ def _check_can_be_calibrated(path: Path, manifest: Manifest, *, write: bool) -> 
     if manifest.config.two_stage is None:
         raise ConfigError(
             f"Bundle {path} has one stage, so there is no exit to calibrate.",
-            "Give a bundle of a sac_ or cf_ network.",
+            "Give a bundle of a two-stage network.",
         )
     if write and not os.access(path, os.W_OK):
         raise BundleError(

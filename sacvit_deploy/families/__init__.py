@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sacvit_deploy.decode import shown
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.cf_vit import CF_VIT
+from sacvit_deploy.families.lf_vit import LF_VIT
 from sacvit_deploy.families.sac_vit import SAC_VIT
 from sacvit_deploy.families.vit import VIT
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.families.family import Family
 
 
-FAMILIES = {family.name: family for family in (SAC_VIT, CF_VIT, VIT)}
+FAMILIES = {family.name: family for family in (SAC_VIT, CF_VIT, LF_VIT, VIT)}
 
 
 def family_named(name: object) -> Family:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sacvit_deploy.decode import check_field, check_types
 from sacvit_deploy.families.family import Family
@@ -64,7 +64,8 @@ class TwoStageConfig:
     """Configuration of the two stages.
 
     Attributes:
-        alpha: Share of coarse tokens refined in full resolution, in (0, 1).
+        alpha: Share of coarse tokens refined in full resolution, in (0, 1); with a window, share
+            of the tokens in it.
         target_rounding: M = floor(alpha N) in SAC-ViT, ceil(alpha N) in CF-ViT.
         exit_comparison: Early exit when the largest softmax probability is `>` (SAC-ViT) or `>=`
             (CF-ViT) the threshold eta.
@@ -80,6 +81,8 @@ class TwoStageConfig:
             positions as it entered block 0, or the `final` normalised token.
         position_tables: 2 learned tables (coarse, fine), or 1 fine table from which the coarse
             one is interpolated.
+        window: Rows and columns of the window of coarse tokens that holds all targets (LF-ViT);
+            None lets them lie anywhere.
 
     Raises:
         ConfigError: A value is of another type or out of range.
@@ -95,6 +98,7 @@ class TwoStageConfig:
     score_start: Literal["zero", "first"] = "zero"
     non_target_source: Literal["embedding", "final"] = "embedding"
     position_tables: Literal[1, 2] = 2
+    window: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -108,33 +112,44 @@ class TwoStageConfig:
 
     def num_targets(self, num_coarse_tokens: int) -> int:
         """M, of N coarse tokens."""
-        product = self.alpha * num_coarse_tokens
+        product = self.alpha * (num_coarse_tokens if self.window is None else self.window**2)
         if self.target_rounding == "floor":
             return math.floor(product + _COUNT_SLACK)
         return math.ceil(product - _COUNT_SLACK)
 
 
+def with_stages(
+    bodies: Mapping[str, Mapping[str, Any]], stages: TwoStageConfig
+) -> dict[str, dict[str, Any]]:
+    """Presets of two stages, from the fields of their bodies."""
+    return {key: {**body, "two_stage": stages} for key, body in bodies.items()}
+
+
+def on_deit(prefix: str, stages: TwoStageConfig) -> dict[str, dict[str, Any]]:
+    """Presets of two stages on every DeiT body and on the demo's, by name."""
+    # The last three of the demo's five blocks: about the share of DeiT's blocks that counts.
+    demo = dataclasses.replace(stages, score_first_block=2)
+    return with_stages(deit_presets(prefix), stages) | with_stages(demo_preset(prefix), demo)
+
+
 def two_stage_family(
-    name: str, title: str, prefix: str, stages: TwoStageConfig, files: Mapping[Role, str]
+    name: str,
+    title: str,
+    presets: Mapping[str, Mapping[str, Any]],
+    files: Mapping[Role, str],
 ) -> Family:
-    """Describe a family on the DeiT body that `TwoStageConfig` alone sets apart.
+    """Describe a family that its configuration alone sets apart.
 
     Args:
         name: Name in configurations and bundles.
         title: Name in its paper.
-        prefix: Start of its presets' names.
-        stages: Its configuration of the stages.
+        presets: Fields of `ModelConfig` without the family, by preset.
         files: File name of each graph.
     """
-    # The last three of the demo's five blocks: about the share of DeiT's blocks that counts.
-    demo = dataclasses.replace(stages, score_first_block=2)
     return Family(
         name=name,
         title=title,
-        presets={
-            **{key: {**body, "two_stage": stages} for key, body in deit_presets(prefix).items()},
-            **{key: {**body, "two_stage": demo} for key, body in demo_preset(prefix).items()},
-        },
+        presets=presets,
         files=files,
         check=_check,
         tensors=_tensors,
@@ -156,6 +171,10 @@ def _check(config: ModelConfig) -> None:
     first = stages.score_first_block
     wanted = f"a block of this network, 0 to {config.depth - 1}"
     check_field(first < config.depth, "score_first_block", first, wanted)
+    if stages.window is not None:
+        most = min(config.coarse_grid)
+        wanted = f"null, or a number from 1 to {most}, the shorter side of the coarse grid"
+        check_field(1 <= stages.window <= most, "window", stages.window, wanted)
     tokens = config.num_coarse_tokens
     wanted = f"such that at least one and not all of the {tokens} coarse tokens are targets"
     check_field(1 <= config.num_targets < tokens, "alpha", stages.alpha, wanted)

@@ -341,7 +341,7 @@ def _hints(state: Mapping[str, Tensor], config: ModelConfig, found: _Differences
         )
     if _COARSE_TABLE in found.unexpected or _FINE_TABLE in found.unexpected:
         hints.append(
-            "These weights are a two-stage network's: choose a sac_ or cf_ preset."
+            "These weights are a two-stage network's: choose a preset such as sac_ or cf_."
             if config.two_stage is None
             else "The weights have two position tables: give --set position_tables=2."
         )

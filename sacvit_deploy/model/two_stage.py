@@ -1,7 +1,7 @@
-"""SAC-ViT and CF-ViT, one network by configuration.
+"""The two-stage network of every family: SAC-ViT, CF-ViT and LF-ViT by configuration.
 
-Hu et al., "SAC-ViT: Semantic-Aware Clustering Vision Transformer with Early Exit", and its sibling
-Chen et al., "CF-ViT: A General Coarse-to-Fine Method for Vision Transformer" (AAAI 2023).
+Equations are those of Hu et al., "SAC-ViT: Semantic-Aware Clustering Vision Transformer with Early
+Exit"; `sacvit_deploy.families` names the paper of each family.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.windows import OUTSIDE, best_window, window_members
 from sacvit_deploy.model.attention import ClusterKernel, Clusters
 from sacvit_deploy.model.vit import Backbone, Mlp
 
@@ -90,8 +91,13 @@ def fine_index(coarse: Tensor, coarse_columns: int) -> Tensor:
 def select_tokens(
     score: Tensor, config: ModelConfig, num_targets: int | None = None
 ) -> TokenSelection:
-    """Split the coarse tokens by score (B, N); of equal scores the lowest index wins."""
+    """Split the coarse tokens by score (B, N), as `runtime.algorithm.select_tokens` does."""
     targets = config.num_targets if num_targets is None else num_targets
+    if (side := config.stages.window) is not None:
+        members = torch.from_numpy(window_members(config.coarse_grid, side).copy())
+        best = best_window(score, config.coarse_grid, side)
+        inside = torch.index_select(members.to(score.device), 0, best)
+        score = torch.where(inside, score, OUTSIDE)
     order = torch.sort(score, dim=1, descending=True, stable=True).indices
     target, non_target = order[:, :targets], order[:, targets:]
     return TokenSelection(target, non_target, fine_index(target, config.coarse_grid[1]))

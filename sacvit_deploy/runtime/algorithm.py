@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.windows import OUTSIDE, best_window, window_members
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
@@ -61,16 +62,30 @@ def select_tokens(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split the coarse tokens by score; of equal scores the lowest index wins.
 
+    With a window (LF-ViT), all targets lie in the best one; the tokens outside come last, in order.
+
     Args:
-        score: (B, N), finite.
-        config: The network; says how many are targets.
+        score: (B, N), finite, 0 or more.
+        config: The network; says how many are targets, and where they may lie.
 
     Returns:
         Targets (B, M) and non-targets (B, N-M), each best first.
     """
+    if config.stages.window is not None:
+        score = np.where(window_tokens(score, config), score, OUTSIDE)
     # Negated, because numpy sorts upwards and reversing a stable sort would put ties backwards.
     order = np.argsort(-score, axis=1, kind="stable").astype(np.int64, copy=False)
     return order[:, : config.num_targets], order[:, config.num_targets :]
+
+
+def window_tokens(score: NDArray[Any], config: ModelConfig) -> NDArray[np.bool_]:
+    """Tell which coarse tokens lie in the best window, (B, N); all, if there are no windows."""
+    side = config.stages.window
+    if side is None:
+        return np.ones(score.shape, np.bool_)
+    grid = config.coarse_grid
+    inside: NDArray[np.bool_] = window_members(grid, side)[best_window(score, grid, side)]
+    return inside
 
 
 def fine_index(coarse: NDArray[np.int64], coarse_columns: int) -> NDArray[np.int64]:

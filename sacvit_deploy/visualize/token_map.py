@@ -10,9 +10,12 @@ from PIL import Image
 
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import family_named
+from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.runtime.algorithm import window_tokens
 from sacvit_deploy.runtime.pictures import PictureSource, name_of, read_picture
 from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.runtime.result import result_from_outcome
+from sacvit_deploy.runtime.scheduler import Outcome
 from sacvit_deploy.spec import check_eta
 from sacvit_deploy.visualize.token_sheet import TokenLook, TokenSheet
 
@@ -39,7 +42,7 @@ def look(
         raise ConfigError(
             "This network has one stage: it looks at every token once, so that there are no "
             "target tokens to show.",
-            "Use a bundle of a sac_ or cf_ preset; sacvit-deploy run classifies with this one.",
+            "Use a bundle of a two-stage network; sacvit-deploy run classifies with this one.",
         )
     if not sources:
         raise ConfigError("There is no picture to show.", "Give at least one.")
@@ -64,7 +67,15 @@ def _looks(
             result=result_from_outcome(outcome, labels, name_of(source)),
             early_label=labels[int(outcome.early_logits.argmax())],
             score=np.asarray(outcome.score),
+            window=_window(outcome, pipeline.manifest.config),
         )
+
+
+def _window(outcome: Outcome, config: ModelConfig) -> frozenset[int]:
+    if config.stages.window is None or outcome.score is None or outcome.target_index is None:
+        return frozenset()
+    (inside,) = window_tokens(outcome.score[None], config)
+    return frozenset(np.flatnonzero(inside).tolist())
 
 
 def token_map(  # noqa: PLR0913  all but the first two have a good default

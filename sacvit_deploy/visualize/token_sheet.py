@@ -29,7 +29,9 @@ from sacvit_deploy.visualize.canvas import (
 _INK, _QUIET = (24, 24, 27), (82, 82, 91)
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _SHADE, _GRID, _SWATCH = Ink(_INK, 0.62), Ink(_WHITE, 0.5), Ink((170, 178, 189))
+_DROPPED = Ink(_INK, 0.4)
 _BORDER = Pen((245, 158, 11), 2.5)
+_WINDOW = Pen((125, 211, 252), 2.5, dashed=True)
 _SCORE_BORDERS = (Pen(_BLACK, 4.0), Pen(_WHITE, 2.0))
 _TITLE, _BODY, _SMALL = Type(20, _INK), Type(13, _QUIET), Type(12, _QUIET)
 _HEADING, _ANSWER = Type(14, _INK), Type(17, _INK)
@@ -43,6 +45,8 @@ _SWATCH_GAP, _ENTRY_GAP = 8, 28
 _LEGEND = {
     "target": (16, "target token: looked at again in full resolution"),
     "other": (16, "other token: reused from the first stage"),
+    "dropped": (16, "other token inside the window"),
+    "window": (16, "window with the largest sum of scores"),
     "score": (
         60,
         "score: class attention of a token (Eq. 10), no unit, each picture on its own scale",
@@ -59,12 +63,15 @@ class TokenLook:
         result: The answer.
         early_label: Best class after the first stage.
         score: Class attention of every coarse token (Eq. 10), (N,).
+        window: Coarse tokens of the window that holds all targets (LF-ViT); empty for a picture
+            that left early, and in families without windows.
     """
 
     seen: Image.Image
     result: Result
     early_label: str
     score: NDArray[Any]
+    window: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -134,11 +141,17 @@ class TokenSheet(Drawing):
         notes = wrapped(self.note, _BODY.size, self._width)
         return _MARGIN + 30 + (len(notes) + len(self._legend_lines())) * _LINE + 10
 
+    @property
+    def _legend(self) -> list[str]:
+        has_window = any(seen.window for seen in self.looks)
+        windows = ("dropped", "window") if has_window else ()
+        return ["target", "other", *windows, *(("score",) if self.scores else ())]
+
     def _legend_lines(self) -> list[list[tuple[str, float]]]:
         """Entries of the legend and their left ends, as many to a line as have room."""
         lines: list[list[tuple[str, float]]] = [[]]
         left = 0.0
-        for kind in list(_LEGEND)[: self._panels]:
+        for kind in self._legend:
             swatch, text = _LEGEND[kind]
             width = swatch + _SWATCH_GAP + text_width(text, _BODY.size)
             if lines[-1] and left + width > self._width:
@@ -186,7 +199,7 @@ class TokenSheet(Drawing):
         targets = set(seen.result.target_tokens or ())
         for index in range(self.grid[0] * self.grid[1]):
             if targets and index not in targets:
-                canvas.fill(self._cell(box, index), _SHADE)
+                canvas.fill(self._cell(box, index), _DROPPED if index in seen.window else _SHADE)
         for column in range(1, self.grid[1]):
             x = self._cell(box, column)[0]
             canvas.fill((x - 0.25, box[1], x + 0.25, box[3]), _GRID)
@@ -194,6 +207,7 @@ class TokenSheet(Drawing):
             y = self._cell(box, row * self.grid[1])[1]
             canvas.fill((box[0], y - 0.25, box[2], y + 0.25), _GRID)
         self._draw_border(canvas, box, targets, _BORDER)
+        self._draw_border(canvas, box, seen.window, _WINDOW)
 
     def _draw_scores(self, canvas: Canvas, box: Box, seen: TokenLook) -> None:
         low, high = float(seen.score.min()), float(seen.score.max())
@@ -251,10 +265,10 @@ def _draw_swatch(canvas: Canvas, kind: str, box: Box) -> None:
         _draw_scale(canvas, box)
         return
     canvas.fill(box, _SWATCH)
-    if kind == "other":
-        canvas.fill(box, _SHADE)
+    if kind in ("other", "dropped"):
+        canvas.fill(box, _SHADE if kind == "other" else _DROPPED)
     else:
-        canvas.line(outline(box), _BORDER)
+        canvas.line(outline(box), _BORDER if kind == "target" else _WINDOW)
 
 
 def _draw_scale(canvas: Canvas, box: Box) -> None:

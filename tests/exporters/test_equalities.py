@@ -16,7 +16,7 @@ from tests.exporters.graphs import normalised, session
 from tests.fakes import random_pictures
 from tests.tiny_models import SAC
 
-TWO_STAGE = ["sac_host", "sac_graph", "other_graph"]
+TWO_STAGE = ["sac_host", "sac_graph", "other_graph", "windowed_graph"]
 PICTURES: list[Any] = [*random_pictures(8), *sample_pictures()]
 TOLERANCE = 2e-5
 TOKENS, TARGETS = SAC.num_coarse_tokens, SAC.num_targets
@@ -161,7 +161,7 @@ def planted_scores() -> np.ndarray:
     return score
 
 
-@pytest.mark.parametrize("name", ["sac_graph", "other_graph"])
+@pytest.mark.parametrize("name", ["sac_graph", "other_graph", "windowed_graph"])
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1], [2]])
 def test_of_equal_scores_the_graph_takes_the_lowest_index_too(name, rows, request):
     bundle = request.getfixturevalue(name)
@@ -172,7 +172,7 @@ def test_of_equal_scores_the_graph_takes_the_lowest_index_too(name, rows, reques
     del feeds[LOGITS]
     feeds = {spec.name: feeds[spec.name] for spec in bundle.graph("refine").inputs[:-1]}
     found = session(bundle, "refine").run({**feeds, SURVIVOR_ROWS: np.array(rows)})
-    target, _ = select_tokens(score[rows], SAC)
+    target, _ = select_tokens(score[rows], bundle.manifest.config)
     np.testing.assert_array_equal(found[TARGET_INDEX], target)
 
 

@@ -122,14 +122,16 @@ def test_missing_field_is_refused():
 
 
 def test_every_promised_preset_is_there():
-    promised = {prefix + body for prefix, body in itertools.product(("sac_", "cf_", ""), BODIES)}
+    prefixes = ("sac_", "cf_", "lf_", "")
+    promised = {prefix + body for prefix, body in itertools.product(prefixes, BODIES)}
     assert promised <= set(PRESETS)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_family_follows_the_prefix(name):
     config = preset(name)
-    family = {"sac": "sac_vit", "cf": "cf_vit"}.get(name.partition("_")[0], "vit")
+    families = {"sac": "sac_vit", "cf": "cf_vit", "lf": "lf_vit"}
+    family = families.get(name.partition("_")[0], "vit")
     assert config.family == family
     assert (config.two_stage is None) == (family == "vit")
     assert preset_preprocessing(config).crop == config.image_size

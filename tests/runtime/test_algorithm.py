@@ -3,8 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacvit_deploy.runtime.algorithm import confidence, exits, fine_index, select_tokens, softmax
-from tests.fakes import SAC
+from sacvit_deploy.runtime.algorithm import (
+    confidence,
+    exits,
+    fine_index,
+    select_tokens,
+    softmax,
+    window_tokens,
+)
+from tests.fakes import LF, SAC
 
 ROWS = np.array([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0], [-1e4, 0.0, 1e4]], dtype=np.float32)
 
@@ -49,14 +56,29 @@ def test_best_first_and_of_equal_scores_the_lowest_index() -> None:
     assert target.dtype == non_target.dtype == np.int64
 
 
-def test_agrees_with_torch_with_ties() -> None:
+def test_with_a_window_all_targets_lie_in_the_best_one() -> None:
+    config = LF.replace(image_size=(16, 24), window=2, alpha=0.7)  # 2 x 3 tokens, 3 of 4
+    score = np.array([[9, 2, 0, 0, 3, 5], [0, 4, 4, 1, 2, 1]], dtype=np.float32)
+    target, non_target = select_tokens(score, config)
+    assert target.tolist() == [[0, 4, 1], [1, 2, 4]]
+    assert non_target.tolist() == [[3, 2, 5], [5, 0, 3]]  # the window's own, then the others
+    assert window_tokens(score, config).tolist() == [
+        [True, True, False, True, True, False],
+        [False, True, True, False, True, True],
+    ]
+    assert window_tokens(score, SAC).all()
+
+
+@pytest.mark.parametrize("config", [SAC, LF], ids=["anywhere", "window"])
+def test_agrees_with_torch_with_ties(config) -> None:
     import torch
 
     from sacvit_deploy.model import two_stage
 
-    score = np.random.default_rng(0).integers(0, 4, (50, SAC.num_coarse_tokens)).astype(np.float32)
-    target, non_target = select_tokens(score, SAC)
-    wanted = two_stage.select_tokens(torch.from_numpy(score), SAC)
+    tokens = config.num_coarse_tokens
+    score = np.random.default_rng(0).integers(0, 4, (50, tokens)).astype(np.float32) / 7
+    target, non_target = select_tokens(score, config)
+    wanted = two_stage.select_tokens(torch.from_numpy(score), config)
     np.testing.assert_array_equal(target, wanted.target.numpy())
     np.testing.assert_array_equal(non_target, wanted.non_target.numpy())
 

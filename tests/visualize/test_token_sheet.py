@@ -7,6 +7,7 @@ import pytest
 
 from sacvit_deploy.visualize.canvas import viridis
 from sacvit_deploy.visualize.token_map import token_map
+from tests.fakes import LF
 from tests.visualize.surface import Fill, Line, Surface, Text
 from tests.visualize.token_fakes import (
     COLUMNS,
@@ -52,6 +53,29 @@ def test_the_border_goes_around_the_targets():
     wanted = sum(int(np.diff(inside.astype(int), axis=axis).astype(bool).sum()) for axis in (0, 1))
     edges = [line for line in Surface(made).of(Line)[1:] if line.pen.colour == TARGET]
     assert len(edges) == wanted > 0
+
+
+def test_a_window_has_a_border_and_its_dropped_tokens_a_shade_of_their_own():
+    made = token_map(fake_pipeline(LF), noise_picture(), scores=False)
+    (look,) = made.looks
+    targets = set(look.result.target_tokens or ())
+    assert len(look.window) == 4
+    assert targets < look.window
+    surface = Surface(made)
+    tokens = surface.pictures[1]
+    shades: dict[int, float] = {}
+    for box, ink, _ in surface.of(Fill):
+        in_tile = box[0] >= tokens[0] - 1e-6 and box[1] >= tokens[1] - 1e-6
+        if in_tile and min(box[2] - box[0], box[3] - box[1]) > 1:  # no line of the grid
+            shades[index_of(box, tokens)] = ink.opacity
+    outside = set(range(ROWS * COLUMNS)) - look.window
+    assert shades == dict.fromkeys(outside, 0.62) | dict.fromkeys(look.window - targets, 0.4)
+    window = [line for line in surface.of(Line) if line.pen.dashed and line.pen.colour != TARGET]
+    assert len(window) == 1 + 4 * 2  # the swatch, and two tokens on each side
+    assert "window with the largest sum" in surface.words()
+    early = token_map(fake_pipeline(LF, eta=0), noise_picture())
+    assert not early.looks[0].window
+    assert "window" not in Surface(early).words()
 
 
 @pytest.mark.parametrize("selection", ["host", "graph"])

@@ -1,0 +1,69 @@
+"""The networks compute what the code of LF-ViT's and CF-ViT's authors computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.published import CONFIGS, Published
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def published(request, shared, tmp_path_factory) -> Published:
+    return Published.read(shared, request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def computed(published):
+    model = published.model()
+    image = torch.from_numpy(published.image)
+    with torch.no_grad():
+        result = model(image)
+        sequence = model.refine_sequence(image, result.early_exit, result.selection)
+    return result, sequence.numpy()
+
+
+def test_in_double_precision_the_logits_are_theirs(published):
+    image = torch.from_numpy(published.image).double()
+    with torch.no_grad():
+        result = published.model().double()(image)
+    for found, key in (
+        (result.early_exit.logits, "float64/coarse_logits"),
+        (result.refined_logits, "float64/fine_logits"),
+    ):
+        np.testing.assert_allclose(found.numpy(), published[key], rtol=0, atol=1e-9)
+
+
+def test_score_and_chosen_tokens(published, computed):
+    early, selection = computed[0].early_exit, computed[0].selection
+    wanted = published["global_class_attention"]
+    np.testing.assert_allclose(early.score.numpy(), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(selection.target.numpy(), published.targets)
+    for found, theirs in (
+        (selection.non_target.numpy(), published.others),
+        (selection.fine.numpy(), published["fine_index"]),
+    ):
+        np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(theirs, axis=1))
+
+
+def test_what_enters_the_blocks(published, computed):
+    result, sequence = computed
+    early, selection = result.early_exit, result.selection
+    fine = published.fine_sequence(selection.fine.numpy(), selection.non_target.numpy())
+    for found, wanted in (
+        (early.embeddings.numpy(), published["coarse_sequence_in"][:, 1:]),
+        (early.features.numpy(), published["coarse_tokens_final_norm"][:, 1:]),
+        (sequence, fine),
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+
+
+def test_logits_of_both_stages(published, computed):
+    for found, key in (
+        (computed[0].early_exit.logits, "coarse_logits"),
+        (computed[0].refined_logits, "fine_logits"),
+    ):
+        np.testing.assert_allclose(found.numpy(), published[key], rtol=0, atol=TOLERANCE)
