@@ -10,7 +10,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 import re
 import resource
 import signal
@@ -24,7 +23,6 @@ from typing import Any
 import numpy as np
 from click.testing import CliRunner
 from hypothesis import strategies as st
-from hypothesis import target
 
 from sacvit_deploy.cli import main
 from sacvit_deploy.errors import SacvitDeployError
@@ -48,12 +46,8 @@ def check_refusals(*calls: Callable[[], object]) -> None:
     """
     start = time.process_time()
     messages = [_message(call) for call in calls]
-    seconds, longest = time.process_time() - start, max(map(len, messages))
-    assert seconds < MOST_CPU_S
-    assert longest < LONGEST_MESSAGE
-    if "FUZZ_EXAMPLES" in os.environ:  # look for slower cases and longer messages
-        target(seconds, label="seconds of CPU")
-        target(float(longest), label="characters in a message")
+    assert time.process_time() - start < MOST_CPU_S
+    assert max(map(len, messages)) < LONGEST_MESSAGE
 
 
 def _message(call: Callable[[], object]) -> str:
