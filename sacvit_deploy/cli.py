@@ -6,13 +6,15 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
 import click
 
 import sacvit_deploy
-from sacvit_deploy.errors import SacvitDeployError, is_interrupt
+from sacvit_deploy.errors import SacvitDeployError, interrupt_in
+from sacvit_deploy.files import terminated_like_ctrl_c
 
 # Line in --help by verb; the code is in sacvit_deploy.commands.<verb>.
 VERBS = {
@@ -53,12 +55,17 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a verb; an error of this package becomes one message and exit code 1."""
+        """Run a verb; an error of this package becomes one message and exit code 1.
+
+        Ctrl-C and SIGTERM become one word, and the exit codes of shells: 130 and 143.
+        """
         try:
             return super().invoke(ctx)
-        except Exception as error:
-            if is_interrupt(error):
-                raise KeyboardInterrupt from error
+        except BaseException as error:
+            if (interrupt := interrupt_in(error)) is not None:
+                click.echo("Aborted!", err=True)
+                number = signal.SIGTERM if signal.SIGTERM in interrupt.args else signal.SIGINT
+                raise click.exceptions.Exit(128 + number) from error
             if isinstance(error, SacvitDeployError):
                 raise click.ClickException(str(error)) from error
             raise
@@ -70,7 +77,8 @@ class LazyGroup(click.Group):
         """
         try:
             _check_stdout()
-            return super().main(*args, **extra)
+            with terminated_like_ctrl_c():
+                return super().main(*args, **extra)
         except OSError as error:
             if error.filename is not None:  # not a stream
                 raise

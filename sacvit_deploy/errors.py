@@ -125,16 +125,19 @@ def raised_as(
         raise kind(f"{problem}: {error}.", fix) from error
 
 
-def is_interrupt(error: BaseException) -> bool:
-    """Whether an error was raised because of Ctrl-C: some libraries wrap `KeyboardInterrupt`."""
+def interrupt_in(error: BaseException) -> KeyboardInterrupt | None:
+    """Find what an error was raised because of; some libraries wrap `KeyboardInterrupt`.
+
+    Its first argument is the number of the signal if that was SIGTERM; see `files.interrupt`.
+    """
     links, seen = [error], set()
     while links:
         link = links.pop()
         if isinstance(link, KeyboardInterrupt):
-            return True
+            return link
         seen.add(id(link))
         links += [e for e in (link.__cause__, link.__context__) if e and id(e) not in seen]
-    return False
+    return None
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:

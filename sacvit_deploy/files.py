@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from sacvit_deploy.errors import ConfigError, raised_as
 
@@ -230,11 +230,16 @@ def terminated_like_ctrl_c() -> Iterator[None]:
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def interrupt(number: int, _frame: object) -> NoReturn:
+    """A handler of signals: raise `KeyboardInterrupt` with the number of the signal."""
+    raise KeyboardInterrupt(number)
 
 
 def swap_in(staging: Path, target: Path) -> None:

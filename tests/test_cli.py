@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,8 +125,35 @@ def test_an_interrupt_that_was_wrapped_aborts(monkeypatch, tmp_path):
     verb = importlib.import_module("sacvit_deploy.commands.inspect").command
     monkeypatch.setattr(verb, "callback", interrupted)
     result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
-    assert result.exit_code == 1
+    assert result.exit_code == 130
     assert result.output.strip() == "Aborted!"
+
+
+_ENDED_AT_AN_IMPORT = """
+import importlib.abc, os, sys
+from sacvit_deploy.cli import main
+
+module, number, *arguments = sys.argv[1:]
+
+class Ends(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            os.kill(os.getpid(), int(number))
+
+sys.meta_path.insert(0, Ends())
+main(arguments)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process there at once")
+@pytest.mark.parametrize("module", ["torch", "torch.nn", "sacvit_deploy.commands.export"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_an_import_is_one_word(tmp_path, module, number, code):
+    verb = ("export", "--random-weights", "--preset", "sac_demo_patch8_64", "-o", tmp_path / "b")
+    command = [sys.executable, "-c", _ENDED_AT_AN_IMPORT, module, str(int(number)), *map(str, verb)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (code, "", "Aborted!\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_usage_says_where_help_is(sac_host):

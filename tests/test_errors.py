@@ -53,9 +53,9 @@ def test_errors_from_elsewhere_are_raised_as_ours():
 def test_an_interrupt_is_found_in_a_chain():
     first, second = ValueError("first"), ValueError("second")
     first.__context__, second.__cause__ = second, first  # a loop, as some libraries make
-    assert not errors.is_interrupt(first)
+    assert errors.interrupt_in(first) is None
     first.__cause__ = KeyboardInterrupt()
-    assert errors.is_interrupt(second)
+    assert errors.interrupt_in(second) is first.__cause__
 
 
 def test_a_warning_names_the_caller():

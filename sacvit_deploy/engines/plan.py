@@ -20,7 +20,7 @@ from sacvit_deploy.engines.plan_inspection import (
 )
 from sacvit_deploy.engines.tensorrt_library import Library, LibraryLog
 from sacvit_deploy.errors import EngineError, raised_as
-from sacvit_deploy.files import check_writable, open_regular, write_whole
+from sacvit_deploy.files import check_writable, interrupt, open_regular, write_whole
 
 if TYPE_CHECKING:
     from sacvit_deploy.engines.build import BatchRange, EngineRequest
@@ -291,14 +291,20 @@ def cancelled_by_ctrl_c() -> Iterator[threading.Event]:
         yield cancelled  # Python handles signals in the main thread alone
         return
     before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
-        before[signal.SIGTERM] = signal.default_int_handler
+    if signal.getsignal(signal.SIGTERM) is interrupt:
+        before[signal.SIGTERM] = interrupt
+    received = []
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        cancelled.set()
+
     for number in before:
-        signal.signal(number, lambda *_: cancelled.set())
+        signal.signal(number, stop)
     try:
         yield cancelled
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         if cancelled.is_set():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(*received[:1])

@@ -12,7 +12,7 @@ import onnx
 import torch
 from onnxscript import opset18
 
-from sacvit_deploy.errors import ExportError, is_interrupt
+from sacvit_deploy.errors import ExportError, interrupt_in
 from sacvit_deploy.model.views import example_inputs, view_for
 from sacvit_deploy.model.vit import Backbone
 from sacvit_deploy.spec import GraphSpec
@@ -55,8 +55,8 @@ def onnx_from_torch(model: Backbone, spec: GraphSpec, *, opset: int = 18) -> onn
                 verbose=False,
             )
     except Exception as error:
-        if is_interrupt(error):
-            raise KeyboardInterrupt from error
+        if (interrupt := interrupt_in(error)) is not None:
+            raise KeyboardInterrupt(*interrupt.args) from error
         if not isinstance(error, torch.onnx.errors.OnnxExporterError):
             raise
         raise ExportError(

@@ -61,7 +61,7 @@ def test_ctrl_c_is_one_word(bundle, monkeypatch, invoke):
 
     monkeypatch.setattr(build_engine, "build_engines", interrupted)
     ran = invoke("build-engine", bundle.path, "--runtime", "tensorrt-rtx")
-    assert (ran.code, ran.out.strip(), ran.err.strip()) == (1, "", "Aborted!")
+    assert (ran.code, ran.out.strip(), ran.err.strip()) == (130, "", "Aborted!")
 
 
 def test_what_cannot_be_built_is_refused(refused, bundle, monkeypatch):

@@ -249,7 +249,7 @@ def test_sigterm_leaves_the_bundle_as_it_was(typed):
     before = snapshot(typed.path)
     command = [sys.executable, "-c", _TERMINATED, str(typed.path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert ran.stderr.rstrip().endswith(f"KeyboardInterrupt: {signal.SIGTERM.value}")
     assert snapshot(typed.path) == before
 
 
