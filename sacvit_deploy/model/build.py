@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sacvit_deploy.decode import check_field
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.records import WeightsOrigin
@@ -29,7 +30,10 @@ def random_model(config: ModelConfig, seed: int) -> Backbone:
 
     Biases and norms are drawn too. A training starts with all of them at 0 or 1, and a graph that
     mixed them up would go unnoticed.
+
+    `ConfigError` if the seed has more than 64 bits.
     """
+    check_field(-(1 << 63) <= seed < 1 << 63, "seed", seed, "a number of at most 64 bits")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config)

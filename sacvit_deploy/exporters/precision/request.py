@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from sacvit_deploy.decode import read_bounded
+from sacvit_deploy.decode import check_field, read_bounded
 from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.samples import Sample, read_pictures, sample_pictures
@@ -55,6 +55,8 @@ class PrecisionRequest:
                 raise ConfigError(f"The {name} is {value!r}.", f"Choose {' or '.join(choices)}.")
         if self.samples < 1:
             raise ConfigError(f"{self.samples} calibration samples.", "Use at least one.")
+        # It is stored in bundle.json, whose numbers are bounded.
+        check_field(0 <= self.seed < 1 << 63, "seed", self.seed, "0 or more, of at most 64 bits")
         if self.precision == "int8" and self.data is None:
             raise ConfigError(
                 "INT8 was asked for without calibration data.",
