@@ -10,16 +10,17 @@ import pytest
 
 from sacvit_deploy.samples import sample_pictures
 
-# Generous, for a busy machine; on an idle one it takes about a second.
-LONGEST_S = 10
+# CPU time of the process, which does not depend on what else the machine does. It is about one
+# second; threads that wait busily count, too.
+MOST_CPU_S = 5
 
 _FIRST_RESULT = """
 import json, sys, time
-start = time.perf_counter()
+start = time.process_time()
 import sacvit_deploy
 pipeline = sacvit_deploy.load(sys.argv[1], eta=1)
 results = [pipeline(sys.argv[2]).stage]
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 results += [result.stage for result in pipeline(sys.argv[2:], eta=0)]
 results += [result.stage for result in pipeline.stream(sys.argv[2:])]
 offline = ("torch", "onnx", "onnxscript", "onnx_ir", "onnx_graphsurgeon", "safetensors")
@@ -39,5 +40,5 @@ def test_the_pipeline_needs_neither_torch_nor_onnx(name, request, record_propert
     found = json.loads(ran.stdout)
     assert found["loaded"] == []
     assert found["stage"] == "refine"
-    record_property("import_to_first_result_s", found["seconds"])
-    assert found["seconds"] < LONGEST_S
+    record_property("import_to_first_result_cpu_s", found["seconds"])
+    assert found["seconds"] < MOST_CPU_S

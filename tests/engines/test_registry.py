@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -227,14 +227,13 @@ def test_load_gives_a_pipeline(bundle, eta) -> None:
 
 
 def test_the_first_result_comes_soon_and_without_the_offline_half(bundle) -> None:
+    """CPU time of the process: the clock depends on what else the machine does."""
     command = [sys.executable, "-c", _FIRST_RESULT, str(bundle.path)]
-    seconds = []
-    for _ in range(2):  # the first start may have to read the libraries from a cold disk
-        start = time.perf_counter()
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
-        assert run.returncode == 0, run.stderr
-    assert min(seconds) < 2
+    before = os.times()
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    after = os.times()
+    assert run.returncode == 0, run.stderr
+    assert sum(after[2:4]) - sum(before[2:4]) < 2  # seconds of children, user and system
 
 
 def test_mistakes_are_found_before_anything_is_loaded(bundle, tmp_path) -> None:

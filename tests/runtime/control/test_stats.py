@@ -116,10 +116,10 @@ def test_counting_costs_next_to_nothing() -> None:
 
 
 def _seconds(stats: Stats, outcomes: list[Outcome]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(1000):
         stats.add(outcomes)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
