@@ -53,8 +53,17 @@ class Graph:
 
     @classmethod
     def of(cls, model: onnx.ModelProto, role: Role, config: ModelConfig) -> Graph:
-        """Find the place of every node of a graph, which is sorted topologically."""
-        return cls(model, _places(model, family_named(config.family).layers(role)))
+        """Find the place of every node of a graph, which is sorted topologically.
+
+        `EngineError` if its layers are not those of its network.
+        """
+        try:
+            return cls(model, _places(model, family_named(config.family).layers(role)))
+        except StopIteration as error:
+            raise EngineError(
+                f"The {role} graph does not have the layers of its network.",
+                "Export the bundle again.",
+            ) from error
 
     @property
     def linear_layers(self) -> dict[str, onnx.NodeProto]:

@@ -14,7 +14,8 @@ from sacvit_deploy.comparison.graphs import (
     to_model,
     with_outputs,
 )
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.errors import ConfigError, EngineError
+from tests.engines.typed_onnx import write_typed_bundle
 from tests.exporters.graphs import normalised, placed, read_graph, run_model
 
 BLOCK = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -104,3 +105,9 @@ def test_every_reader_of_a_tensor_is_redirected():
     model = to_model(gs.Graph(nodes, [], [thrice], opset=18, ir_version=9))
     onnx.checker.check_model(model)
     np.testing.assert_array_equal(run_model(model)[0], [3, 3])
+
+
+def test_a_graph_of_other_layers_is_one_error(tmp_path):
+    bundle = write_typed_bundle(tmp_path / "bundle")
+    with pytest.raises(EngineError, match="early_exit graph does not have the layers"):
+        fp32_graphs(bundle)
