@@ -130,8 +130,11 @@ def test_an_interrupt_that_was_wrapped_aborts(monkeypatch, tmp_path):
 
 
 _ENDED_AT_AN_IMPORT = """
-import importlib.abc, os, sys
+import importlib.abc, os, signal, sys
 from sacvit_deploy.cli import main
+
+# What a shell runs in the background ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 module, number, *arguments = sys.argv[1:]
 
