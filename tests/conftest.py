@@ -162,6 +162,17 @@ def windowed_graph(made_once: MadeOnce) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def lv_pixels(made_once: MadeOnce) -> Bundle:
+    """CF-ViT on LV-ViT, tokens chosen by the host, pixels as input."""
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
+    from tests.tiny_models import CF_LV, strong_two_stage
+
+    options = ExportOptions(input_kind="uint8")
+    model = strong_two_stage(CF_LV)
+    return made_once("lv_pixels", lambda path: export_bundle(model, path, options))
+
+
+@pytest.fixture(scope="session")
 def golden_checkpoint(golden_params, tmp_path_factory) -> Path:
     """The golden weights as the CF-ViT authors publish theirs."""
     import torch

@@ -21,6 +21,7 @@ from sacvit_deploy.model.two_stage import TwoStageViT
 _SMALL = {"embed_dim": 48, "num_heads": 3, "num_classes": 16}
 CONFIGS = {
     "lfvit_small_7x7": preset("lf_deit_small_patch16_224").replace(**_SMALL),
+    "cflvvit_small_7x7": preset("cf_lv_vit_small_224").replace(**_SMALL),
 }
 
 

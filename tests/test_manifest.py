@@ -91,11 +91,15 @@ def test_labels_are_written_as_they_are():
 
 
 def test_a_bundle_of_an_older_release_says_the_same():
-    """That of the demo is from before INT8, whose engines are built from files of their own."""
+    """That of the demo is older than INT8, windows, and the bodies of LV-ViT."""
     text = (demo_bundle() / MANIFEST).read_text(encoding="utf-8")
     written = json.loads(Manifest.from_json(text).to_json())
     for graph in written["graphs"]:
         assert graph.pop("engine_file") is None
+    config = written["config"]
+    assert config["two_stage"].pop("window") is None
+    body = [config.pop(name) for name in ("stem", "qkv_bias", "residual_scale", "aux_weight")]
+    assert body == ["patch", True, 1.0, 0.0]
     written["digest"] = json.loads(text)["digest"]
     assert json.dumps(written, indent=2, ensure_ascii=False) + "\n" == text
 

@@ -30,7 +30,17 @@ OTHER_CHOICES = SAC.replace(cls_update="mean", non_target_source="final", score_
 WINDOWED = SAC.replace(
     family="lf_vit", target_rounding="ceil", exit_comparison=">=", attention="joint", window=3
 )
+_LV = {"stem": "conv", "qkv_bias": False, "residual_scale": 0.5, "layer_norm_eps": 1e-5}
+CF_LV = SAC.replace(
+    family="cf_lv_vit",
+    target_rounding="ceil",
+    exit_comparison=">=",
+    attention="joint",
+    aux_weight=0.25,
+    **_LV,
+)
 DENSE = ModelConfig("vit", (32, 48), 4, 24, 2, 3, num_classes=7)
+DENSE_LV = DENSE.replace(family="lv_vit", aux_weight=0.5, **_LV)
 GOLDEN_CF = ModelConfig(
     "cf_vit",
     (224, 224),

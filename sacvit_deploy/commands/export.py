@@ -13,6 +13,7 @@ from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_export
 from sacvit_deploy.decode import parse_json
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.families import FAMILIES
 from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.families.config import preset as preset_config
 from sacvit_deploy.libraries import require
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
     from sacvit_deploy.exporters.precision.request import PrecisionRequest
 
 
-@click.command("export")
+def _preset_list() -> str:
+    """Name the presets of each family, as they are to stand under the options."""
+    lines = [
+        f"  {family.title}\n" + "\n".join(f"    {name}" for name in family.presets)
+        for family in FAMILIES.values()
+    ]
+    return "\b\nPresets:\n" + "\n".join(lines)
+
+
+@click.command("export", epilog=_preset_list())
 @click.argument("checkpoint", type=options.PATH, required=False)
 @click.option(
     "-o", "--output", type=options.PATH, required=True, metavar="BUNDLE", help="Folder to write."
@@ -30,8 +40,7 @@ if TYPE_CHECKING:
     "--preset",
     type=click.Choice(sorted(PRESETS)),
     metavar="NAME",
-    help="Network: [sac_|cf_]deit_{tiny|small|base}_patch16_224, ..small_patch16_288, or "
-    "..demo_patch8_64. sac_ is SAC-ViT, cf_ is CF-ViT, neither is the dense DeiT.",
+    help="Network, one of the presets below.",
 )
 @click.option(
     "--set",

@@ -159,17 +159,25 @@ def _places(model: onnx.ModelProto, layers: Iterator[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type in _WEIGHTED and node.input[1] in known:
-            order.append(next(layers))
+            order.append(module_of(node) if node.op_type == "Gemm" else next(layers))
             depth = len(order) - 1
         else:
             depth = max((depth_of.get(name, 0) for name in node.input), default=0)
         depth_of.update(dict.fromkeys(node.output, depth))
         found[node.name] = order[depth]
-    # The names of the blocks go on without end; after the last block come the final norm and the
-    # head.
+    # The names of the blocks go on without end; after the last block comes the final norm.
     last_norm = next(n for n in reversed(model.graph.node) if n.op_type == "LayerNormalization")
-    renamed = {found[last_norm.name]: "norm", order[-1]: "head"}
+    renamed = {found[last_norm.name]: "norm"}
     return {name: renamed.get(place, place) for name, place in found.items()}
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Name of the torch module of a head or a convolution, which its weight keeps.
+
+    The weights of other linear layers were transposed at export, and lost theirs.
+    """
+    weight: str = node.input[1]
+    return weight.removeprefix("model.").rpartition(".weight")[0]
 
 
 def resolve_keep(keep: Sequence[str], graphs: Mapping[Role, Graph]) -> dict[Role, frozenset[str]]:

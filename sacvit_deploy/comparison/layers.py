@@ -21,6 +21,7 @@ from sacvit_deploy.comparison.graphs import (
     constants,
     fp32_graphs,
     linear_nodes,
+    module_of,
     read_graph,
     rounding_model,
     tensor_values,
@@ -38,7 +39,7 @@ class Spot(NamedTuple):
     """A tensor in any network of one configuration.
 
     Attributes:
-        place: Place of a linear layer, or of a LayerNormalization.
+        place: Name of the module: a linear layer, a convolution or a LayerNormalization.
         enters: Whether the tensor enters there; else it is the result, with its bias.
     """
 
@@ -171,7 +172,8 @@ def probes(graph: Graph) -> list[Probe]:
     biased = _biased_outputs(graph.model)
     for node in linear_nodes(graph.model):
         result = biased.get(node.output[0], node.output[0])
-        spots[result] = Spot(places[node.name], enters=False)
+        place = module_of(node) if node.op_type == "Conv" else places[node.name]
+        spots[result] = Spot(place, enters=False)
     return [
         Probe(tensor, node.name, places[node.name], spots[tensor])
         for node in nodes

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.comparison.graphs import INPUT
 from sacvit_deploy.comparison.network import TORCH, Network
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.families.config import graph_specs
@@ -55,9 +54,7 @@ class TorchSession:
         found: dict[Spot, NDArray[Any]] = {}
         with ExitStack() as hooks:
             for spot in (probe.spot for probe in probes):
-                # Every other place is named after its module.
-                name = "patch_embed.proj" if spot.place == INPUT else spot.place
-                if (module := self._modules.get(name)) is not None:
+                if (module := self._modules.get(spot.place)) is not None:
                     record = partial(_record, found, spot)
                     hooks.enter_context(module.register_forward_hook(record))
             self.run(feeds)

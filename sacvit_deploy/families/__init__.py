@@ -1,7 +1,7 @@
 """The families of networks, one module each.
 
-A family is a published design: SAC-ViT, CF-ViT, and the dense ViT they are compared with. Its
-module describes it as one `Family`. To add a family, add its module, the torch code it names, and a
+A family is a published design, such as SAC-ViT, or the dense ViT it is compared with. Its module
+describes it as one `Family`. To add a family, add its module, the torch code it names, and a
 line here.
 """
 
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from sacvit_deploy.decode import shown
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.families.cf_lv_vit import CF_LV_VIT
 from sacvit_deploy.families.cf_vit import CF_VIT
 from sacvit_deploy.families.lf_vit import LF_VIT
+from sacvit_deploy.families.lv_vit import LV_VIT
 from sacvit_deploy.families.sac_vit import SAC_VIT
 from sacvit_deploy.families.vit import VIT
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from sacvit_deploy.families.family import Family
 
 
-FAMILIES = {family.name: family for family in (SAC_VIT, CF_VIT, LF_VIT, VIT)}
+_ALL = (SAC_VIT, CF_VIT, LF_VIT, CF_LV_VIT, VIT, LV_VIT)
+FAMILIES = {family.name: family for family in _ALL}
 
 
 def family_named(name: object) -> Family:

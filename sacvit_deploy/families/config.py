@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sacvit_deploy.decode import check_field, check_types
 from sacvit_deploy.errors import ConfigError
@@ -47,6 +47,12 @@ class ModelConfig:
         num_classes: Number of classes C.
         mlp_ratio: Hidden width of the MLPs over D.
         layer_norm_eps: Term added to the variance in every LayerNorm.
+        stem: How a picture becomes tokens: a projection of each `patch`, or the `conv` stem of
+            LV-ViT.
+        qkv_bias: Whether the qkv projections have a bias.
+        residual_scale: Factor of every residual branch, above 0; LV-ViT's is 0.5.
+        aux_weight: Weight of the head on the patches, whose largest logits are added to those of
+            the class token (LV-ViT); 0 for no such head.
         two_stage: Configuration of the stages; None in families of one stage.
 
     Raises:
@@ -62,6 +68,10 @@ class ModelConfig:
     num_classes: int = 1000
     mlp_ratio: float = 4.0
     layer_norm_eps: float = 1e-6
+    stem: Literal["patch", "conv"] = "patch"
+    qkv_bias: bool = True
+    residual_scale: float = 1.0
+    aux_weight: float = 0.0
     two_stage: TwoStageConfig | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +84,11 @@ class ModelConfig:
         ratio, eps = self.mlp_ratio, self.layer_norm_eps
         check_field(0 < ratio <= 1000, "mlp_ratio", ratio, "above 0 and at most 1000")
         check_field(0 <= eps <= 1, "layer_norm_eps", eps, "a number in [0, 1]")
+        scale, aux = self.residual_scale, self.aux_weight
+        check_field(0 < scale <= 1000, "residual_scale", scale, "above 0 and at most 1000")
+        check_field(0 <= aux <= 1000, "aux_weight", aux, "a number from 0 to 1000")
+        halves = self.stem == "patch" or self.patch_size % 2 == 0
+        check_field(halves, "patch_size", self.patch_size, "even: the conv stem halves it")
         check_field(
             self.embed_dim % self.num_heads == 0,
             "num_heads",

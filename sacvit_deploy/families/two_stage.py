@@ -66,11 +66,11 @@ class TwoStageConfig:
     Attributes:
         alpha: Share of coarse tokens refined in full resolution, in (0, 1); with a window, share
             of the tokens in it.
-        target_rounding: M = floor(alpha N) in SAC-ViT, ceil(alpha N) in CF-ViT.
+        target_rounding: M = floor(alpha N) in SAC-ViT, ceil(alpha N) in the others.
         exit_comparison: Early exit when the largest softmax probability is `>` (SAC-ViT) or `>=`
-            (CF-ViT) the threshold eta.
+            (the others) the threshold eta.
         attention: `clustered` restricts targets to targets and non-targets to non-targets
-            (SAC-ViT); `joint` lets every token attend to every other (CF-ViT).
+            (SAC-ViT); `joint` lets every token attend to every other (the others).
         cls_update: Update of the class token, which belongs to both clusters: `joint` lets its
             query attend to all tokens; `mean` averages its updates from each cluster.
         score_first_block: First 0-based block whose class attention counts in Eq. 10.

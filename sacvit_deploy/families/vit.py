@@ -34,6 +34,9 @@ _DEMO = {
     "num_classes": 50,
     "mlp_ratio": 2.0,
 }
+STEM_WIDTH = 64
+"""Channels of the convolutions of LV-ViT's stem."""
+
 _BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 
@@ -77,10 +80,11 @@ def block_layers() -> Iterator[str]:
 
 
 def body_macs(config: ModelConfig, length: int, pairs: int) -> int:
-    """Cost of blocks and head for `length` tokens, of which `pairs` attend to each other."""
+    """Cost of blocks and heads for `length` tokens, of which `pairs` attend to each other."""
     width = config.embed_dim
     linear = length * (4 * width * width + mlp_macs(config))
-    return config.depth * (linear + 2 * pairs * width) + width * config.num_classes
+    classified = length if config.aux_weight else 1
+    return config.depth * (linear + 2 * pairs * width) + classified * width * config.num_classes
 
 
 def mlp_macs(config: ModelConfig) -> int:
@@ -90,7 +94,11 @@ def mlp_macs(config: ModelConfig) -> int:
 
 def patch_macs(config: ModelConfig, count: int) -> int:
     """Cost of embedding `count` patches."""
-    return count * 3 * config.patch_size**2 * config.embed_dim
+    if config.stem == "patch":
+        return count * 3 * config.patch_size**2 * config.embed_dim
+    # At half the resolution: 7 x 7 over the colours, twice 3 x 3, and the projection.
+    pixels = count * config.patch_size**2 // 4
+    return pixels * STEM_WIDTH * (49 * 3 + 2 * 9 * STEM_WIDTH + config.embed_dim)
 
 
 def dense_macs(config: ModelConfig) -> int:

@@ -38,11 +38,11 @@ class Attention(nn.Module):
     The query is scaled before the first matrix product, where fused attention kernels expect it.
     """
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scale = (width // num_heads) ** -0.5
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:

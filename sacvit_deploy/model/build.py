@@ -41,6 +41,8 @@ def random_model(config: ModelConfig, seed: int) -> Backbone:
             for parameter in model.parameters():
                 if parameter.ndim == 1:
                     parameter.add_(torch.randn_like(parameter), alpha=_VECTOR_STD)
+            for statistic in model.buffers():
+                statistic.add_(torch.randn_like(statistic).abs(), alpha=_VECTOR_STD)
         return model.eval()
 
 
@@ -52,11 +54,14 @@ def model_of_origin(config: ModelConfig, weights: WeightsOrigin) -> Backbone | N
 
 
 def as_stored(model: Backbone, weights: WeightsOrigin) -> Backbone:
-    """The model with its weights rounded as a bundle's record says; it computes in float32.
+    """The model with its weights folded, and rounded as a bundle's record says.
+
+    It computes in float32. Folding comes first: the weights in the graphs are the folded ones.
 
     Returns:
-        A copy where float16 weights are stored, else the model itself.
+        A copy where something changes, else the model itself.
     """
+    model = model.folded()
     if weights.storage != "fp16":
         return model
     rounded = copy.deepcopy(model)

@@ -5,9 +5,9 @@
 | own, two tables     | pos_embed_coarse, _fine | fusion.norm, fusion.mlp      |
 | own, one table      | pos_embed_fine          | fusion.norm, fusion.mlp      |
 | CF-ViT and LF-ViT   | pos_embed_list.0, .1    | reuse_block.0, reuse_block.1 |
-| DeiT, timm          | pos_embed               | none: starts neutral         |
+| DeiT, timm, LV-ViT  | pos_embed               | none: starts neutral         |
 
-All other names are DeiT's in every layout.
+All other names are DeiT's and LV-ViT's in every layout.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from sacvit_deploy.decode import check_field
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.vit import STEM_WIDTH
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.two_stage import FeatureFusion, resize_position_table
 
@@ -36,7 +37,9 @@ _DENSE_TABLE = "pos_embed"
 _COARSE_TABLE = "pos_embed_coarse"
 _FINE_TABLE = "pos_embed_fine"
 _FUSION = "fusion."
+_BATCH_COUNT = ".num_batches_tracked"  # of BatchNorm; nothing depends on it
 _DISTILLATION = ("dist_token", "head_dist.")
+_CONV_STEM = "patch_embed.conv1.weight"
 _INIT_STD = 0.02  # DeiT's
 
 # Longer lists of keys write the blocks together. Names and lists of a message have an end.
@@ -74,14 +77,18 @@ def to_own_layout(
         CheckpointError: The weights belong to a distilled DeiT.
     """
     _refuse_distilled(tensors)
-    own = {_own_name(name, config): tensor for name, tensor in tensors.items()}
+    own = {
+        _own_name(name, config): tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(_BATCH_COUNT)
+    }
     if config.two_stage is None:
         _fit_table(own, _DENSE_TABLE, config.fine_grid, stored.fine_grid if stored else None)
         return own
     has_fusion = any(name.startswith(_FUSION) for name in own)
     if _DENSE_TABLE in own and _FINE_TABLE not in own and not has_fusion:
         _LOG.warning(
-            "These are the weights of a dense DeiT: a start for training, not a trained %s.",
+            "These are the weights of a dense network: a start for training, not a trained %s.",
             config.family,
         )
         own[_FINE_TABLE] = own.pop(_DENSE_TABLE)
@@ -127,10 +134,13 @@ def check_stored(tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
     Raises:
         ConfigError: A size differs, or the weight that tells it is missing.
     """
-    width, patch = config.embed_dim, config.patch_size
+    width = config.embed_dim
+    channels, patch = 3, config.patch_size
+    if config.stem == "conv":
+        channels, patch = STEM_WIDTH, patch // 2
     wanted = {
         "cls_token": (1, 1, width),
-        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.weight": (width, channels, patch, patch),
         "blocks.0.mlp.fc1.weight": (round(width * config.mlp_ratio), width),
         "head.weight": (config.num_classes, width),
         _FINE_TABLE if config.two_stage else _DENSE_TABLE: (1, config.num_fine_tokens + 1, width),
@@ -314,7 +324,9 @@ def _refuse_foreign(
     if 2 * strangers <= len(state):
         return
     sample = ", ".join(map(shortened, list(state)[:_SAMPLE]))
-    fix = "Name a checkpoint of SAC-ViT, CF-ViT, LF-ViT or DeiT (in DeiT's or timm's names)."
+    fix = (
+        "Name a checkpoint of SAC-ViT, CF-ViT, LF-ViT, LV-ViT or DeiT (in DeiT's or timm's names)."
+    )
     if any("encoder.layer." in name for name in state):
         fix += " These look like Hugging Face transformers' names: take the same weights from timm."
     raise CheckpointError(
@@ -352,11 +364,14 @@ def _size_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Read the size of a network from its weights, by field of `ModelConfig`."""
     blocks = _block_numbers(state)
     depth = {"depth": 1 + max(blocks)} if blocks else {}
-    return depth | {
+    sizes = {
         field: state[name].shape[axis]
         for field, (name, rank, axis) in _SIZES.items()
         if name in state and state[name].ndim == rank
     }
+    if "patch_size" in sizes and _CONV_STEM in state:
+        sizes["patch_size"] *= 2  # its projection comes after a convolution of stride 2
+    return depth | sizes
 
 
 def _block_numbers(state: Mapping[str, Tensor]) -> set[int]:

@@ -163,7 +163,8 @@ class TwoStageViT(Backbone):
         x = self.norm(x)
         # One mean over heads at the end equals a mean in every block, because Eq. 10 is linear.
         score = self._moving_average(class_rows).mean(dim=1)[:, 0, 1:]
-        return EarlyExitOutput(self.head(x[:, 0]), score, embeddings, x[:, 1:])
+        # CF-ViT divides the sum of both heads' logits in this stage only.
+        return EarlyExitOutput(self.classify(x, mean=True), score, embeddings, x[:, 1:])
 
     def _moving_average(self, class_rows: list[Tensor]) -> Tensor:
         """Average over blocks (Eq. 10). `ModelConfig` guarantees at least one row."""
@@ -190,8 +191,7 @@ class TwoStageViT(Backbone):
             clusters = Clusters(selection.fine.shape[1], stages.cls_update, self.cluster_kernel)
         for block in self.encoder():
             x = block(x, clusters)
-        logits: Tensor = self.head(self.norm(x)[:, 0])
-        return logits
+        return self.classify(self.norm(x))
 
     def refine_sequence(
         self, image: Tensor, coarse: EarlyExitOutput, selection: TokenSelection

@@ -1,7 +1,8 @@
-"""The DeiT body: patch embedding, pre-norm blocks, final norm and head."""
+"""The body of DeiT and of LV-ViT: stem, pre-norm blocks, final norm and heads."""
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.model.attention import Attention, Clusters
+from sacvit_deploy.model.stems import STEMS, ConvStem
 
 _INIT_STD = 0.02
 
@@ -28,58 +30,94 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of DeiT. SAC-ViT's Eq. 6 prints post-norm but means DeiT's."""
+    """Pre-norm transformer block of DeiT. SAC-ViT's Eq. 6 prints post-norm but means DeiT's.
+
+    LV-ViT's blocks scale both branches.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, eps = config.embed_dim, config.layer_norm_eps
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, config.num_heads)
+        self.attn = Attention(width, config.num_heads, qkv_bias=config.qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, round(width * config.mlp_ratio))
+        self.branch_scale = config.residual_scale
 
     def forward(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        x = x + self.attn(self.norm1(x), clusters)
-        result: Tensor = x + self.mlp(self.norm2(x))
-        return result
+        return self._after_attention(x, self.attn(self.norm1(x), clusters))
 
     def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return also the class row of the attention matrix, (B, heads, 1, L)."""
         attended, class_row = self.attn.forward_with_class_row(self.norm1(x))
-        x = x + attended
-        return x + self.mlp(self.norm2(x)), class_row
+        return self._after_attention(x, attended), class_row
 
+    def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self._scaled(attended)
+        return x + self._scaled(self.mlp(self.norm2(x)))
 
-class PatchEmbedding(nn.Module):
-    """Non-overlapping patches, each projected to the embedding width."""
+    def _scaled(self, branch: Tensor) -> Tensor:
+        return branch if self.branch_scale == 1 else branch * self.branch_scale
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        patch = config.patch_size
-        self.proj = nn.Conv2d(3, config.embed_dim, kernel_size=patch, stride=patch)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, tokens, D) in row-major order (Eq. 1)."""
-        patches: Tensor = self.proj(image).flatten(2).transpose(1, 2)
-        return patches
+    @torch.no_grad()
+    def fold_scale(self) -> None:
+        """Move the scale of the branches into the weights of their last layers."""
+        for layer in (self.attn.proj, self.mlp.fc2):
+            layer.weight.mul_(self.branch_scale)
+            layer.bias.mul_(self.branch_scale)
+        self.branch_scale = 1.0
 
 
 class Backbone(nn.Module):
-    """The common part of dense and two-stage networks, with DeiT's parameter names."""
+    """The common part of dense and two-stage networks, with DeiT's and LV-ViT's names."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbedding(config)
+        self.patch_embed: nn.Module = STEMS[config.stem](config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.embed_dim, config.num_classes)
+        if config.aux_weight:
+            self.aux_head = nn.Linear(config.embed_dim, config.num_classes)
 
     def encoder(self) -> list[Block]:
         """The blocks in order."""
         return [cast("Block", block) for block in self.blocks]
+
+    def classify(self, tokens: Tensor, *, mean: bool = False) -> Tensor:
+        """Logits (B, C) of a sequence after the last norm, class token first (B, L, D).
+
+        With a head on the patches, the largest logit that any token but the first has for a class
+        is added at its weight; with `mean` the sum is divided by the sum of both weights.
+        """
+        logits: Tensor = self.head(tokens[:, 0])
+        weight = self.config.aux_weight
+        if not weight:
+            return logits
+        patches = tokens[:, 1:]
+        # As rows of one matrix: a Gemm, like the other head.
+        each = self.aux_head(patches.flatten(0, 1)).unflatten(0, (-1, patches.shape[1]))
+        logits = logits + weight * each.amax(dim=1)
+        return logits / (1 + weight) if mean else logits
+
+    def folded(self) -> Backbone:
+        """The same network as it is deployed: BatchNorm and constant factors are in the weights.
+
+        Returns:
+            A copy in evaluation mode; the network itself if there is nothing to fold.
+        """
+        config = self.config
+        if config.stem == "patch" and config.residual_scale == 1:
+            return self
+        model = copy.deepcopy(self).eval()
+        if isinstance(model.patch_embed, ConvStem):
+            model.patch_embed = model.patch_embed.folded()
+        for block in model.encoder():
+            block.fold_scale()
+        return model
 
     def position_table(self, tokens: int) -> nn.Parameter:
         """Make a learned table for the class token and `tokens` patches, (1, tokens+1, D)."""
@@ -115,5 +153,4 @@ class VisionTransformer(Backbone):
         x = self.with_class_token(self.pos_embed, self.patch_embed(image) + self.pos_embed[:, 1:])
         for block in self.encoder():
             x = block(x)
-        logits: Tensor = self.head(self.norm(x)[:, 0])
-        return logits
+        return self.classify(self.norm(x))

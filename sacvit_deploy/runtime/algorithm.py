@@ -50,7 +50,7 @@ def exits(
     Args:
         confidence: (B,), in (0, 1].
         eta: Exit threshold, in [0, 1].
-        comparison: `>` in SAC-ViT, `>=` in CF-ViT.
+        comparison: `>` in SAC-ViT, `>=` in the other families.
     """
     if eta >= 1:
         return np.zeros(confidence.shape, dtype=np.bool_)

@@ -1,1 +1,1 @@
-"""The recipe: from labelled pictures to the weights of a SAC-ViT, a CF-ViT or a dense DeiT."""
+"""The recipe: from labelled pictures to the weights of a two-stage or a dense network."""

@@ -113,7 +113,7 @@ def _teacher(path: Path, model: ModelConfig) -> nn.Module:
     """Load a dense network from a checkpoint with a stored configuration."""
     checkpoint = Checkpoint.read(path)
     found = checkpoint.config
-    if found is None or found.family != "vit":
+    if found is None or found.two_stage is not None:
         raise CheckpointError(
             f"The teacher {path} is not a dense network saved by this package.",
             "Train or convert a dense baseline first and give its checkpoint.",

@@ -46,7 +46,9 @@ def test_every_output_is_measured_at_every_batch(sac_graph, sac_model):
     assert 0 < max(r.relative_error for r in records) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["sac_host", "sac_graph", "other_graph", "dense_bundle"])
+@pytest.mark.parametrize(
+    "name", ["sac_host", "sac_graph", "other_graph", "lv_pixels", "dense_bundle"]
+)
 def test_the_record_is_in_the_bundle(name, request):
     bundle = request.getfixturevalue(name)
     records = bundle.manifest.parity

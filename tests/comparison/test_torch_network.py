@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from sacvit_deploy.comparison.graphs import INPUT
 from sacvit_deploy.comparison.layers import Probe, Spot
 from sacvit_deploy.comparison.torch_network import bundle_model, torch_network
 from sacvit_deploy.families.config import preset_preprocessing
@@ -40,7 +39,7 @@ def test_a_session_records_what_enters_and_leaves_a_layer(network, sac_model):
     spots = [
         Spot("blocks.0.norm1", enters=True),
         Spot("blocks.0.mlp.fc1", enters=False),
-        Spot(INPUT, enters=False),
+        Spot("patch_embed.proj", enters=False),
         Spot("nowhere", enters=False),
     ]
     probes = [Probe("tensor", "node", spot.place, spot) for spot in spots]

@@ -16,7 +16,7 @@ from tests.exporters.graphs import normalised, session
 from tests.fakes import random_pictures
 from tests.tiny_models import SAC
 
-TWO_STAGE = ["sac_host", "sac_graph", "other_graph", "windowed_graph"]
+TWO_STAGE = ["sac_host", "sac_graph", "other_graph", "windowed_graph", "lv_pixels"]
 PICTURES: list[Any] = [*random_pictures(8), *sample_pictures()]
 TOLERANCE = 2e-5
 TOKENS, TARGETS = SAC.num_coarse_tokens, SAC.num_targets

@@ -15,7 +15,7 @@ from sacvit_deploy.families.config import graph_specs
 from tests.exporters.graphs import read_graph, run_model
 from tests.tiny_models import DENSE, strong_model
 
-BUNDLES = ["sac_host", "sac_graph", "other_graph", "golden_bundle", "dense_bundle"]
+BUNDLES = ["sac_host", "sac_graph", "other_graph", "golden_bundle", "lv_pixels", "dense_bundle"]
 
 
 @pytest.mark.parametrize("name", BUNDLES)

@@ -13,7 +13,7 @@ from sacvit_deploy.runtime.algorithm import fine_index, select_tokens
 from sacvit_deploy.spec import IMAGE, SCORE, SURVIVOR_ROWS, TARGET_INDEX
 from tests.exporters.graphs import normalised, read_graph, session
 
-BUNDLES = ["sac_host", "sac_graph", "other_graph"]
+BUNDLES = ["sac_host", "sac_graph", "other_graph", "windowed_graph", "lv_pixels"]
 
 
 def fed_and_found(bundle, count: int):

@@ -4,6 +4,7 @@ import pytest
 
 from sacvit_deploy.families.cf_vit import CF_VIT
 from sacvit_deploy.families.config import graph_macs, graph_specs, preset
+from sacvit_deploy.families.vit import mlp_macs
 
 
 @pytest.mark.parametrize("name", CF_VIT.presets)
@@ -26,6 +27,18 @@ def test_targets_of_the_paper(name, tokens, targets):
     config = preset(name)
     assert (config.num_coarse_tokens, config.num_targets) == (tokens, targets)
     assert config.num_fine_tokens == 4 * tokens
+
+
+@pytest.mark.parametrize(
+    ("alpha", "published"),
+    [(0.4, 3.66), (0.5, 4.01), (0.6, 4.37), (0.7, 4.73), (0.8, 5.09), (0.9, 5.46)],
+)
+def test_cost_at_every_alpha_of_the_paper(alpha, published):
+    """Table 6: both stages. The published code projects every coarse token, ours the targets."""
+    config = preset("cf_deit_small_patch16_224").replace(alpha=alpha)
+    others = config.num_coarse_tokens - config.num_targets
+    theirs = sum(graph_macs(config).values()) + others * mlp_macs(config)
+    assert round(theirs / 1e9, 2) == published
 
 
 def test_joint_attention_hides_nothing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import pytest
 
@@ -130,10 +131,11 @@ def test_every_promised_preset_is_there():
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_family_follows_the_prefix(name):
     config = preset(name)
-    families = {"sac": "sac_vit", "cf": "cf_vit", "lf": "lf_vit"}
-    family = families.get(name.partition("_")[0], "vit")
+    start = re.match(r"(sac_|cf_|lf_)?(lv_)?", name)
+    assert start
+    family = f"{start[1] or ''}{start[2] or ''}vit"
     assert config.family == family
-    assert (config.two_stage is None) == (family == "vit")
+    assert (config.two_stage is None) == (family in ("vit", "lv_vit"))
     assert preset_preprocessing(config).crop == config.image_size
 
 

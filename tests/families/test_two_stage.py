@@ -66,7 +66,10 @@ def test_the_dense_network_of_the_same_body():
     assert dense_macs(SMALL_224) == dense_macs(dense) == graph_macs(dense)["single"]
 
 
-@pytest.mark.parametrize("name", ["sac_host", "sac_graph", "other_graph", "golden_bundle"])
+_BUNDLES = ["sac_host", "sac_graph", "other_graph", "golden_bundle", "windowed_graph", "lv_pixels"]
+
+
+@pytest.mark.parametrize("name", _BUNDLES)
 def test_exported_graphs_cost_what_the_model_says(name, request):
     bundle = request.getfixturevalue(name)
     for role, macs in graph_macs(bundle.manifest.config, "masked").items():

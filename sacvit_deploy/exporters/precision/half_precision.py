@@ -58,8 +58,9 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
     """The same graph with half weights and tensors; inputs and outputs stay as they are.
 
     FP32 stay: the path from the attention of the class token to the score and to the choice of
-    tokens, because neighbouring scores differ by 1e-6 to 1e-5; the head's product, because the exit
-    acts on its softmax (its weight is stored in half); the resize; and the nodes of `keep`.
+    tokens, because neighbouring scores differ by 1e-6 to 1e-5; the heads' products and what is made
+    of them, because the exit acts on the softmax (their weights are stored in half); the resize;
+    and the nodes of `keep`.
     LayerNormalization stays one operator, which computes its statistics in FP32. INT8 tensors stay
     INT8.
 
@@ -86,19 +87,18 @@ def _decision_nodes(graph: gs.Graph) -> set[str]:
     outputs = {tensor.name: tensor for tensor in graph.outputs}
     starts = [outputs[SCORE]] if SCORE in outputs else []
     starts += [node.outputs[0] for node in graph.nodes if node.op == "TopK"]
-    head = [node.name for node in outputs[LOGITS].inputs]
-    return _ancestors(starts) | set(head)
+    return _ancestors(starts, "MatMul") | _ancestors([outputs[LOGITS]], "Gemm")
 
 
-def _ancestors(tensors: Iterable[gs.Tensor]) -> set[str]:
-    """Nodes above some tensors, up to and including the first MatMul on each way."""
+def _ancestors(tensors: Iterable[gs.Tensor], last: str) -> set[str]:
+    """Nodes above some tensors, up to and including the first operator `last` on each way."""
     found: set[str] = set()
     pending = list(tensors)
     while pending:
         for node in pending.pop().inputs:
             if node.name not in found:
                 found.add(node.name)
-                pending += [] if node.op == "MatMul" else node.inputs
+                pending += [] if node.op == last else node.inputs
     return found
 
 

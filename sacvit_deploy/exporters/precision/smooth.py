@@ -196,8 +196,10 @@ def _apply(graph: gs.Graph, layer: Smoothable, smoothing: Smoothing) -> None:
 
 
 def _change_bias(linear: gs.Node, change: Callable[[Array], Array]) -> None:
-    """Replace the constant that is added to the result of a linear layer."""
+    """Replace the constant that is added to the result of a linear layer, if it has a bias."""
     add = linear.o()
+    if add.op != "Add" or not any(isinstance(each, gs.Constant) for each in add.inputs):
+        return
     _change(add, 0 if isinstance(add.inputs[0], gs.Constant) else 1, change)
 
 

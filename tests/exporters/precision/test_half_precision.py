@@ -18,6 +18,9 @@ GRAPHS = [
     ("other_graph", "early_exit"),
     ("other_graph", "refine"),
     ("golden_bundle", "refine"),
+    ("windowed_graph", "refine"),
+    ("lv_pixels", "early_exit"),
+    ("lv_pixels", "refine"),
     ("dense_bundle", "single"),
 ]
 
@@ -92,9 +95,13 @@ def test_layer_normalization_stays_one_operator_with_statistics_in_fp32(typed):
 
 
 def test_what_decides_stays_in_fp32(typed):
-    head = typed.producers["logits"]
-    assert head.op_type == "Gemm"
-    assert typed.types[head.input[0]] == typed.types[head.input[1]] == TensorProto.FLOAT
+    heads = typed.above("logits", "Gemm")
+    assert {typed.type_of(node) for node in heads} == {TensorProto.FLOAT}
+    products = [node for node in typed.graph.node if node.op_type == "Gemm"]
+    assert products
+    assert {node.name for node in products} <= {node.name for node in heads}
+    for head in products:
+        assert typed.types[head.input[0]] == typed.types[head.input[1]] == TensorProto.FLOAT
     for node in typed.graph.node:
         if node.op_type in {"Resize", "TopK"}:
             assert typed.type_of(node) == TensorProto.FLOAT

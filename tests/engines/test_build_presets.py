@@ -1,4 +1,4 @@
-"""Real engines: DeiT-S in both resolutions, both ways to select, every precision.
+"""Real engines of every two-stage family, both resolutions, both ways to select, every precision.
 
 The weights are random, which makes no difference to the builder or to the types.
 """
@@ -19,36 +19,42 @@ _TARGETS = ("8.6", "8.9", "12.0")
 _BUILD_LIMIT_S = 60  # 3 s on an idle core; the machines that run this are shared
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(224, "host"), (224, "graph"), (288, "host"), (288, "graph")],
-    ids=lambda chosen: f"{chosen[0]}-{chosen[1]}",
-)
-def deit_small(request, tmp_path_factory) -> Bundle:
+_NETWORKS = {
+    "sac-224-host": ("sac_deit_small_patch16_224", "host"),
+    "sac-224-graph": ("sac_deit_small_patch16_224", "graph"),
+    "sac-288-host": ("sac_deit_small_patch16_288", "host"),
+    "sac-288-graph": ("sac_deit_small_patch16_288", "graph"),
+    "lf-224-graph": ("lf_deit_small_patch16_224", "graph"),
+    "cf-lv-224-host": ("cf_lv_vit_small_224", "host"),
+}
+
+
+@pytest.fixture(scope="module", params=_NETWORKS.values(), ids=list(_NETWORKS))
+def network(request, tmp_path_factory) -> Bundle:
     """FP32, FP16 and INT8 graphs; other tests check their agreement."""
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
     from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
     from sacvit_deploy.families.config import preset
     from sacvit_deploy.samples import sample_pictures
 
-    size, selection = request.param
-    folder = tmp_path_factory.mktemp(f"deit-{size}-{selection}")
+    name, selection = request.param
+    folder = tmp_path_factory.mktemp(f"{name}-{selection}")
     pictures = folder / "pictures.csv"
     pictures.write_text("path,label\n" + "".join(f"{path},0\n" for path in sample_pictures()))
-    config = preset(f"sac_deit_small_patch16_{size}")
-    bundle = export_bundle(None, folder / "bundle", ExportOptions(config, selection=selection))
+    options = ExportOptions(preset(name), selection=selection)
+    bundle = export_bundle(None, folder / "bundle", options)
     for precision in ("fp16", "int8"):
         bundle = add_precision(bundle, PrecisionRequest(precision, pictures, samples=4))
     return bundle
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_deit_small_becomes_engines(deit_small, precision, monkeypatch):
+def test_a_network_becomes_engines(network, precision, monkeypatch):
     monkeypatch.setattr(build, "this_machine", lambda: Machine("linux-x86_64", None, ()))
     request = EngineRequest(
         precision, "tensorrt-rtx", BatchRange(1, 8, 32), compute_capabilities=_TARGETS
     )
-    bundle, engines = build_engines(deit_small, request, lambda *_: None)
+    bundle, engines = build_engines(network, request, lambda *_: None)
     assert [engine.role for engine in engines] == ["early_exit", "refine"]
     for engine in engines:
         assert engine.compute_capabilities == _TARGETS
