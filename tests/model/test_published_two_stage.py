@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sacvit_deploy.model.two_stage import select_tokens
 from tests.published import CONFIGS, Published
 
 TOLERANCE = 1e-4
@@ -67,3 +68,16 @@ def test_logits_of_both_stages(published, computed):
         (computed[0].refined_logits, "fine_logits"),
     ):
         np.testing.assert_allclose(found.numpy(), published[key], rtol=0, atol=TOLERANCE)
+
+
+def test_with_all_tokens_refined(published, computed):
+    """The first phase of training. The published DeiT classes forget the fine positions there."""
+    model, early = published.model(), computed[0].early_exit
+    forgotten = "warmup_logits_without_fine_positions"
+    if forgotten in published.values:
+        model.pos_embed_fine.data.zero_()
+    everything = select_tokens(early.score, model.config, model.config.num_coarse_tokens)
+    with torch.no_grad():
+        found = model.refine(torch.from_numpy(published.image), early, everything)
+    wanted = published.values.get(forgotten, published.values.get("all_fine_logits"))
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=TOLERANCE)

@@ -22,6 +22,7 @@ def test_batch_norm_is_torchs_but_for_the_count():
 def test_the_folded_stem_computes_the_same_without_batch_norm():
     stem = random_model(CF_LV, 0).patch_embed.double().eval()
     assert isinstance(stem, ConvStem)
+    assert isinstance(stem.bn2, BatchNorm)
     assert stem.bn2.running_var.std() > 0
     image = torch.randn(2, 3, 32, 48, dtype=torch.float64)
     with torch.no_grad():

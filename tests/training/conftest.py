@@ -30,6 +30,17 @@ TINY = ModelConfig(
     num_classes=3,
     two_stage=TwoStageConfig(score_first_block=1),
 )
+_JOINT = {"target_rounding": "ceil", "exit_comparison": ">=", "attention": "joint"}
+TINY_LF = TINY.replace(family="lf_vit", window=2, **_JOINT)
+TINY_CF_LV = TINY.replace(
+    family="cf_lv_vit",
+    stem="conv",
+    qkv_bias=False,
+    residual_scale=0.5,
+    aux_weight=0.25,
+    layer_norm_eps=1e-5,
+    **_JOINT,
+)
 TINY_DENSE = ModelConfig("vit", (16, 16), 4, 16, 2, 2, num_classes=3)
 QUIET = AugmentationConfig(crop_scale=0.8, rand_augment_ops=0, erasing=0.0, mixup=0.0, cutmix=0.0)
 

@@ -19,7 +19,7 @@ from sacvit_deploy.training import loop
 from sacvit_deploy.training.config import LossConfig
 from sacvit_deploy.training.loop import train
 from sacvit_deploy.training.run import set_up
-from tests.training.conftest import TINY_DENSE, tiny_run
+from tests.training.conftest import TINY_CF_LV, TINY_DENSE, TINY_LF, tiny_run
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT = """
@@ -198,6 +198,25 @@ def test_clustering_starts_after_the_first_phase(run, monkeypatch):
     monkeypatch.setattr(loop, "set_up", spying)
     train(run)
     assert phases == [True] * 4 + [False] * 8
+
+
+@pytest.mark.parametrize("model", [TINY_LF, TINY_CF_LV], ids=["lf", "cf-lv"])
+def test_other_families_by_the_same_recipe(run, model):
+    one = dataclasses.replace(run, model=model)
+    other = dataclasses.replace(elsewhere(run, "other"), model=model)
+    result = train(one)
+    assert {"top1", "top1_early_exit"} <= set(result.metrics)
+    with pytest.raises(InterruptedRunError):
+        train(other, interrupt_at(6))
+    train(other)
+    assert_same_weights(one, other)
+
+
+def test_statistics_of_batch_norm_are_averaged_and_saved(run):
+    model = dataclasses.replace(run, model=TINY_CF_LV)
+    train(model)
+    learned = weights(model)["patch_embed.bn1.running_var"]
+    assert (learned != 1).all()
 
 
 def test_the_dense_baseline_by_the_same_recipe(run):

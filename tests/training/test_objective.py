@@ -8,11 +8,13 @@ from sacvit_deploy.model.build import build_model
 from sacvit_deploy.training.config import LossConfig
 from sacvit_deploy.training.objective import (
     Answers,
+    StagedForward,
     add_drop_path,
     divergence,
     recipe_loss,
     smooth_targets,
 )
+from tests.training.conftest import TINY, TINY_CF_LV, TINY_LF
 
 
 @pytest.fixture
@@ -87,3 +89,19 @@ def test_the_first_block_drops_nothing(run):
     first = model.encoder()[0].mlp.fc2.train()
     x = torch.ones(8, 3, 64)
     assert torch.equal(first(x), first(x))
+
+
+@pytest.mark.parametrize("model", [TINY, TINY_LF, TINY_CF_LV], ids=["sac", "lf", "cf-lv"])
+@pytest.mark.parametrize("all_tokens", [True, False])
+def test_every_fine_position_of_a_target_learns(model, all_tokens):
+    """The published DeiT classes of CF-ViT and LF-ViT forget them while all tokens are refined."""
+    network = build_model(model)
+    image = torch.randn(2, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
+    StagedForward(network)(image, all_tokens).last.sum().backward()
+    gradient = network.get_parameter("pos_embed_fine").grad
+    assert gradient is not None
+    touched = int((gradient.abs().sum(dim=2) > 0).sum())
+    if all_tokens:
+        assert touched == 1 + model.num_fine_tokens
+    else:
+        assert 1 + 4 * model.num_targets <= touched <= 1 + model.num_fine_tokens
