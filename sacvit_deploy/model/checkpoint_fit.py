@@ -357,6 +357,8 @@ def _hints(state: Mapping[str, Tensor], config: ModelConfig, found: _Differences
             if config.two_stage is None
             else "The weights have two position tables: give --set position_tables=2."
         )
+    if _CONV_STEM in found.unexpected:
+        hints.append("These weights have the stem of LV-ViT: choose a lv_ or cf_lv_ preset.")
     return hints or ["Name the preset the weights were trained with, or another checkpoint."]
 
 

@@ -23,9 +23,9 @@ _NETWORKS = {
     "sac-224-host": ("sac_deit_small_patch16_224", "host"),
     "sac-224-graph": ("sac_deit_small_patch16_224", "graph"),
     "sac-288-host": ("sac_deit_small_patch16_288", "host"),
-    "sac-288-graph": ("sac_deit_small_patch16_288", "graph"),
-    "lf-224-graph": ("lf_deit_small_patch16_224", "graph"),
-    "cf-lv-224-host": ("cf_lv_vit_small_224", "host"),
+    "lf-288-graph": ("lf_deit_small_patch16_288", "graph"),
+    "cf-lv-224-graph": ("cf_lv_vit_small_224", "graph"),
+    "cf-lv-288-host": ("cf_lv_vit_small_288", "host"),
 }
 
 

@@ -12,6 +12,7 @@ from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoints import Checkpoint, save_checkpoint
 from sacvit_deploy.model.two_stage import TwoStageViT, resize_position_table, select_tokens
 from tests.model.stored_weights import assert_same, read_weights, refusal, weights_of, write
+from tests.tiny_models import CF_LV
 
 # Layouts
 
@@ -188,6 +189,18 @@ def test_two_stage_weights_into_the_dense_model(tmp_path, tiny, tiny_dense):
     assert "Missing (1): pos_embed" in error.problem
     assert "fusion.mlp.fc1.weight" in error.problem
     assert "a preset such as sac_" in error.fix
+
+
+def test_the_stem_of_lv_vit_is_recognised(tmp_path, tiny):
+    error = refusal(write(tmp_path, weights_of(CF_LV)), tiny.replace(patch_size=8))
+    assert "choose a lv_ or cf_lv_ preset" in error.fix
+    assert f"patch_size {CF_LV.patch_size}" in error.fix
+
+
+def test_batch_counts_of_batch_norm_are_left_out(tmp_path):
+    state = weights_of(CF_LV) | {"patch_embed.bn1.num_batches_tracked": torch.tensor(3)}
+    read = Checkpoint.read(write(tmp_path, state)).weights(CF_LV)
+    assert set(read) == set(weights_of(CF_LV))
 
 
 def test_distilled_deit(tmp_path, tiny, tiny_dense):
