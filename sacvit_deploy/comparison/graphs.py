@@ -1,13 +1,13 @@
 """ONNX graphs as data: the place of each node in the network, and graphs computed literally.
 
-Node names come from the exporter and mean nothing to a person. Layers with weights do: their order
-is fixed, since each depends on the one before, and the family names them in this order. Every other
-node belongs to the last layer that it depends on.
+Node names come from the exporter and mean nothing to a person. Weights are named after the modules
+of the torch network. Every node without weights belongs to the last such layer that it depends on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.errors import ConfigError, EngineError
-from sacvit_deploy.families import family_named
-from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.files import open_regular
 from sacvit_deploy.spec import Role
 
@@ -52,18 +50,12 @@ class Graph:
     places: Mapping[str, str]
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, role: Role, config: ModelConfig) -> Graph:
+    def of(cls, model: onnx.ModelProto) -> Graph:
         """Find the place of every node of a graph, which is sorted topologically.
 
-        `EngineError` if its layers are not those of its network.
+        `EngineError` if its weights do not name their layers.
         """
-        try:
-            return cls(model, _places(model, family_named(config.family).layers(role)))
-        except StopIteration as error:
-            raise EngineError(
-                f"The {role} graph does not have the layers of its network.",
-                "Export the bundle again.",
-            ) from error
+        return cls(model, _places(model))
 
     @property
     def linear_layers(self) -> dict[str, onnx.NodeProto]:
@@ -78,7 +70,7 @@ def fp32_graphs(bundle: Bundle) -> dict[Role, Graph]:
     """Read the FP32 graphs of a bundle, by role, in the order in which they run."""
     manifest = bundle.manifest
     return {
-        entry.role: Graph.of(read_graph(bundle.graph_path(entry)), entry.role, manifest.config)
+        entry.role: Graph.of(read_graph(bundle.graph_path(entry)))
         for entry in manifest.graphs
         if entry.precision == "fp32"
     }
@@ -152,32 +144,35 @@ def matmuls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in linear_nodes(model) if node.op_type == "MatMul"]
 
 
-def _places(model: onnx.ModelProto, layers: Iterator[str]) -> dict[str, str]:
+def _places(model: onnx.ModelProto) -> dict[str, str]:
     known = constants(model)
     order = [INPUT]
     depth_of: dict[str, int] = {}
     found: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type in _WEIGHTED and node.input[1] in known:
-            order.append(module_of(node) if node.op_type == "Gemm" else next(layers))
+            order.append(module_of(node))
             depth = len(order) - 1
         else:
             depth = max((depth_of.get(name, 0) for name in node.input), default=0)
         depth_of.update(dict.fromkeys(node.output, depth))
         found[node.name] = order[depth]
-    # The names of the blocks go on without end; after the last block comes the final norm.
-    last_norm = next(n for n in reversed(model.graph.node) if n.op_type == "LayerNormalization")
-    renamed = {found[last_norm.name]: "norm"}
-    return {name: renamed.get(place, place) for name, place in found.items()}
+    return found
 
 
 def module_of(node: onnx.NodeProto) -> str:
-    """Name of the torch module of a head or a convolution, which its weight keeps.
+    """Name of the torch module of a node with weights, which the name of its weight begins with.
 
-    The weights of other linear layers were transposed at export, and lost theirs.
+    Raises:
+        EngineError: The weight has no such name, as in graphs of older releases.
     """
-    weight: str = node.input[1]
-    return weight.removeprefix("model.").rpartition(".weight")[0]
+    match = re.fullmatch(r"model\.(.+)\.weight.*", node.input[1])
+    if match is None:
+        raise EngineError(
+            f"The graph does not say which layer its weight {node.input[1]} belongs to.",
+            "It was not made by this release: export the bundle again.",
+        )
+    return match[1]
 
 
 def resolve_keep(keep: Sequence[str], graphs: Mapping[Role, Graph]) -> dict[Role, frozenset[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import logging
 import warnings
@@ -19,6 +20,7 @@ from sacvit_deploy.spec import GraphSpec
 
 # LayerNormalization is one operator from 17 on, and 18 is the oldest set the exporter writes.
 # TensorRT 11 reads up to 25.
+_SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: its modules from the outside, and itself
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
 
 
@@ -65,7 +67,28 @@ def onnx_from_torch(model: Backbone, spec: GraphSpec, *, opset: int = 18) -> onn
         ) from error
     if program is None:
         raise ExportError("torch.onnx.export returned nothing.", "Install torch 2.6 or later.")
-    return program.model_proto
+    model = program.model_proto
+    _name_weights(model)
+    return model
+
+
+def _name_weights(model: onnx.ModelProto) -> None:
+    """Name the weights of linear layers, which the exporter transposed, after their modules.
+
+    Everything that speaks of a layer later finds it by this name; see `comparison.graphs`.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    renamed: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and (weight := weights.get(node.input[1])) is not None:
+            scopes = next(p.value for p in node.metadata_props if p.key == _SCOPES)
+            *_, module, _ = ast.literal_eval(scopes)
+            renamed[weight.name] = f"{module}.weight_transposed"
+    for name, new in renamed.items():
+        weights[name].name = new
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
 
 
 def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:

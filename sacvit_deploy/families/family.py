@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,8 +31,6 @@ class Family:
         check: Refuses a `ModelConfig` that the family cannot have.
         tensors: Gives the inputs and outputs of each graph, by role.
         macs: Counts multiply-accumulates of each graph for one picture, by role.
-        layers: Yields the names of the linear layers and LayerNormalizations with weights of a
-            graph, in the order in which they depend on each other, without end.
         model: `module:class` of the torch network; its argument is a `ModelConfig`.
         view: `module:function` that gives the part of a network to trace for one graph.
         checkpoint_names: Prefixes of tensor names used here, by those in published checkpoints.
@@ -45,7 +43,6 @@ class Family:
     check: Callable[[ModelConfig], None]
     tensors: Callable[[ModelConfig, Selection, InputKind], Mapping[Role, tuple[Tensors, Tensors]]]
     macs: Callable[[ModelConfig, Attention], dict[Role, int]]
-    layers: Callable[[Role], Iterator[str]]
     model: str
     view: str
     checkpoint_names: Mapping[str, str]

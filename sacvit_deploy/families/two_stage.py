@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sacvit_deploy.decode import check_field, check_types
 from sacvit_deploy.families.family import Family
 from sacvit_deploy.families.vit import (
-    block_layers,
     body_macs,
     check_image_size,
     deit_presets,
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 
 # alpha * N is meant in the reals: .88 * 25 must be 22, whatever the last bit of the product.
 _COUNT_SLACK = 1e-9
-_FUSION_LAYERS = ("fusion.norm", "fusion.mlp.fc1", "fusion.mlp.fc2")
 
 _PUBLISHED_NAMES = {
     "pos_embed_list.0": "pos_embed_coarse",
@@ -154,7 +152,6 @@ def two_stage_family(
         check=_check,
         tensors=_tensors,
         macs=_macs,
-        layers=_layers,
         model="sacvit_deploy.model.two_stage:TwoStageViT",
         view="sacvit_deploy.model.views:two_stage_view",
         checkpoint_names=_PUBLISHED_NAMES,
@@ -214,13 +211,6 @@ def _tensors(
 def _macs(config: ModelConfig, attention: Attention) -> dict[Role, int]:
     """Multiply-accumulates of both graphs; see `graph_macs`."""
     return {"early_exit": _early_exit_macs(config), "refine": _refine_macs(config, attention)}
-
-
-def _layers(role: Role) -> Iterator[str]:
-    """Yield the layers with weights in order: in the second stage, the fusion comes first."""
-    if role == "refine":
-        yield from _FUSION_LAYERS
-    yield from block_layers()
 
 
 def _hand_off(config: ModelConfig) -> Tensors:

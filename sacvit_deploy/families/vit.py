@@ -6,7 +6,6 @@ data-efficient image transformers & distillation through attention" (ICML 2021).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.decode import check_field
@@ -36,8 +35,6 @@ _DEMO = {
 }
 STEM_WIDTH = 64
 """Channels of the convolutions of LV-ViT's stem."""
-
-_BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 
 def deit_presets(prefix: str) -> dict[str, dict[str, Any]]:
@@ -69,14 +66,6 @@ def image_spec(config: ModelConfig, input_kind: InputKind) -> TensorSpec:
 def logits_spec(config: ModelConfig, batch: str = BATCH) -> TensorSpec:
     """Logits, (B, C)."""
     return TensorSpec(LOGITS, "float32", (batch, config.num_classes))
-
-
-def block_layers() -> Iterator[str]:
-    """Yield the names of the blocks' layers, block by block, without end."""
-    block = 0
-    while True:
-        yield from (f"blocks.{block}.{name}" for name in _BLOCK_LAYERS)
-        block += 1
 
 
 def body_macs(config: ModelConfig, length: int, pairs: int) -> int:
@@ -140,10 +129,6 @@ def _macs(config: ModelConfig, _: Attention) -> dict[Role, int]:
     return {"single": dense_macs(config)}
 
 
-def _layers(_: Role) -> Iterator[str]:
-    return block_layers()
-
-
 VIT = Family(
     name="vit",
     title="ViT",
@@ -152,7 +137,6 @@ VIT = Family(
     check=_check,
     tensors=_tensors,
     macs=_macs,
-    layers=_layers,
     model="sacvit_deploy.model.vit:VisionTransformer",
     view="sacvit_deploy.model.views:single_view",
     checkpoint_names={},

@@ -15,6 +15,7 @@ from sacvit_deploy.comparison.graphs import (
     with_outputs,
 )
 from sacvit_deploy.errors import ConfigError, EngineError
+from sacvit_deploy.model.build import build_model
 from tests.engines.typed_onnx import write_typed_bundle
 from tests.exporters.graphs import normalised, placed, read_graph, run_model
 
@@ -40,6 +41,8 @@ def test_linear_layers_are_where_the_network_has_them(name, role, request):
     blocks = [f"blocks.{i}.{part}" for i in range(depth) for part in BLOCK]
     linear = [found[node.name] for node in linear_nodes(model)]
     assert linear == ["input", *fusion, *blocks, "head"]
+    modules = dict(build_model(bundle.manifest.config).named_modules())
+    assert set(found.values()) - {"input"} <= modules.keys()
     assert list(found) == [node.name for node in model.graph.node]
     assert list(graph.linear_layers) == [*fusion, *blocks]
 
@@ -107,7 +110,7 @@ def test_every_reader_of_a_tensor_is_redirected():
     np.testing.assert_array_equal(run_model(model)[0], [3, 3])
 
 
-def test_a_graph_of_other_layers_is_one_error(tmp_path):
+def test_a_graph_that_does_not_name_its_layers_is_one_error(tmp_path):
     bundle = write_typed_bundle(tmp_path / "bundle")
-    with pytest.raises(EngineError, match="early_exit graph does not have the layers"):
+    with pytest.raises(EngineError, match="does not say which layer its weight first_weight"):
         fp32_graphs(bundle)

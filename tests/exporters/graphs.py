@@ -41,7 +41,7 @@ def read_graph(bundle: Bundle, role: Role) -> onnx.ModelProto:
 
 def placed(bundle: Bundle, role: Role) -> Graph:
     """The FP32 graph with the places of its nodes."""
-    return Graph.of(read_graph(bundle, role), role, bundle.manifest.config)
+    return Graph.of(read_graph(bundle, role))
 
 
 @contextlib.contextmanager

@@ -38,7 +38,6 @@ TOY = Family(
         ),
     },
     macs=lambda config, _: {"early_exit": 10, "refine": 3 * config.embed_dim},
-    layers=lambda _: iter(("only",)),
     model="sacvit_deploy.model.vit:VisionTransformer",
     view="sacvit_deploy.model.views:single_view",
     checkpoint_names={},
