@@ -21,6 +21,7 @@ _EXTRA_OF = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "tensorrt",
+    "openvino": "openvino",
     "pytriton": "triton",
     "tensorboard": "train",
     "tomli": "train",

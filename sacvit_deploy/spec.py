@@ -17,7 +17,7 @@ InputKind = Literal["float", "uint8"]
 WeightStorage = Literal["fp32", "fp16"]
 Precision = Literal["fp32", "fp16", "int8"]
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
-Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
 # Tensor names, the same in torch, in ONNX and in an engine.
 IMAGE = "image"

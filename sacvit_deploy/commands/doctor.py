@@ -14,6 +14,7 @@ import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.engines.machine import (
+    X86_64,
     Machine,
     free_memory_bytes,
     gpu_free_bytes,
@@ -26,6 +27,12 @@ from sacvit_deploy.engines.onnxruntime_session import (
     available_providers,
     onnxruntime,
     unavailable_providers,
+)
+from sacvit_deploy.engines.openvino_session import (
+    available_devices,
+    half_precision,
+    openvino,
+    release,
 )
 from sacvit_deploy.engines.tensorrt_library import (
     ENGINE_BACKENDS,
@@ -101,6 +108,7 @@ def examine() -> list[Finding]:
         _jetson(),
         *(_engine_library(name, machine) for name in ENGINE_BACKENDS),
         _onnxruntime(machine),
+        _openvino(),
         *(_distribution(name, machine) for name in _DISTRIBUTIONS),
         _memory(),
         _disk(),
@@ -171,6 +179,20 @@ def _onnxruntime(machine: Machine) -> Finding:
     found = f"{ort.__version__} with {', '.join(providers)}"
     facts = {"version": str(ort.__version__), "providers": providers}
     return Finding("onnxruntime", found, facts, _provider_fix(ort, machine))
+
+
+def _openvino() -> Finding:
+    try:
+        library = openvino()
+    except SacvitDeployError as error:
+        # Nothing lacks it, but INT8 is faster with it.
+        fix = error.fix if platform.machine().lower() in X86_64 else None
+        return Finding("openvino", error.problem, {"version": None, "devices": {}}, fix)
+    devices = available_devices(library)
+    shown = ", ".join(f"{name} ({what})" for name, what in devices.items())
+    halves = {name: half_precision(library, name) for name in devices}
+    facts = {"version": release(library), "devices": devices, "half_precision": halves}
+    return Finding("openvino", f"{release(library)} with {shown}", facts)
 
 
 def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:

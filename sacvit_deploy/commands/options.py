@@ -174,7 +174,7 @@ def passed_over_lines(pipeline: Pipeline) -> Iterator[str]:
     execution providers.
 
     Yields:
-        Lines for a person; none if nothing better was expected.
+        Lines for a person; none if nothing better was expected, and nothing but ONNX Runtime.
     """
     built = {engine.runtime for engine in pipeline.manifest.engines}
     has_gpu = bool(this_machine().gpus)
@@ -183,7 +183,7 @@ def passed_over_lines(pipeline: Pipeline) -> Iterator[str]:
         for name, why in pipeline.skipped.items()
         if name in built or (has_gpu and name.startswith("onnxruntime "))
     }
-    if expected:
+    if expected or pipeline.backend == "openvino":
         yield f"computing with {pipeline.backend} in {pipeline.precision} ({pipeline.provider})"
         yield from (f"  not {name}: {why}" for name, why in expected.items())
 

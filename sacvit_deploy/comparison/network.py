@@ -34,7 +34,8 @@ _NAMED = re.compile(
 )
 _SYNTAX = (
     "Name a checkpoint file, another bundle, a precision of this bundle (fp32, fp16, int8), or "
-    "OTHER:PRECISION, with @tensorrt or @tensorrt-rtx behind the precision for engines."
+    "OTHER:PRECISION, with @openvino, @tensorrt or @tensorrt-rtx behind the precision for another "
+    "backend than ONNX Runtime."
 )
 
 
@@ -50,7 +51,7 @@ class Network:
         selection: Who chooses the target tokens: the `host`, or the `graph`.
         largest_batch: Largest batch the sessions take; None for any.
         precision: Precision of the graphs; `fp32` for torch.
-        backend: Library that computes: `torch`, `onnxruntime`, `tensorrt` or `tensorrt-rtx`.
+        backend: Library that computes: `torch`, or a backend of `sacvit_deploy.spec.Backend`.
         random: Whether the weights were never trained.
         bundle: Bundle the sessions were opened from; None for torch.
         labels: One per class; empty where they are unknown.
@@ -111,9 +112,9 @@ def of_bundle(
 
     Args:
         bundle: Where they are, as `from_bundle` gives it.
-        precision: Which of them. None takes FP32 graphs in ONNX Runtime, and the engines that
-            `sacvit_deploy.load` would take.
-        backend: `onnxruntime`, `tensorrt` or `tensorrt-rtx`.
+        precision: Which of them. None takes FP32 graphs in ONNX Runtime and OpenVINO, and the
+            engines that `sacvit_deploy.load` would take.
+        backend: `onnxruntime`, `openvino`, `tensorrt` or `tensorrt-rtx`.
 
     Raises:
         BundleError: The bundle has no graph of that precision.

@@ -35,6 +35,9 @@ _JETPACKS: tuple[tuple[tuple[int, ...], str | None], ...] = (
     ((32, 0), "4"),
 )
 
+# Names of x86-64 in `platform.machine`, in lower case.
+X86_64 = ("x86_64", "amd64")
+
 # Numbers from cuda.h: CUdevice_attribute.
 _CC_MAJOR, _CC_MINOR = 75, 76
 

@@ -21,8 +21,8 @@ from sacvit_deploy.engines.session import (
     Tensor,
     check_feeds,
     check_outputs,
+    check_tensors,
     closed_error,
-    mismatches,
 )
 from sacvit_deploy.errors import EngineError, MissingDependencyError, warn_caller
 from sacvit_deploy.records import GraphEntry
@@ -126,7 +126,8 @@ class OnnxRuntimeSession:
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._contract: tuple[TensorSpec, ...] = ()
         if graph is not None:
-            self._check_tensors(graph)
+            outputs = tuple(map(_tensor_spec, self._session.get_outputs()))
+            check_tensors(path, graph, self.inputs, outputs)
             self.inputs, self._contract = graph.inputs, graph.outputs
         self.provider = str(self._session.get_providers()[0])
         if self.provider != asked[0]:
@@ -185,19 +186,6 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Release the graph; see `Session.close`. Handles keep their own memory."""
         self._session = None
-
-    def _check_tensors(self, graph: GraphSpec | GraphEntry) -> None:
-        """Refuse a graph whose inputs or outputs are not those of the contract."""
-        outputs = tuple(map(_tensor_spec, self._session.get_outputs()))
-        wrong_inputs = mismatches(self.inputs, graph.inputs)
-        wrong_outputs = mismatches(outputs, graph.outputs)
-        if wrong_inputs or wrong_outputs:
-            lines = [f"input {line}" for line in wrong_inputs]
-            lines += [f"output {line}" for line in wrong_outputs]
-            raise EngineError(
-                f"{self._path} is not the {graph.role} graph of this network: {'; '.join(lines)}.",
-                "Export the bundle again.",
-            )
 
     def _opened(self) -> Any:
         """The library's session, which lives until the call that asked for it has ended."""

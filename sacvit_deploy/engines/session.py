@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from sacvit_deploy.decode import shown
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.spec import TensorSpec
+from sacvit_deploy.records import GraphEntry
+from sacvit_deploy.spec import GraphSpec, TensorSpec
 
 # More than any machine has; a backend starts them all at once.
 _MOST_THREADS = 1024
@@ -107,8 +109,9 @@ class SessionOptions:
     """Options of a backend.
 
     Attributes:
-        providers: ONNX Runtime's execution providers in order of preference, by full or short name
-            (`CUDA`, `CPU`); None uses the fastest that needs no preparation.
+        providers: In order of preference, ONNX Runtime's execution providers by full or short name
+            (`CUDA`, `CPU`), or OpenVINO's devices (`CPU`, `GPU`, `GPU.1`, `NPU`). None uses the
+            fastest provider that needs no preparation, or OpenVINO's CPU.
         threads: CPU threads of one operator, 1 to 1024; None leaves it to the backend.
         cuda_graphs: Record each batch size of an engine once and replay it, which saves the launch
             of a hundred kernels; a batch is then padded to the next of 1, 2, 3, 4, 6, 8, 12, 16,
@@ -201,6 +204,29 @@ def mismatches(found: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> lis
         for name, spec in expected.items()
         if name in there and not _fits(there[name], spec)
     ]
+
+
+def check_tensors(
+    path: Path,
+    graph: GraphSpec | GraphEntry,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+) -> None:
+    """Raise `EngineError` if a graph is not the one that its contract describes.
+
+    Args:
+        path: File of the graph.
+        graph: The contract.
+        inputs: Inputs that the library found in the file.
+        outputs: Outputs that it found.
+    """
+    lines = [f"input {line}" for line in mismatches(inputs, graph.inputs)]
+    lines += [f"output {line}" for line in mismatches(outputs, graph.outputs)]
+    if lines:
+        raise EngineError(
+            f"{path} is not the {graph.role} graph of this network: {'; '.join(lines)}.",
+            "Export the bundle again.",
+        )
 
 
 def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:

@@ -443,12 +443,12 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
         path: Folder of the bundle.
         eta: Exit threshold, in [0, 1]; None takes the one `sacvit-deploy calibrate` found for the
             precision and backend that are opened, or else the bundle's.
-        backend: `auto` for the fastest that can run this bundle, or `onnxruntime`, `tensorrt`,
-            `tensorrt-rtx`.
-        precision: Graphs of the bundle to run: `fp32`, `fp16` or `int8`; None takes FP32 in ONNX
-            Runtime, and among the engines FP16 before INT8 before FP32.
-        providers: ONNX Runtime execution providers in order of preference, for example `["CUDA"]`;
-            or one name.
+        backend: `auto` for the fastest that can run this bundle, or `onnxruntime`, `openvino`,
+            `tensorrt`, `tensorrt-rtx`.
+        precision: Graphs of the bundle to run: `fp32`, `fp16` or `int8`; None takes FP32, and
+            among the engines FP16 before INT8 before FP32.
+        providers: ONNX Runtime execution providers, or OpenVINO devices, in order of preference,
+            for example `["CUDA"]` or `["GPU"]`; or one name. With `auto` they are ONNX Runtime's.
         threads: CPU threads of one operator; None leaves it to the backend.
 
     Raises:

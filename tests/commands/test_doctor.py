@@ -52,7 +52,7 @@ def look(monkeypatch):
 def test_everything_is_looked_for(look):
     assert set(look()) == {
         "python", "cuda-driver", "gpu", "jetpack", "tensorrt", "tensorrt-rtx", "onnxruntime",
-        "torch", "onnx", "onnx-graphsurgeon", "cuda-python", "memory", "disk",
+        "openvino", "torch", "onnx", "onnx-graphsurgeon", "cuda-python", "memory", "disk",
     }  # fmt: skip
 
 

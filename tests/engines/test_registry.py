@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -25,13 +26,16 @@ from sacvit_deploy.errors import (
 )
 from sacvit_deploy.spec import LOGITS
 from tests.engines.tiny_onnx import write_graph
+from tests.exit_records import exit_record
 from tests.fakes import fake_manifest, random_pictures
 
 
-@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
-def test_onnxruntime_opens_every_role(bundle, backend) -> None:
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime", "openvino"])
+def test_one_backend_opens_every_role(bundle, backend) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="needs the openvino extra")
     opened = open_sessions(bundle, backend=backend)
-    assert opened.backend == "onnxruntime"
+    assert opened.backend == ("onnxruntime" if backend == "auto" else backend)
     assert list(opened.sessions) == ["early_exit", "refine"]
     assert opened.provider == opened.sessions["refine"].provider
 
@@ -56,15 +60,20 @@ def test_graphs_of_another_network_are_refused_before_the_first_picture(tmp_path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
 @pytest.mark.parametrize("linked", [["weights.bin"], ["bundle.json", "ee.onnx", "weights.bin"]])
-def test_weights_linked_from_another_folder_are_read_and_checked(tmp_path, linked) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_weights_linked_from_another_folder_are_read_and_checked(tmp_path, linked, backend) -> None:
     """As in a cache of Hugging Face, where every file is a link."""
+    pytest.importorskip(backend, reason=f"needs {backend}")
     folder, blobs = shutil.copytree(demo_bundle(), tmp_path / "bundle"), tmp_path / "blobs"
     blobs.mkdir()
     for number, name in enumerate(linked):
         (folder / name).rename(blobs / str(number))
         (folder / name).symlink_to(blobs / str(number))
     picture = random_pictures(1)[0]
-    with sacvit_deploy.load(folder) as found, sacvit_deploy.load(demo_bundle()) as wanted:
+    with (
+        sacvit_deploy.load(folder, backend=backend) as found,
+        sacvit_deploy.load(demo_bundle(), backend=backend) as wanted,
+    ):
         assert found(picture, eta=1.0) == wanted(picture, eta=1.0)
     assert list(Bundle.open(folder).linked_weights()) == ["weights.bin"]
     assert Bundle.open(demo_bundle()).linked_weights() == {}
@@ -87,8 +96,8 @@ def test_a_missing_engine_says_how_to_build_it(bundle, backend) -> None:
 
 
 def test_an_unknown_backend_is_refused(bundle) -> None:
-    with pytest.raises(EngineError, match=r"'openvino'\.\nChoose auto, tensorrt"):
-        open_sessions(bundle, backend="openvino")
+    with pytest.raises(EngineError, match=r"'openvivo'\.\nChoose auto, tensorrt"):
+        open_sessions(bundle, backend="openvivo")
 
 
 def test_a_missing_backend_is_named_when_asked_for(bundle, monkeypatch) -> None:
@@ -99,9 +108,10 @@ def test_a_missing_backend_is_named_when_asked_for(bundle, monkeypatch) -> None:
         open_sessions(bundle)
 
 
-def test_a_precision_that_is_not_there_is_refused(bundle) -> None:
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime", "openvino"])
+def test_a_precision_that_is_not_there_is_refused(bundle, backend) -> None:
     with pytest.raises(BundleError, match="no early_exit graph in int8"):
-        open_sessions(bundle, backend="onnxruntime", precision="int8")
+        open_sessions(bundle, backend=backend, precision="int8")
 
 
 def test_auto_takes_the_first_that_works(bundle, monkeypatch) -> None:
@@ -164,6 +174,108 @@ def test_who_asks_for_a_provider_means_onnxruntime(workplace) -> None:
     assert "providers of ONNX Runtime were asked for: CPU" in opened.skipped["tensorrt"]
 
 
+@pytest.fixture
+def lower_bundle(tmp_path) -> Bundle:
+    """A bundle that says of each graph that it is there in INT8 and FP16, too."""
+    manifest = fake_manifest()
+    added = tuple(
+        dataclasses.replace(graph, precision=precision, file=f"{precision}.{graph.file}")
+        for graph in manifest.graphs
+        for precision in ("int8", "fp16")
+    )
+    with new_bundle(tmp_path / "lower") as staging:
+        for graph in (*manifest.graphs, *added):
+            write_graph(staging / graph.file, graph)
+        write_manifest(staging, dataclasses.replace(manifest, graphs=manifest.graphs + added))
+    return Bundle.open(tmp_path / "lower")
+
+
+@pytest.fixture
+def x86_64(monkeypatch) -> None:
+    """A CPU for which it is known what is fast, and no GPU."""
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
+    monkeypatch.setattr(registry, "asked_providers", lambda ort, names: ["CPUExecutionProvider"])
+
+
+@pytest.mark.usefixtures("x86_64")
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_auto_takes_openvino_where_it_is_faster(lower_bundle, precision) -> None:
+    opened = open_sessions(lower_bundle, precision=precision)
+    assert (opened.backend, opened.precision) == ("openvino", precision)
+    assert set(opened.skipped) == {"tensorrt", "tensorrt-rtx"}
+
+
+@pytest.mark.usefixtures("x86_64")
+@pytest.mark.parametrize(
+    ("why", "precision", "providers"),
+    [
+        ("ONNX Runtime is as fast in FP32", None, None),
+        ("ONNX Runtime is as fast in FP32", "fp32", None),
+        ("Execution providers of ONNX Runtime were asked for", "int8", ("CPU",)),
+        ("not known to be faster on a aarch64 CPU", "int8", None),
+        ("ONNX Runtime computes on CUDAExecutionProvider", "int8", None),
+        ("needs openvino, which is not installed", "int8", None),
+        ("calibrated for onnxruntime in int8, and not for openvino", "int8", None),
+    ],
+)
+def test_auto_takes_onnxruntime_where_openvino_is_not_known_to_be_faster(
+    lower_bundle, monkeypatch, why, precision, providers
+) -> None:
+    if "aarch64" in why:
+        monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    if "CUDA" in why:
+        monkeypatch.setattr(registry, "asked_providers", lambda *_: ["CUDAExecutionProvider"])
+    if "installed" in why:
+        monkeypatch.setitem(sys.modules, "openvino", None)
+    if "calibrated" in why:
+        calibrated = lower_bundle.manifest.with_calibration(exit_record("int8"))
+        lower_bundle = dataclasses.replace(lower_bundle, manifest=calibrated)
+    opened = open_sessions(
+        lower_bundle, precision=precision, options=SessionOptions(providers, threads=1)
+    )
+    assert (opened.backend, opened.precision) == ("onnxruntime", precision or "fp32")
+    assert why in opened.skipped["openvino"]
+
+
+@pytest.mark.usefixtures("x86_64")
+def test_auto_takes_openvino_if_the_exit_is_calibrated_for_it_too(lower_bundle) -> None:
+    manifest = lower_bundle.manifest.with_calibration(exit_record("int8"))
+    manifest = manifest.with_calibration(exit_record("int8", "openvino"))
+    opened = open_sessions(dataclasses.replace(lower_bundle, manifest=manifest), precision="int8")
+    assert opened.backend == "openvino"
+
+
+@pytest.mark.usefixtures("x86_64")
+def test_without_onnxruntime_auto_takes_openvino_for_lower_precisions(
+    lower_bundle, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert open_sessions(lower_bundle, precision="int8").backend == "openvino"
+
+
+def test_a_device_that_openvino_does_not_have_is_refused(bundle) -> None:
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    with pytest.raises(EngineError, match=r"no device 'TPU' here\.\nIt has: CPU"):
+        sacvit_deploy.load(bundle.path, backend="openvino", providers="TPU")
+
+
+def test_openvino_decides_as_onnxruntime_does() -> None:
+    """The trained network in FP32; no picture near the threshold is left out."""
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    pictures = random_pictures(24)
+    names = ("onnxruntime", "openvino")
+    pipelines = [sacvit_deploy.load(demo_bundle(), eta=0.15, backend=name) for name in names]
+    wanted, found = (pipeline(pictures) for pipeline in pipelines)
+    assert {result.stage for result in wanted} == {"early_exit", "refine"}
+    for one, other in zip(wanted, found, strict=True):
+        assert (one.stage, one.label) == (other.stage, other.label)
+        assert one.target_tokens == other.target_tokens
+        assert one.probability == pytest.approx(other.probability, abs=1e-5)
+    streamed = list(pipelines[1].stream(pictures, batch_size=4))
+    assert [r.label for r in streamed] == [r.label for r in found]
+
+
 def test_a_better_provider_that_is_not_there_is_named(bundle) -> None:
     opened = open_sessions(bundle)
     if opened.provider == "CPUExecutionProvider":
@@ -171,8 +283,10 @@ def test_a_better_provider_that_is_not_there_is_named(bundle) -> None:
     assert not any(name.startswith("onnxruntime CPU") for name in opened.skipped)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt"])
 def test_all_sessions_are_closed_at_once(workplace, backend) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="needs the openvino extra")
     bundle = workplace.bundle(selection="host")
     opened = open_sessions(bundle, backend=backend)
     opened.close()
