@@ -69,12 +69,18 @@ def chart(rows: list[dict[str, Any]]) -> Plot:
     curves = [[(p["macs_mean_g"], p["top1"]) for p in each["curve"]] for each in rows]
     xs, ys = zip(*(point for curve in curves for point in curve), strict=True)
     cost = Axis.around("mean cost of a picture (G multiply-accumulates)", xs)
-    pictures = f"{rows[0]['images']} pictures that were not trained on"
     accuracy = Axis.around("top-1 accuracy", ys, percent=True)
+    count, top1 = rows[0]["images"], sum(ys) / len(ys)
+    error = (top1 * (1 - top1) / count) ** 0.5
+    pictures = f"{count} pictures that were not trained on; standard error {100 * error:.1f} points"
     plot = Plot(cost, accuracy, _TITLE, (_TITLE, pictures))
     for number, (each, curve, colour) in enumerate(zip(rows, curves, _COLOURS, strict=False)):
         plot.line(curve, Pen(colour, 2.5))
-        plot.dot(curve[-1], colour, Mark(each["family"], above=number % 2 == 0))
+        plot.dot(curve[-1], colour, Mark(""))
+        # A legend where no curve is: low, on the right.
+        at = cost.low + (cost.high - cost.low) * (0.4 + 0.2 * number)
+        height = accuracy.low + (accuracy.high - accuracy.low) * 0.15
+        plot.dot((at, height), colour, Mark(each["family"]))
     return plot
 
 
