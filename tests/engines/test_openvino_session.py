@@ -61,9 +61,12 @@ class OtherDevices:
     def get_property(self, device, name):
         return self.able if name == "OPTIMIZATION_CAPABILITIES" else f"A {device} "
 
-    def compile_model(self, path, device, settings):
+    def read_model(self, path):
+        return self.real.read_model(path)
+
+    def compile_model(self, model, device, settings):
         self.asked.append((device, settings))
-        return self.real.compile_model(path, "CPU", settings)
+        return self.real.compile_model(model, "CPU", settings)
 
 
 @pytest.fixture
@@ -104,7 +107,7 @@ def test_inputs_are_read_where_they_are_and_results_left_where_they_were_written
 ) -> None:
     images = random_images(2)
     given: dict[str, Any] = {}
-    graph = session._graph
+    graph = session._graphs.of({})
     request = graph._idle_request()
 
     class Spy:
@@ -125,7 +128,7 @@ def test_inputs_are_read_where_they_are_and_results_left_where_they_were_written
 def test_an_idle_request_holds_no_input(session) -> None:
     """Its memory belongs to the caller, who may give it to something else."""
     session.run({IMAGE: random_images(4)})
-    (request,) = session._graph._idle
+    (request,) = session._graphs.of({})._idle
     assert request.get_tensor(IMAGE).get_size() == 0
 
 
@@ -144,11 +147,11 @@ def test_threads_share_a_session(session) -> None:
     with ThreadPoolExecutor(4) as pool:
         rows = list(pool.map(lambda image: session.run({IMAGE: image[None]})[LOGITS][0], images))
     np.testing.assert_allclose(rows, wanted, rtol=1e-6)
-    assert 1 <= len(session._graph._idle) <= 4
+    assert 1 <= len(session._graphs.of({})._idle) <= 4
 
 
 def test_a_closed_session_lets_go_of_the_graph_and_says_so(session) -> None:
-    graph = weakref.ref(session._graph)
+    graph = weakref.ref(session._graphs.of({}))
     session.run({IMAGE: random_images(1)})
     session.close()
     session.close()
@@ -160,7 +163,7 @@ def test_a_closed_session_lets_go_of_the_graph_and_says_so(session) -> None:
 def test_a_call_at_work_while_the_session_is_closed_returns(session, monkeypatch) -> None:
     images = random_images(2)
     wanted = session.run({IMAGE: images})[LOGITS]
-    graph = session._graph
+    graph = session._graphs.of({})
     idle_request = graph._idle_request
 
     def closing():
@@ -180,7 +183,7 @@ def test_a_failure_inside_the_library_is_one_error(session, monkeypatch) -> None
     def exhausted():
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(session._graph, "_idle_request", exhausted)
+    monkeypatch.setattr(session._graphs.of({}), "_idle_request", exhausted)
     with pytest.raises(EngineError, match="failed on CPU f32: out of memory"):
         session.run({IMAGE: random_images(1)})
 
@@ -226,9 +229,9 @@ def test_a_tensor_of_a_type_that_no_bundle_has_is_refused(tmp_path, entry) -> No
 
 
 def test_rows_that_the_contract_does_not_have_are_one_error(session, monkeypatch) -> None:
-    run = session._graph.run
+    run = session._graphs.of({}).run
     monkeypatch.setattr(
-        session._graph, "run", lambda feeds: {n: a[:1] for n, a in run(feeds).items()}
+        session._graphs.of({}), "run", lambda feeds: {n: a[:1] for n, a in run(feeds).items()}
     )
     with pytest.raises(EngineError, match=r"shape \(1, .* says float32 of shape \(2, "):
         session.run({IMAGE: random_images(2)})
@@ -243,6 +246,18 @@ def test_lower_precisions_use_the_half_precision_of_the_machine(path, entry, pre
     half = half_precision(openvino(), "CPU")
     lower = dataclasses.replace(entry, precision=precision)
     assert OpenVinoSession(path, lower).provider == f"CPU {half}"
+
+
+def test_one_picture_in_int8_has_a_graph_of_its_own(path, entry) -> None:
+    session = OpenVinoSession(path, dataclasses.replace(entry, precision="int8"), ONE_THREAD)
+    images = random_images(3)
+    rows = [session.run({IMAGE: image[None]}) for image in images]
+    graphs = session._graphs
+    assert graphs is not None
+    assert graphs._any_size is None, "more rows have not come yet"
+    assert graphs.of({"batch": 1}) is not graphs.of({"batch": 2})
+    for name, array in session.run({IMAGE: images}).items():
+        np.testing.assert_allclose(np.concatenate([row[name] for row in rows]), array, rtol=0.01)
 
 
 @pytest.mark.parametrize(

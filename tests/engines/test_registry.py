@@ -196,6 +196,7 @@ def x86_64(monkeypatch) -> None:
     pytest.importorskip("openvino", reason="needs the openvino extra")
     monkeypatch.setattr(platform, "machine", lambda: "AMD64")
     monkeypatch.setattr(registry, "asked_providers", lambda ort, names: ["CPUExecutionProvider"])
+    monkeypatch.setattr(registry, "half_precision", lambda library: "f16")
 
 
 @pytest.mark.usefixtures("x86_64")
@@ -212,6 +213,7 @@ def test_auto_takes_openvino_where_it_is_faster(lower_bundle, precision) -> None
     [
         ("ONNX Runtime is as fast in FP32", None, None),
         ("ONNX Runtime is as fast in FP32", "fp32", None),
+        ("It has only BF16 here", "fp16", None),
         ("Execution providers of ONNX Runtime were asked for", "int8", ("CPU",)),
         ("not known to be faster on a aarch64 CPU", "int8", None),
         ("ONNX Runtime computes on CUDAExecutionProvider", "int8", None),
@@ -224,6 +226,8 @@ def test_auto_takes_onnxruntime_where_openvino_is_not_known_to_be_faster(
 ) -> None:
     if "aarch64" in why:
         monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    if "BF16" in why:
+        monkeypatch.setattr(registry, "half_precision", lambda library: "bf16")
     if "CUDA" in why:
         monkeypatch.setattr(registry, "asked_providers", lambda *_: ["CUDAExecutionProvider"])
     if "installed" in why:
