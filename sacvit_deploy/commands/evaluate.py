@@ -31,6 +31,7 @@ from sacvit_deploy.visualize.report import html_report
 @options.choice_option(
     "--on-corrupt", ["skip", "stop"], "What to do with a picture that cannot be read."
 )
+@options.decode_option("exact")
 @click.option("--report", "page", type=options.PATH, help="Also write an HTML report.")
 @click.option(
     "--compare",

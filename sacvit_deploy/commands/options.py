@@ -15,7 +15,7 @@ from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.registry import AUTO
 from sacvit_deploy.runtime.pipeline import Pipeline
-from sacvit_deploy.spec import Backend, Precision
+from sacvit_deploy.spec import Backend, Decode, Precision
 
 if TYPE_CHECKING:
     from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionRequest
@@ -102,6 +102,17 @@ def choice_option(name: str, choices: Sequence[str], text: str) -> Callable[[_Co
     """Make an option with a few choices, of which the first is the default."""
     kind = click.Choice(choices)
     return click.option(name, type=kind, default=choices[0], show_default=True, help=text)
+
+
+def decode_option(default: Decode) -> Callable[[_Command], _Command]:
+    """Make the option of how large pictures are read."""
+    return click.option(
+        "--decode",
+        type=click.Choice(get_args(Decode)),
+        default=default,
+        show_default=True,
+        help="Use every pixel of a large picture, as training does, or reduce it while decoding.",
+    )
 
 
 def precision_request(

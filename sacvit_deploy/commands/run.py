@@ -18,6 +18,7 @@ from sacvit_deploy.runtime.pipeline import load
 @options.eta_option
 @options.backend_option
 @options.precision_option
+@options.decode_option("fast")
 @options.json_option
 def command(bundle: Path, images: tuple[Path, ...], as_json: bool, **chosen: Any) -> None:
     """Classify each IMAGE with BUNDLE.

@@ -33,7 +33,7 @@ from sacvit_deploy.families.vit import dense_macs
 from sacvit_deploy.runtime.algorithm import confidence
 from sacvit_deploy.runtime.pipeline import Pipeline, load
 from sacvit_deploy.samples import read_samples
-from sacvit_deploy.spec import Precision, check_eta
+from sacvit_deploy.spec import Decode, Precision, check_eta
 
 CURVE_ETAS = tuple(step / 100 for step in range(101))
 """Thresholds of the curve."""
@@ -54,6 +54,7 @@ class EvaluationRequest:
         backend: See `sacvit_deploy.load`.
         precision: See `sacvit_deploy.load`.
         on_corrupt: `skip` a picture that cannot be read, or `stop`.
+        decode: See `sacvit_deploy.load`; `exact` is how training and calibration read.
 
     Raises:
         ConfigError: A threshold is out of range.
@@ -66,6 +67,7 @@ class EvaluationRequest:
     backend: str = "auto"
     precision: Precision | None = None
     on_corrupt: OnCorrupt = "skip"
+    decode: Decode = "exact"
 
     def __post_init__(self) -> None:
         for eta in self.etas:
@@ -173,7 +175,12 @@ def run_evaluation(
     """
     names = read_class_names(request.class_names) if request.class_names else None
     samples = read_samples(request.data)
-    with load(request.bundle, backend=request.backend, precision=request.precision) as pipeline:
+    with load(
+        request.bundle,
+        backend=request.backend,
+        precision=request.precision,
+        decode=request.decode,
+    ) as pipeline:
         on_open(pipeline)
         answers = collect_answers(
             pipeline, samples, names, report=report, on_corrupt=request.on_corrupt

@@ -92,7 +92,9 @@ def calibrate_bundle(
         EngineError: The backend cannot run it.
     """
     names = read_class_names(request.class_names) if request.class_names else None
-    with load(path, backend=request.backend, precision=request.precision) as pipeline:
+    with load(
+        path, backend=request.backend, precision=request.precision, decode="exact"
+    ) as pipeline:
         _check_can_be_calibrated(path, pipeline.manifest, write=request.write)
         samples = read_samples(data)
         check_enough(len(samples.samples))

@@ -11,6 +11,8 @@ Every caller gets the same rules:
 - Files with several frames give the first one.
 
 Pillow's process-wide settings are neither changed nor used.
+
+`read_reduced` follows the same rules, and decodes large JPEG files at reduced scale.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from PIL import ExifTags, Image
 
 from sacvit_deploy.errors import ImageError, raised_as
 from sacvit_deploy.files import open_regular
+from sacvit_deploy.runtime.reduced import Reading, draft, upright_size
 from sacvit_deploy.samples import Sample
 
 PictureSource = Union[str, "os.PathLike[str]", Sample, Image.Image, "npt.NDArray[np.uint8]"]
@@ -76,18 +79,37 @@ def read_picture(source: PictureSource) -> Image.Image:
         ImageError: The source is missing, unreadable, not a picture, damaged, empty, larger than
             `MAX_PIXELS` or `MAX_SIDE`, or of a kind that has no agreed conversion to RGB.
     """
+    return read_reduced(source).picture
+
+
+def read_reduced(source: PictureSource, least: tuple[int, int] | None = None) -> Reading:
+    """Read a picture, a large JPEG file at reduced scale.
+
+    Args:
+        source: As for `read_picture`.
+        least: (width, height) in pixels, 1 or more each, that the upright picture keeps at least.
+            None reads the whole picture.
+
+    Returns:
+        The picture and its scale, which is 1 for everything but JPEG files at least twice as wide
+        and as high as `least`.
+
+    Raises:
+        ImageError: As for `read_picture`; the limits are those of the whole picture.
+    """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, f"The PIL picture ({source.mode}, {_size(source)})")
+        name = f"The PIL picture ({source.mode}, {_size(source)})"
+        return Reading.whole(_to_rgb(source, name)[0])
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return Reading.whole(_from_array(source))
     if isinstance(source, Sample):
-        return _read_stream(f"The picture {source.name!r}", source.open)
+        return _read_stream(f"The picture {source.name!r}", source.open, least)
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
         name = f"The picture {path!r}"
         if os.path.isdir(path):
             raise ImageError(f"{name} is a folder.", "Name the picture files in it.")
-        return _read_stream(name, lambda: open_regular(path))
+        return _read_stream(name, lambda: open_regular(path), least)
     raise ImageError(
         f"A picture was asked for and {type(source).__name__} found.",
         "Pass a path, a PIL picture, or a uint8 array of shape (height, width, 3).",
@@ -101,10 +123,20 @@ def name_of(source: PictureSource) -> str | None:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
 
 
-def _read_stream(name: str, opener: Callable[[], IO[bytes]]) -> Image.Image:
+def _read_stream(
+    name: str, opener: Callable[[], IO[bytes]], least: tuple[int, int] | None
+) -> Reading:
     try:
         with opener() as stream:
-            return _to_rgb(_open(stream, name), name)
+            picture = _open(stream, name)
+            stored, scale = picture.size, 1
+            if least is not None:
+                with raised_as(ImageError, f"{name} cannot be decoded", _DAMAGED, Exception):
+                    scale = draft(picture, least, _orientation(picture))
+            rgb, orientation = _to_rgb(picture, name)
+            if scale == 1:
+                return Reading.whole(rgb)
+            return Reading(rgb, upright_size(stored, orientation), scale, orientation)
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist.", "Check the path.") from error
     except (OSError, ValueError) as error:
@@ -182,7 +214,8 @@ def _array_fix(array: npt.NDArray[np.generic]) -> str:
     return "Scale it to 0 to 255 and convert: array.astype(np.uint8)."
 
 
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+def _to_rgb(picture: Image.Image, name: str) -> tuple[Image.Image, int]:
+    """Load, convert and turn a picture; return it and the orientation it was stored in."""
     if 0 in picture.size:
         raise ImageError(f"{name} has no pixels: it is {_size(picture)}.", "Pass a picture.")
     try:
@@ -192,13 +225,14 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
         raise
     except Exception as error:  # a decoder may raise anything on bad bytes
         raise ImageError(f"{name} cannot be decoded: {error}.", _DAMAGED) from error
-    transposition = _UPRIGHT.get(_orientation(picture))
+    orientation = _orientation(picture)  # a PNG may have its tag behind the pixels
+    transposition = _UPRIGHT.get(orientation)
     del picture  # a large one goes before the next copy is made
     if transposition is None:
-        return rgb
+        return rgb, orientation
     rgb = rgb.transpose(transposition)
     rgb.info = {}  # it holds the orientation tag, which would turn the picture again
-    return rgb
+    return rgb, orientation
 
 
 def _convert(picture: Image.Image, name: str) -> Image.Image:

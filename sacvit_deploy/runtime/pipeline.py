@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
-from typing import Any, NoReturn, TypeAlias, overload
+from typing import Any, NoReturn, TypeAlias, get_args, overload
 
 import numpy as np
-from PIL import Image
 
 from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.decode import check_field, shown
 from sacvit_deploy.engines.registry import AUTO, OpenedSessions, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
-from sacvit_deploy.errors import ConfigError, ImageError
+from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal
 from sacvit_deploy.runtime.control.budget_controller import BudgetController
@@ -24,20 +23,18 @@ from sacvit_deploy.runtime.control.drift import DriftMonitor, DriftReport
 from sacvit_deploy.runtime.control.stats import Stats
 from sacvit_deploy.runtime.pictures import PictureSource, name_of
 from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.runtime.readers import Read, Reader, reader_threads
 from sacvit_deploy.runtime.rebatch import Rebatcher
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import Array, ExitPolicy, FixedExit, Outcome, Scheduler
-from sacvit_deploy.samples import Sample
-from sacvit_deploy.spec import Precision, check_count, check_eta
+from sacvit_deploy.runtime.stream import STREAM_BATCH, Stream, StreamOptions, checked_frames
+from sacvit_deploy.spec import Decode, Precision, check_count, check_eta
 
 # Not Sequence, which a str is too.
 Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
 
 
 CALL_BATCH = 32
-STREAM_BATCH = 8
-# With a quarter of the pictures hard, a full second-stage batch takes four first-stage batches.
-_BATCHES_HELD = 4
 
 
 class Pipeline:
@@ -53,12 +50,13 @@ class Pipeline:
         stats: Counts what this pipeline does; `stats.snapshot()` reads, `stats.reset()` forgets.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the first two have a good default
         self,
         manifest: Manifest,
         opened: OpenedSessions,
         *,
         eta: float | None = None,
+        decode: Decode = "fast",
         goal: BudgetGoal | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -69,6 +67,7 @@ class Pipeline:
             opened: Its graphs, ready to run.
             eta: Exit threshold, in [0, 1]; None takes the one calibrated for this precision and
                 backend, or else the bundle's.
+            decode: See `Preprocessor`.
             goal: Budget that moves the threshold, starting at `eta`; None keeps it fixed.
             clock: Current time in seconds; everything is timed with it.
 
@@ -79,7 +78,7 @@ class Pipeline:
         usual, temperature = manifest.usual_exit(opened.precision, opened.backend)
         eta = check_eta(usual if eta is None else eta)
         self.manifest = manifest
-        self.preprocess = Preprocessor(manifest.preprocessing, manifest.input_kind)
+        self.preprocess = Preprocessor(manifest.preprocessing, manifest.input_kind, decode)
         self.calibration = manifest.exit_calibration(opened.precision, opened.backend)
         self.stats = Stats()
         self._opened = opened
@@ -158,12 +157,22 @@ class Pipeline:
 
     @overload
     def __call__(
-        self, images: PictureSource, *, eta: float | None = None, batch_size: int | None = None
+        self,
+        images: PictureSource,
+        *,
+        eta: float | None = None,
+        batch_size: int | None = None,
+        readers: int | None = None,
     ) -> Result: ...
 
     @overload
     def __call__(
-        self, images: Pictures, *, eta: float | None = None, batch_size: int | None = None
+        self,
+        images: Pictures,
+        *,
+        eta: float | None = None,
+        batch_size: int | None = None,
+        readers: int | None = None,
     ) -> list[Result]: ...
 
     def __call__(
@@ -172,52 +181,61 @@ class Pipeline:
         *,
         eta: float | None = None,
         batch_size: int | None = None,
+        readers: int | None = None,
     ) -> Result | list[Result]:
         """Classify one picture, or several.
 
         Args:
             images: A path, a PIL picture, an HWC uint8 RGB array, or a list or tuple of them.
             eta: Exit threshold for this call; None takes the pipeline's.
-            batch_size: Pictures in memory and in a session at once; None takes 32, or the largest
-                batch the engines were built for if that is less.
+            batch_size: Pictures in a session at once; None takes 32, or the largest batch the
+                engines were built for if that is less. About twice as many are in memory.
+            readers: Threads that read the files of a list ahead of the network; None takes one
+                per usable core, up to 4, and 0 reads in the caller's thread.
 
         Returns:
             One result, or one per picture in the order given.
 
         Raises:
             ImageError: A picture cannot be read; of several, the error names its index.
-            ConfigError: `eta` or `batch_size` is out of range.
+            ConfigError: `eta`, `batch_size` or `readers` is out of range.
             EngineError: The backend failed, or the pipeline is closed.
         """
         policy = self._asked_policy(eta)
         batch_size = self._batch_size(batch_size, CALL_BATCH)
+        readers = reader_threads(readers)
         if not isinstance(images, (list, tuple)):
-            outcomes = self._scheduler.run(self._read(images)[None], policy)
+            outcomes = self._scheduler.run(self._reader.one(images)[None], policy)
             return self._result(self._counted(outcomes)[0], name_of(images))
         results: list[Result] = []
-        for start in range(0, len(images), batch_size):
-            chunk = images[start : start + batch_size]
-            arrays, failure = self._read_all(chunk, start)
-            if failure is not None:
-                raise failure
-            outcomes = self._counted(self._scheduler.run(np.stack(arrays), policy))
-            results += map(self._result, outcomes, map(name_of, chunk))
+        with closing(self._reads(images, batch_size, readers)) as reads:
+            while chunk := list(islice(reads, batch_size)):
+                pixels = np.stack([read.array for read in chunk])
+                outcomes = self._counted(self._scheduler.run(pixels, policy))
+                results += map(self._result, outcomes, (read.name for read in chunk))
         return results
 
-    def stream(
+    def stream(  # noqa: PLR0913  all but the frames have a good default
         self,
         frames: Iterable[PictureSource],
         *,
         eta: float | None = None,
         batch_size: int | None = None,
         max_waiting: int | None = None,
-    ) -> Iterator[Result]:
+        max_delay_ms: float | None = None,
+        in_order: bool = True,
+        readers: int | None = None,
+    ) -> Generator[Result]:
         """Classify a stream, endless ones too; hard pictures of several batches are run together.
 
-        Frames are read `batch_size` at a time. The second stage runs when `batch_size` pictures
-        need it or when more than `max_waiting` results are held back to keep their order. So at
-        most `max_waiting + batch_size` frames are in memory, and a result comes before that many
-        more frames have been read. For the least delay set `batch_size=1`.
+        The second stage runs when `batch_size` pictures need it, when the oldest of them has held
+        back `max_waiting` results or for `max_delay_ms`, or when a fuller batch would save less
+        than 5 % of its time, as measured. So a result comes before `max_waiting + batch_size` more
+        frames have been read. For the least delay set `batch_size=1`.
+
+        Files are read ahead of the network in threads, up to `batch_size + readers` of them. Other
+        frames are prepared one by one in the caller's thread. `frames` is always asked there.
+        Stop early by leaving the loop; `close()` of the generator ends the threads at once.
 
         Args:
             frames: Pictures as a call takes them.
@@ -225,27 +243,31 @@ class Pipeline:
             batch_size: Pictures in a session at once, in both stages; None takes 8, or the largest
                 batch the engines were built for if that is less.
             max_waiting: Results held back at most; by default four batches.
+            max_delay_ms: Milliseconds that a result may be held back, looked at when a frame
+                arrives, 0 or more; then incomplete batches run. None is no limit.
+            in_order: Yield in the order of `frames`, or else as results are done; their `index`
+                tells which frame they are of.
+            readers: Threads that read files; None takes one per usable core, up to 4. At 0 files
+                are read in the caller's thread too, and nothing is taken ahead.
 
         Yields:
-            One result per frame, in order.
+            One result per frame.
 
         Raises:
             ImageError: A frame cannot be read; the results of all frames before it come first, as
                 they do before any exception of `frames` itself, Ctrl-C included.
-            ConfigError: `eta`, `batch_size` or `max_waiting` is out of range, or `frames` is one
-                picture or cannot be iterated over.
+            ConfigError: An option is out of range, or `frames` is one picture or cannot be
+                iterated over.
             EngineError: The backend failed, or the pipeline is closed.
         """
         # Checked here and not in the generator, so that a mistake shows where it was made.
-        batch_size = self._batch_size(batch_size, STREAM_BATCH)
-        max_waiting = _count("max_waiting", max_waiting, _BATCHES_HELD * batch_size)
-        rebatcher = Rebatcher(
-            self._scheduler,
-            self._asked_policy(eta),
-            refine_batch=batch_size,
-            max_waiting=max_waiting,
+        options = StreamOptions(
+            self._batch_size(batch_size, STREAM_BATCH), max_waiting, max_delay_ms, in_order
         )
-        return self._stream(_checked_frames(frames), rebatcher, batch_size)
+        policy, readers = self._asked_policy(eta), reader_threads(readers)
+        reads = self._reads(checked_frames(frames), options.batch_size, readers)
+        rebatcher = Rebatcher(self._scheduler, policy, options.waiting)
+        return self._stream(reads, Stream(reads, rebatcher, options, self._clock))
 
     def outcomes(
         self, images: Array, eta: float | None = None, *, scores: bool = False
@@ -301,7 +323,14 @@ class Pipeline:
                 there is none.
         """
         goal = BudgetGoal(ms, fps, min_eta, max_eta, min_top1, max_accuracy_drop, hysteresis)
-        return Pipeline(self.manifest, self._opened, eta=self.eta, goal=goal, clock=self._clock)
+        return Pipeline(
+            self.manifest,
+            self._opened,
+            eta=self.eta,
+            decode=self.preprocess.decode,
+            goal=goal,
+            clock=self._clock,
+        )
 
     def check_drift(self) -> DriftReport:
         """Compare recent pictures with those the exit was calibrated with.
@@ -342,29 +371,12 @@ class Pipeline:
             "Load the bundle in each process: sacvit_deploy.load(path)."
         )
 
-    def _stream(
-        self, frames: Iterator[PictureSource], rebatcher: Rebatcher, batch_size: int
-    ) -> Iterator[Result]:
-        names: deque[str | None] = deque()
-
-        def named() -> Iterator[PictureSource]:
-            for frame in islice(frames, batch_size):
-                names.append(name_of(frame))
-                yield frame
-
-        read = 0
-        while True:
-            arrays, failure = self._read_all(named(), read)
-            read += len(arrays)
-            if arrays:
-                for outcome in self._counted(rebatcher.push(np.stack(arrays))):
-                    yield self._result(outcome, names.popleft())
-            if failure is not None or len(arrays) < batch_size:
-                break
-        for outcome in self._counted(rebatcher.finish()):
-            yield self._result(outcome, names.popleft())
-        if failure is not None:
-            raise failure
+    def _stream(self, reads: Generator[Read], stream: Stream) -> Generator[Result]:
+        with closing(reads):
+            for group in stream:
+                self._counted([outcome for _, _, outcome in group])
+                for index, name, outcome in group:
+                    yield self._result(outcome, name, index)
 
     def _asked_policy(self, eta: float | None) -> ExitPolicy:
         """Return the policy for an exit threshold; None is the pipeline's own."""
@@ -379,40 +391,19 @@ class Pipeline:
         return FixedExit(check_eta(eta))
 
     def _batch_size(self, asked: int | None, usual: int) -> int:
-        return _count("batch_size", asked, min(usual, self.largest_batch or usual))
+        if asked is None:
+            return min(usual, self.largest_batch or usual)
+        return check_count("batch_size", asked)
 
-    def _read(self, source: PictureSource, index: int | None = None) -> Array:
-        """Read one picture into its input tensor (3, H, W), and count the time it took.
+    @property
+    def _reader(self) -> Reader:
+        return Reader(self.preprocess, self._clock, self.stats, self._controller)
 
-        Its error names the index, if it has one.
-        """
-        start = self._clock()
-        try:
-            array = self.preprocess(source)
-        except ImageError as error:
-            if index is None:
-                raise
-            raise ImageError(f"At index {index}: {error.problem}", error.fix) from error
-        ms = (self._clock() - start) * 1e3
-        self.stats.add_preprocess(ms)
-        if self._controller is not None:
-            self._controller.saw_preprocess(ms)
-        return array
-
-    def _read_all(
-        self, sources: Iterable[PictureSource], start: int
-    ) -> tuple[list[Array], BaseException | None]:
-        """Read pictures up to the first exception; return them and the exception, if any.
-
-        The error of a picture names its index, counted from `start` for the first of these.
-        """
-        arrays: list[Array] = []
-        try:
-            for index, source in enumerate(sources, start):
-                arrays.append(self._read(source, index))
-        except BaseException as failure:
-            return arrays, failure
-        return arrays, None
+    def _reads(
+        self, sources: Iterable[PictureSource], batch_size: int, readers: int
+    ) -> Generator[Read]:
+        """Read pictures, so far ahead that the next batch is ready when the network is."""
+        return self._reader.ahead(sources, threads=readers, room=batch_size + readers)
 
     def _counted(self, outcomes: list[Outcome]) -> list[Outcome]:
         """Count classified pictures, and pass them on."""
@@ -421,8 +412,8 @@ class Pipeline:
             self._drift.add(outcomes)
         return outcomes
 
-    def _result(self, outcome: Outcome, name: str | None) -> Result:
-        return result_from_outcome(outcome, self.manifest.labels, name)
+    def _result(self, outcome: Outcome, name: str | None, index: int | None = None) -> Result:
+        return result_from_outcome(outcome, self.manifest.labels, name, index)
 
 
 def load(  # noqa: PLR0913  the one call of most users; all but the path have a good default
@@ -433,6 +424,7 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     precision: Precision | None = None,
     providers: Sequence[str] | str | None = None,
     threads: int | None = None,
+    decode: Decode = "fast",
 ) -> Pipeline:
     """Open a bundle for classification; torch is not needed.
 
@@ -450,43 +442,25 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
         providers: ONNX Runtime execution providers, or OpenVINO devices, in order of preference,
             for example `["CUDA"]` or `["GPU"]`; or one name. With `auto` they are ONNX Runtime's.
         threads: CPU threads of one operator; None leaves it to the backend.
+        decode: `fast` reduces large pictures by whole numbers before they are resampled: JPEG
+            files of at least 5 times the size that the network needs while they are decoded, others
+            of 6 times by averaging blocks. `exact` resamples every pixel.
 
     Raises:
         BundleError: The bundle cannot be read, is incomplete, changed, or from a newer release.
-        ConfigError: `eta` is out of range.
+        ConfigError: `eta` is out of range, or `decode` is neither of both.
         EngineError: The backend is unknown or cannot run this bundle, or `providers` or `threads`
             is of a wrong type or out of range.
         MissingDependencyError: The backend is not installed.
     """
     if eta is not None:
         check_eta(eta)
+    check_field(decode in get_args(Decode), "decode", decode, " or ".join(get_args(Decode)))
     names: Any = tuple(providers) if isinstance(providers, Sequence) else providers
     options = SessionOptions((providers,) if isinstance(providers, str) else names, threads)
 
     def make(bundle: Bundle) -> Pipeline:
         opened = open_sessions(bundle, backend=backend, precision=precision, options=options)
-        return Pipeline(bundle.manifest, opened, eta=eta)
+        return Pipeline(bundle.manifest, opened, eta=eta, decode=decode)
 
     return from_bundle(path, make)
-
-
-def _count(name: str, value: int | None, usual: int) -> int:
-    return usual if value is None else check_count(name, value)
-
-
-def _checked_frames(frames: Iterable[PictureSource]) -> Iterator[PictureSource]:
-    """Start a stream; `ConfigError` for one picture, which may be iterable too, and for others."""
-    is_picture = isinstance(frames, (str, bytes, os.PathLike, Sample, Image.Image))
-    # An array of four axes is a stack of frames.
-    if is_picture or (isinstance(frames, np.ndarray) and frames.ndim < 4):
-        raise ConfigError(
-            f"A stream of pictures was asked for and one {type(frames).__name__} found.",
-            "Pass one picture to the pipeline itself, or a list of them to stream.",
-        )
-    try:
-        return iter(frames)
-    except TypeError as error:
-        raise ConfigError(
-            f"A stream of pictures was asked for and {type(frames).__name__} found.",
-            "Pass anything that gives one picture after another, such as a list or a generator.",
-        ) from error

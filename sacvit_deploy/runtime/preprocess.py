@@ -10,14 +10,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sacvit_deploy.runtime.pictures import PictureSource, read_picture
-from sacvit_deploy.spec import InputKind, Preprocessing
+from sacvit_deploy.runtime.pictures import PictureSource, read_picture, read_reduced
+from sacvit_deploy.runtime.reduced import Box, Reading
+from sacvit_deploy.spec import Decode, InputKind, Preprocessing
 
 Pixels = Union["npt.NDArray[np.float32]", "npt.NDArray[np.uint8]"]
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Half the width of the wider filter, bicubic, in pixels of the coarser grid.
 _REACH = 2
+# Pixels per pixel of the result that are left to the filter, after JPEG decoding at reduced scale
+# and after averaging blocks. With 2 instead, more than 0.5 % of early exits changed.
+_DRAFT_GAP, _BLOCK_GAP = 2.5, 3.0
 # Pixels. Below that, Pillow is faster with the rows cut out first. The values are the same.
 _QUICK_TO_COPY = 1 << 20
 
@@ -36,13 +40,20 @@ class Preprocessor:
     most 2 of 255, because Pillow stores the crop's corners in single precision. Pictures many
     times as high as wide can differ more under Pillow 13, which resizes them columns first.
 
+    With `decode="fast"`, large pictures are reduced by whole numbers before they are resampled:
+    JPEG files of at least 5 times the size of the resized picture while they are decoded, others
+    of at least 6 times the size by averaging blocks. At least 2.5, or 3, pixels per pixel of the
+    result are left to the filter. Smaller pictures give the same as with `exact`.
+
     Attributes:
         spec: Sizes, filter, mean and std.
         input_kind: Input of the graph: `float` normalised values, or `uint8` pixels.
+        decode: `exact` resamples every pixel of the picture; `fast` reduces large pictures first.
     """
 
     spec: Preprocessing
     input_kind: InputKind = "float"
+    decode: Decode = "exact"
 
     def __call__(self, source: PictureSource) -> Pixels:
         """Make the input tensor of one picture.
@@ -56,7 +67,7 @@ class Preprocessor:
         Raises:
             ImageError: The picture cannot be read.
         """
-        pixels = self._crop(read_picture(source))
+        pixels = self._crop(self._read(source))
         return self.normalize(pixels) if self.input_kind == "float" else pixels
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -90,7 +101,7 @@ class Preprocessor:
             (left, top, right, bottom) in pixels of the picture, with fractions.
         """
         crop_height, crop_width = self.spec.crop
-        cover_height, cover_width = (math.floor(c / self.spec.crop_ratio) for c in self.spec.crop)
+        cover_width, cover_height = self._cover
         if width * cover_height <= height * cover_width:
             resized_width, resized_height = cover_width, cover_width * height // width
         else:
@@ -104,11 +115,26 @@ class Preprocessor:
             (top + crop_height) * height / resized_height,
         )
 
-    def _crop(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
+    @property
+    def _cover(self) -> tuple[int, int]:
+        """(width, height) that the resized picture covers, in pixels."""
+        height, width = (math.floor(side / self.spec.crop_ratio) for side in self.spec.crop)
+        return width, height
+
+    def _read(self, source: PictureSource) -> Reading:
+        if self.decode == "exact":
+            return Reading.whole(read_picture(source))
+        width, height = self._cover
+        return read_reduced(source, (math.ceil(_DRAFT_GAP * width), math.ceil(_DRAFT_GAP * height)))
+
+    def _crop(self, reading: Reading) -> npt.NDArray[np.uint8]:
         """Resample only the crop box, rows first; each pass rounds to 8 bits."""
         height, width = self.spec.crop
-        left, top, right, bottom = self.crop_box(*picture.size)
-        reach = _REACH * max(1.0, (bottom - top) / height) + 1
+        picture, box = reading.picture, reading.located(self.crop_box(*reading.size))
+        if self.decode == "fast":
+            picture, box = _box_reduced(picture, box, (width, height))
+        left, top, right, bottom = box
+        reach = _reach(top, bottom, height)
         first = max(0, math.floor(top - reach))
         last = min(picture.height, math.ceil(bottom + reach))
         # Two calls, because a single one resizes the columns of high crops first in Pillow 13 and
@@ -121,3 +147,30 @@ class Preprocessor:
             (width, height), self.resampling, (0, top - first, width, bottom - first)
         )
         return np.array(np.asarray(cropped).transpose(2, 0, 1), order="C")
+
+
+def _reach(low: float, high: float, pixels: int) -> float:
+    """How far beyond a part of one axis the filter reads when it makes some pixels of the part."""
+    return _REACH * max(1.0, (high - low) / pixels) + 1
+
+
+def _box_reduced(picture: Image.Image, box: Box, size: tuple[int, int]) -> tuple[Image.Image, Box]:
+    """Average blocks as far as `_BLOCK_GAP` allows; return the picture and the box in it."""
+    edges = (box[0], box[2]), (box[1], box[3])
+    across, down = (
+        max(1, math.floor((high - low) / pixels / _BLOCK_GAP))
+        for (low, high), pixels in zip(edges, size, strict=True)
+    )
+    if across == down == 1:
+        return picture, box
+    reach_x, reach_y = (_reach(*edge, n) for edge, n in zip(edges, size, strict=True))
+    left, top = max(0, math.floor(box[0] - reach_x)), max(0, math.floor(box[1] - reach_y))
+    right = min(picture.width, math.ceil(box[2] + reach_x))
+    bottom = min(picture.height, math.ceil(box[3] + reach_y))
+    reduced = picture.reduce((across, down), (left, top, right, bottom))
+    return reduced, (
+        (box[0] - left) / across,
+        (box[1] - top) / down,
+        (box[2] - left) / across,
+        (box[3] - top) / down,
+    )

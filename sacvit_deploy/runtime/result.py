@@ -33,6 +33,8 @@ class Result:
             fewer classes.
         target_tokens: Coarse tokens the second stage looked at in full resolution, best first; None
             unless `refine`.
+        index: Position in its stream, from 0; None outside of a stream. Results are compared
+            without it.
     """
 
     image: str | None
@@ -43,15 +45,18 @@ class Result:
     early_exit_probability: float | None
     top5: tuple[tuple[int, str, float], ...]
     target_tokens: tuple[int, ...] | None = field(default=None, metadata=OPTIONAL)
+    index: int | None = field(default=None, compare=False, metadata=OPTIONAL)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; `target_tokens` only for a refined picture."""
+        """Return JSON-ready values, `target_tokens` and `index` only where they are not None."""
         values: dict[str, Any] = encode(self)
         return values
 
 
-def result_from_outcome(outcome: Outcome, labels: Sequence[str], image: str | None) -> Result:
-    """Name the classes of one outcome."""
+def result_from_outcome(
+    outcome: Outcome, labels: Sequence[str], image: str | None, index: int | None = None
+) -> Result:
+    """Name the classes of one outcome; the index is its position in a stream."""
     # By logit: two probabilities can round to the same number.
     order = np.argsort(-outcome.logits, kind="stable")[:5].tolist()
     probabilities = softmax(outcome.logits)
@@ -66,4 +71,5 @@ def result_from_outcome(outcome: Outcome, labels: Sequence[str], image: str | No
         early_exit_probability=outcome.early_exit_confidence,
         top5=top5,
         target_tokens=None if targets is None else tuple(targets.tolist()),
+        index=index,
     )

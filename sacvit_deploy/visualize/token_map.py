@@ -55,7 +55,7 @@ def _looks(
     pipeline: Pipeline, sources: Sequence[PictureSource], eta: float | None
 ) -> Iterator[TokenLook]:
     pictures = [read_picture(source) for source in sources]
-    images = np.stack([pipeline.preprocess(picture) for picture in pictures])
+    images = np.stack([pipeline.preprocess(source) for source in sources])
     labels = pipeline.manifest.labels
     height, width = pipeline.preprocess.spec.crop
     shown = (_SHOWN_SIDE, max(1, round(height * _SHOWN_SIDE / width)))

@@ -11,7 +11,7 @@ import pytest
 
 from sacvit_deploy.engines.session import check_feeds
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.runtime.rebatch import Rebatcher
+from sacvit_deploy.runtime.rebatch import Rebatcher, Waiting
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from sacvit_deploy.spec import IMAGE, LOGITS, SURVIVOR_ROWS, TARGET_INDEX
 from tests.fakes import CF, SAC, FakeSession, fake_sessions, random_images
@@ -127,11 +127,9 @@ def test_a_stream_waits_on_the_host_with_the_same_outcome() -> None:
     sessions = pair()
     scheduler = Scheduler(SAC, sessions, "graph")
     images = random_images(12)
-    rebatcher = Rebatcher(scheduler, FixedExit(ETA), refine_batch=3, max_waiting=6)
-    found = [
-        outcome for start in (0, 4, 8) for outcome in rebatcher.push(images[start : start + 4])
-    ]
-    found += rebatcher.finish()
+    rebatcher = Rebatcher(scheduler, FixedExit(ETA), Waiting(3, 6))
+    done = [each for start in (0, 4, 8) for each in rebatcher.push(images[start : start + 4])]
+    found = [outcome for _, outcome in done + rebatcher.finish()]
     assert ("coarse_features", "out", 4) in sessions["early_exit"].crossed
     same(found, Scheduler(SAC, fake_sessions(SAC, "graph"), "graph").run(images, FixedExit(ETA)))
 

@@ -19,6 +19,7 @@ from sacvit_deploy.bundle import Bundle, demo_bundle
 from sacvit_deploy.bundle_changes import new_bundle, write_manifest
 from sacvit_deploy.errors import BundleError, ConfigError, EngineError, ImageError
 from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.preprocess import Preprocessor
 from tests.fakes import SAC, fake_manifest, fake_opened, random_pictures
 
 ETA = 0.19  # about the median confidence of the fake
@@ -182,25 +183,13 @@ def ticking() -> Pipeline:
     return Pipeline(fake_manifest(), fake_opened(SAC), clock=lambda: float(next(ticks)))
 
 
-def test_every_picture_is_prepared_and_timed() -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_picture_is_timed(stream) -> None:
     pipeline = ticking()
-    arrays, failure = pipeline._read_all(PICTURES[:3], 0)
-    assert failure is None
-    np.testing.assert_array_equal(arrays, [pipeline.preprocess(p) for p in PICTURES[:3]])
+    list(pipeline.stream(PICTURES[:3])) if stream else pipeline(PICTURES[:3])
     found = pipeline.stats.snapshot().preprocess
     assert found is not None
     assert (found.pictures, found.latency_ms_mean) == (3, 1000.0)
-
-
-def test_reading_ends_at_the_first_bad_picture_and_names_it() -> None:
-    pipeline = ticking()
-    arrays, failure = pipeline._read_all([PICTURES[0], "no such file.png", PICTURES[1]], 40)
-    found = pipeline.stats.snapshot().preprocess
-    assert found is not None
-    assert len(arrays) == found.pictures == 1
-    assert failure is not None
-    assert "At index 41" in str(failure)
-    assert isinstance(failure.__cause__, ImageError)
 
 
 def test_a_bad_frame_comes_after_the_results_before_it(pipeline, tmp_path) -> None:
@@ -326,3 +315,19 @@ def test_loads_beside_a_replacing_writer_give_one_of_two_bundles(tmp_path) -> No
     with new_bundle(target, force=True) as staging:
         shutil.copytree(sources[0], staging, dirs_exist_ok=True)
     assert {entry.name for entry in tmp_path.iterdir()} == {"bundle", "other"}
+
+
+@pytest.mark.parametrize("decode", ["slow", None, 1, ["exact"]])
+def test_a_way_to_decode_that_there_is_not(decode) -> None:
+    with pytest.raises(ConfigError, match="decode"):
+        load(demo_bundle(), decode=decode)
+
+
+def test_decode_is_kept_by_a_budget_and_exact_is_the_plain_preprocessing() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8)
+    with load(demo_bundle(), decode="exact") as exact, load(demo_bundle()) as fast:
+        plain = Preprocessor(exact.manifest.preprocessing, exact.manifest.input_kind)
+        assert (exact.preprocess(picture) == plain(picture)).all()
+        assert (fast.preprocess(picture) != plain(picture)).any()
+        assert exact.with_budget(ms=5).preprocess == exact.preprocess
+        assert fast.with_budget(ms=5).preprocess == fast.preprocess

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sacvit_deploy.runtime.rebatch import Rebatcher
+from sacvit_deploy.runtime.rebatch import Rebatcher, Waiting
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 from sacvit_deploy.spec import IMAGE
 from tests.fakes import CF, SAC, fake_sessions, random_images
@@ -23,23 +23,21 @@ def test_rebatching_changes_no_outcome(network, refine_batch, max_waiting) -> No
     images = random_images(21)
     wanted = scheduler.run(images, FixedExit(ETA))
     sessions["refine"].calls.clear()
-    rebatcher = Rebatcher(
-        scheduler, FixedExit(ETA), refine_batch=refine_batch, max_waiting=max_waiting
-    )
+    rebatcher = Rebatcher(scheduler, FixedExit(ETA), Waiting(refine_batch, max_waiting))
     found = []
     for start in range(0, 21, 4):
         found += rebatcher.push(images[start : start + 4])
         assert min(start + 4, 21) - len(found) <= max_waiting
     found += rebatcher.finish()
-    same(found, wanted)
+    assert [slot for slot, _ in found] == list(range(21))
+    same([outcome for _, outcome in found], wanted)
     assert max(len(feeds[IMAGE]) for feeds in sessions["refine"].calls) <= refine_batch
 
 
 def test_rebatching_fills_the_second_stage() -> None:
     sessions = fake_sessions(SAC)
-    rebatcher = Rebatcher(
-        Scheduler(SAC, sessions), FixedExit(ETA), refine_batch=4, max_waiting=1000
-    )
+    scheduler = Scheduler(SAC, sessions, clock=lambda: 0.0)
+    rebatcher = Rebatcher(scheduler, FixedExit(ETA), Waiting(4, 1000))
     images = random_images(32)
     ready = [outcome for row in images for outcome in rebatcher.push(row[None])]
     sizes = [len(feeds[IMAGE]) for feeds in sessions["refine"].calls]
