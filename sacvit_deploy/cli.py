@@ -23,6 +23,7 @@ VERBS = {
     "inspect": "Check a bundle and list its contents.",
     "evaluate": "Measure accuracy, cost and latency on labelled pictures.",
     "calibrate": "Choose the exit threshold for a goal.",
+    "benchmark": "Measure speed, and how near the machine's limit it is.",
     "verify": "Compare a bundle with its model.",
     "visualize": "Show which tokens the network refined.",
     "bisect-precision": "Find the nodes that must stay in FP32.",

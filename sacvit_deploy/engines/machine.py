@@ -21,6 +21,8 @@ from sacvit_deploy.bundle import Bundle
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 _BOARD = Path("/proc/device-tree/model")
 _MEMORY = Path("/proc/meminfo")
+_PROCESS = Path("/proc/self/status")
+_PROCESSORS = Path("/proc/cpuinfo")
 
 # Jetson Linux release to the JetPack that contains it; the first that is not newer applies.
 _JETPACKS: tuple[tuple[tuple[int, ...], str | None], ...] = (
@@ -119,10 +121,41 @@ def jetson_release() -> Jetson | None:
     return Jetson(_text(_BOARD).rstrip("\0\n"), linux, jetpack)
 
 
+def device_name(provider: str) -> str:
+    """Name of what computes: the CPU for a provider that begins so, else the board or GPU."""
+    board = jetson_release()
+    if provider.startswith("CPU"):
+        return _processor()
+    if board is not None and board.board:
+        return board.board
+    gpu = this_machine().current_gpu
+    return gpu.name if gpu else _processor()
+
+
+def _processor() -> str:
+    """Name of the processor if the system tells, else its architecture."""
+    lines = _text(_PROCESSORS).splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    if names:
+        return f"{names[0]}, {len(names)} cores"
+    return platform.processor() or platform.machine()
+
+
 def free_memory_bytes() -> int | None:
     """Memory that programs can still allocate; None where the system does not tell."""
     found = re.search(r"MemAvailable:\s*(\d+) kB", _text(_MEMORY))
     return int(found[1]) * 1024 if found else None
+
+
+def process_memory_bytes() -> tuple[int | None, int | None]:
+    """Memory of this process, now and at most so far; None where the system does not tell.
+
+    The standard library's largest value would count the process that started this one.
+    """
+    text = _text(_PROCESS)
+    found = (re.search(rf"{name}:\s*(\d+) kB", text) for name in ("VmRSS", "VmHWM"))
+    now, most = (int(match[1]) * 1024 if match else None for match in found)
+    return now, most
 
 
 def gpu_free_bytes(index: int) -> int | None:

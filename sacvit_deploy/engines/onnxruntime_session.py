@@ -111,7 +111,7 @@ class OnnxRuntimeSession:
             # It prints why a provider cannot be had; stdout belongs to a command's JSON.
             with contextlib.redirect_stdout(sys.stderr):
                 providers = add_providers(ort, settings, asked, cache)
-                contents = _add_weights(settings, weights)
+                contents = add_weights(settings, weights)
                 self._session = ort.InferenceSession(str(path), settings, providers=providers)
                 del contents  # the library has copied them only now
         except Exception as error:  # its exceptions share no other base
@@ -208,7 +208,7 @@ class OnnxRuntimeSession:
         )
 
 
-def _add_weights(settings: Any, weights: Mapping[str, Path]) -> list[bytes]:
+def add_weights(settings: Any, weights: Mapping[str, Path]) -> list[bytes]:
     """Give weights as bytes, and return these: a session refuses links out of its folder.
 
     Older releases that cannot take bytes follow the links.

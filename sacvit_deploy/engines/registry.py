@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 from sacvit_deploy.bundle import Bundle
@@ -127,6 +128,25 @@ def open_sessions(
     if backend == AUTO:
         return _open_first(bundle, precision, options)
     return table[backend](bundle, precision, options)()
+
+
+def open_graph(path: Path, backend: str, options: SessionOptions) -> Session:
+    """Open one ONNX graph that belongs to no bundle.
+
+    Args:
+        path: The `.onnx` file.
+        backend: A backend that takes ONNX graphs as they are.
+        options: Providers and threads.
+
+    Raises:
+        EngineError: The backend takes engines only, or cannot run the graph.
+        MissingDependencyError: The backend is not installed.
+    """
+    if backend == "onnxruntime":
+        return OnnxRuntimeSession(path, options)
+    raise EngineError(
+        f"The backend {backend} runs engines and no ONNX graphs.", "Use onnxruntime for that."
+    )
 
 
 def _check_choice(name: str, asked: object, choices: tuple[str, ...]) -> None:

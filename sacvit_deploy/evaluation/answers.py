@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.comparison.decisions import Decisions
-from sacvit_deploy.engines.machine import jetson_release, this_machine
+from sacvit_deploy.engines.machine import device_name
 from sacvit_deploy.errors import DataError, ImageError, raised_as
 from sacvit_deploy.evaluation.class_names import match_classes
 from sacvit_deploy.libraries import own_versions, versions
@@ -25,7 +24,6 @@ OnCorrupt = Literal["skip", "stop"]
 
 # Runs before the clock counts: backends allocate, and some compile, in the first ones.
 _WARM_UPS = 3
-_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -204,26 +202,6 @@ def describe_setting(pipeline: Pipeline, bundle: Path, data: Path) -> Setting:
         precision=pipeline.precision,
         runtime=pipeline.backend,
         provider=pipeline.provider,
-        device=_cpu() if pipeline.provider.startswith("CPU") else _accelerator(),
+        device=device_name(pipeline.provider),
         versions=own_versions() | versions(pipeline.backend, "numpy"),
     )
-
-
-def _accelerator() -> str:
-    gpu = this_machine().current_gpu
-    board = jetson_release()
-    if board is not None and board.board:
-        return board.board
-    return gpu.name if gpu else _cpu()
-
-
-def _cpu() -> str:
-    """Name of the processor if the system tells, else its architecture."""
-    try:
-        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    if names:
-        return f"{names[0]}, {len(names)} cores"
-    return platform.processor() or platform.machine()

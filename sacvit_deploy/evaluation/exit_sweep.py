@@ -244,7 +244,7 @@ def sweep_exits(answers: StageAnswers, config: ModelConfig, temperature: float =
     confidences = confidence(decisions.early_logits, temperature)
     comparison = config.two_stage.exit_comparison if config.two_stage else ">"
     order = np.argsort(confidences, kind="stable")
-    levels, counts = np.unique(confidences, return_counts=True)
+    num_refined, eta = candidate_exits(confidences, comparison)
     return ExitSweep(
         confidence=confidences[order],
         true_class=answers.class_index[order],
@@ -252,11 +252,29 @@ def sweep_exits(answers: StageAnswers, config: ModelConfig, temperature: float =
         refined_class=decisions.refined_logits.argmax(1)[order],
         early_ms=answers.early_ms[order],
         late_ms=(answers.early_ms + answers.refine_ms)[order],
-        num_refined=np.concatenate([[0], np.cumsum(counts)]),
-        eta=np.concatenate([[0.0], _between(levels, comparison), [1.0]]),
+        num_refined=num_refined,
+        eta=eta,
         macs_g=(mean_macs_g(config, 0.0), mean_macs_g(config, 1.0)),
         comparison=comparison,
     )
+
+
+def candidate_exits(
+    confidences: Floats, comparison: Literal[">", ">="]
+) -> tuple[NDArray[np.int64], Floats]:
+    """Find every number of pictures that a threshold can hold back, and such a threshold.
+
+    Args:
+        confidences: Confidence of each picture, (n,); equal ones stay together.
+        comparison: How the network compares a confidence with a threshold.
+
+    Returns:
+        Pictures that do not exit early, (m,) ascending from 0 to n, and thresholds (m,) from 0
+        to 1.
+    """
+    levels, counts = np.unique(confidences, return_counts=True)
+    num_refined = np.concatenate([[0], np.cumsum(counts)])
+    return num_refined, np.concatenate([[0.0], _between(levels, comparison), [1.0]])
 
 
 def _between(levels: Floats, comparison: str) -> Floats:

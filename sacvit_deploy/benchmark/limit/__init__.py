@@ -1,0 +1,1 @@
+"""The limit of a machine for a network: its matrix products and its memory."""
