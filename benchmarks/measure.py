@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.contenders import ThroughHost
+from sacvit_deploy.benchmark.networks import random_images
+from sacvit_deploy.benchmark.shares import batches_in_round, imposed_etas
+from sacvit_deploy.benchmark.timing import CallTime, Effort, TimedNetwork, in_turn, summarize
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.runtime.algorithm import confidence
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
-from sacvit_deploy.spec import IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -21,18 +22,6 @@ if TYPE_CHECKING:
     from sacvit_deploy.spec import Role
 
 COMPARED = 32
-MOST_REPEATS = 200
-
-
-def pictures(settings: Settings, count: int) -> Any:
-    """Make normalised random input tensors (count, 3, H, W) with structure at several scales."""
-    generator = np.random.default_rng(0)
-    height, width = settings.two_stage.image_size
-    total = np.zeros((count, 3, height, width), np.float32)
-    for step in (1, 4, 16):
-        coarse = generator.normal(size=(count, 3, -(-height // step), -(-width // step)))
-        total += coarse.repeat(step, 2).repeat(step, 3)[:, :, :height, :width].astype(np.float32)
-    return total
 
 
 def through_host(contender: Contender) -> dict[Role, Session]:
@@ -47,84 +36,50 @@ def measured_rows(settings: Settings, contender: Contender) -> Iterator[dict[str
         ways["device"] = contender.sessions
     for batch in settings.batches:
         for way, sessions in ways.items():
-            scheduler = Scheduler(settings.two_stage, sessions, "graph")
-            timed = timings(settings, scheduler, contender.dense, batch)
             yield {
                 "runtime": contender.runtime,
                 "precision": contender.precision,
                 "cuda_graphs": contender.cuda_graphs,
                 "hand_off": way,
                 "batch": batch,
-                **timed,
+                **timings(settings, sessions, contender.dense, batch),
             }
 
 
-def timings(settings: Settings, scheduler: Scheduler, dense: Session, batch: int) -> dict[str, Any]:
-    """Measure the milliseconds of a batch, in turns, so that drift affects all alike.
-
-    A batch of 1 cannot be split. So the wanted share of a round of batches is refined.
-    """
-    rounds = 1 if batch > 1 else 17
-    images = [
-        pictures(settings, batch * rounds)[i * batch : (i + 1) * batch] for i in range(rounds)
-    ]
-    hard = round(settings.fraction * batch * rounds)
-    etas = [imposed_eta(scheduler, image, hard) for image in images] if rounds == 1 else [
-        1.0 if index < hard else 0.0 for index in range(rounds)
-    ]  # fmt: skip
-    exits = [FixedExit(eta) for eta in etas]
-    work: dict[str, Callable[[], object]] = {
-        "two_stage": lambda: [scheduler.run(i, e) for i, e in zip(images, exits, strict=True)],
-        "early_exit": lambda: [scheduler.run(image, FixedExit(0.0)) for image in images],
-        "dense": lambda: [dense.run({IMAGE: image}) for image in images],
+def timings(
+    settings: Settings, sessions: Mapping[Role, Session], dense: Session, batch: int
+) -> dict[str, Any]:
+    """Measure the milliseconds of a batch; both networks take turns."""
+    config, share = settings.two_stage, settings.fraction
+    network = TimedNetwork(config, sessions, "graph")
+    baseline = TimedNetwork(settings.dense, {"single": dense})
+    count = batches_in_round(batch, share)
+    images = [random_images(config.image_size, "float", batch, seed) for seed in range(count)]
+    etas = imposed_etas(network.scheduler, images, share, config.stages.exit_comparison)
+    work: dict[str, Callable[[int], CallTime]] = {
+        "two_stage": lambda index: network.run(images[index], etas[index]),
+        "dense": lambda index: baseline.run(images[index], 1.0),
     }
-    samples = in_turn(work, settings.seconds)
-    found = {name: np.array(values) * 1e3 / rounds for name, values in samples.items()}
-    refined = sum(
-        outcome.target_index is not None
-        for image, policy in zip(images, exits, strict=True)
-        for outcome in scheduler.run(image, policy)
-    )
-    medians = {f"{name}_ms_p50": round(float(np.median(v)), 4) for name, v in found.items()}
+    times = in_turn(work, count, Effort(settings.seconds))
+    own, other = summarize(times["two_stage"], batch), summarize(times["dense"], batch)
     return {
-        "sac_fraction": round(refined / (batch * rounds), 4),
-        **medians,
-        "two_stage_ms_p95": round(float(np.percentile(found["two_stage"], 95)), 4),
-        "images_per_s": round(batch * 1e3 / medians["two_stage_ms_p50"], 1),
-        "speedup": round(medians["dense_ms_p50"] / medians["two_stage_ms_p50"], 3),
-        "repeats": len(found["dense"]),
+        "sac_fraction": round(own.refined, 4),
+        "two_stage_ms_p50": round(own.p50, 4),
+        "two_stage_ms_p95": round(own.p95, 4),
+        "early_exit_ms_p50": round(own.graphs_p50["early_exit"], 4),
+        "refine_ms_p50": round(own.graphs_p50.get("refine", 0.0), 4),
+        "overhead_ms_p50": round(own.overhead_p50, 4),
+        "dense_ms_p50": round(other.p50, 4),
+        "images_per_s": round(batch * 1e3 / own.p50, 1),
+        "speedup": round(other.p50 / own.p50, 3),
+        "repeats": own.rounds,
     }
-
-
-def imposed_eta(scheduler: Scheduler, images: Any, hard: int) -> float:
-    """Find a threshold that sends `hard` pictures of this batch to the second stage."""
-    logits = np.stack([outcome.logits for outcome in scheduler.run(images, FixedExit(0.0))])
-    ordered = np.sort(confidence(logits))
-    above = np.append(ordered, 1.0)[hard]
-    below = np.append(0.0, ordered)[hard]
-    return float((above + below) / 2)
-
-
-def in_turn(work: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Time each piece of work in turns until the time is up; two rounds warm up. In seconds."""
-    samples: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(2):
-        for function in work.values():
-            function()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(samples["dense"]) < 3:
-        for name, function in work.items():
-            start = time.perf_counter()
-            function()
-            samples[name].append(time.perf_counter() - start)
-        if len(samples["dense"]) >= MOST_REPEATS:
-            break
-    return samples
 
 
 def decisions(settings: Settings, sessions: Mapping[Role, Session]) -> dict[str, Any]:
     """Compute the logits of both stages and the targets of some pictures."""
-    images = pictures(settings, min(COMPARED, max(settings.batches)))
+    count = min(COMPARED, max(settings.batches))
+    images = random_images(settings.two_stage.image_size, "float", count)
     early = Scheduler(settings.two_stage, sessions, "graph").run(images, FixedExit(0.0))
     late = Scheduler(settings.two_stage, sessions, "graph").run(images, FixedExit(1.0))
     return {

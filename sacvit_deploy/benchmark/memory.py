@@ -49,18 +49,18 @@ def _run(
 ) -> FreshRun:
     start = time.perf_counter()
     # The imports are a part of the wait for the first answer.
-    from sacvit_deploy.benchmark.networks import Choice, open_network, random_images
+    from sacvit_deploy.benchmark.networks import Choice, open_network
     from sacvit_deploy.benchmark.shares import batches_in_round, imposed_etas
     from sacvit_deploy.bundle import Bundle
 
     bundle = Bundle.open(path)
     network = open_network(bundle, Choice(*choice))  # type: ignore[arg-type]  # was checked before
-    network.timed.run(random_images(bundle.manifest, 1), 1.0)
+    network.timed.run(network.random_images(1), 1.0)
     first_answer_ms = (time.perf_counter() - start) * 1e3
     loaded, _ = process_memory_bytes()
     stages = bundle.manifest.config.two_stage
     count = batches_in_round(batch, share) if stages else 1
-    batches = [random_images(bundle.manifest, batch, seed) for seed in range(count)]
+    batches = [network.random_images(batch, seed) for seed in range(count)]
     etas = [1.0]
     if stages:
         etas = imposed_etas(network.timed.scheduler, batches, share, stages.exit_comparison)

@@ -17,9 +17,8 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.registry import OpenedSessions, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.runtime.scheduler import FixedExit
-from sacvit_deploy.spec import IMAGE, Precision, Role
+from sacvit_deploy.spec import IMAGE, InputKind, Precision, Role
 
 _STEPS = (1, 4, 16)
 
@@ -72,6 +71,11 @@ class Network:
     def has_two_stages(self) -> bool:
         """Whether there is a second stage."""
         return self.bundle.manifest.config.two_stage is not None
+
+    def random_images(self, count: int, seed: int = 0) -> NDArray[Any]:
+        """Make random images (count, 3, H, W) as the network takes them."""
+        manifest = self.bundle.manifest
+        return random_images(manifest.config.image_size, manifest.input_kind, count, seed)
 
     @property
     def kernel_ms(self) -> dict[Role, dict[str, float]]:
@@ -130,7 +134,7 @@ def _profiles(network: Network) -> Iterator[tuple[Role, GraphProfile]]:
     """Profile each graph with the feeds that the scheduler gives it for one picture."""
     bundle, choice = network.bundle, network.choice
     scheduler = network.timed.scheduler
-    images = random_images(bundle.manifest, 1)
+    images = network.random_images(1)
     feeds: dict[str, Any] = {IMAGE: images}
     first = scheduler.first_pass(images, FixedExit(1.0))
     for graph in bundle.manifest.graphs:
@@ -140,11 +144,14 @@ def _profiles(network: Network) -> Iterator[tuple[Role, GraphProfile]]:
             yield graph.role, profile_graph(bundle, graph, feeds, choice.threads)
 
 
-def random_images(manifest: Manifest, count: int, seed: int = 0) -> NDArray[Any]:
+def random_images(
+    size: tuple[int, int], kind: InputKind, count: int, seed: int = 0
+) -> NDArray[Any]:
     """Make input tensors (count, 3, H, W) with structure at several scales.
 
     Args:
-        manifest: Description of the bundle: size of its images, and their type.
+        size: (height, width) in pixels.
+        kind: Type of the images.
         count: Number of images.
         seed: Seed of the pixels.
 
@@ -152,11 +159,9 @@ def random_images(manifest: Manifest, count: int, seed: int = 0) -> NDArray[Any]
         float32 about 0, or uint8 about 128.
     """
     generator = np.random.default_rng(seed)
-    height, width = manifest.config.image_size
+    height, width = size
     total = np.zeros((count, 3, height, width), np.float32)
     for step in _STEPS:
         coarse = generator.normal(size=(count, 3, -(-height // step), -(-width // step)))
         total += coarse.repeat(step, 2).repeat(step, 3)[:, :, :height, :width].astype(np.float32)
-    if manifest.input_kind == "float":
-        return total
-    return np.clip(128 + 32 * total, 0, 255).astype(np.uint8)
+    return total if kind == "float" else np.clip(128 + 32 * total, 0, 255).astype(np.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 
 from sacvit_deploy.benchmark.files import FileTime, run_files, summarize_files
 from sacvit_deploy.benchmark.memory import FreshRun, run_fresh
-from sacvit_deploy.benchmark.networks import Network, random_images
+from sacvit_deploy.benchmark.networks import Network
 from sacvit_deploy.benchmark.rows import Measured, Row
 from sacvit_deploy.benchmark.shares import batches_in_round, imposed_etas
 from sacvit_deploy.benchmark.timing import CallTime, Clock, Effort, in_turn, summarize
@@ -85,7 +85,7 @@ class Round:
                 made = [_stacked(prepare, samples) for samples in self._samples]
             else:
                 seeds = range(self._count)
-                made = [random_images(manifest, self._batch, seed) for seed in seeds]
+                made = [network.random_images(self._batch, seed) for seed in seeds]
             self._images[network.bundle.path] = made
         return self._images[network.bundle.path]
 
