@@ -124,7 +124,7 @@ def with_floor(network: Network, clock: Clock = time.perf_counter) -> Network:
     products = {role: profile.products for role, profile in profiles.items()}
     choice = network.choice
     try:
-        floor = Floor(products, choice.backend, choice.options, clock)
+        floor = Floor(products, network.opened, choice.options, clock)
     except EngineError:
         return network
     return Network(network.bundle, choice, network.opened, network.timed, floor, profiles)

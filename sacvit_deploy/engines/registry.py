@@ -130,12 +130,13 @@ def open_sessions(
     return table[backend](bundle, precision, options)()
 
 
-def open_graph(path: Path, backend: str, options: SessionOptions) -> Session:
+def open_graph(path: Path, backend: str, precision: Precision, options: SessionOptions) -> Session:
     """Open one ONNX graph that belongs to no bundle.
 
     Args:
         path: The `.onnx` file.
         backend: A backend that takes ONNX graphs as they are.
+        precision: Precision of the graph.
         options: Providers and threads.
 
     Raises:
@@ -144,8 +145,11 @@ def open_graph(path: Path, backend: str, options: SessionOptions) -> Session:
     """
     if backend == "onnxruntime":
         return OnnxRuntimeSession(path, options)
+    if backend == "openvino":
+        return OpenVinoSession(path, options, precision=precision)
     raise EngineError(
-        f"The backend {backend} runs engines and no ONNX graphs.", "Use onnxruntime for that."
+        f"The backend {backend} runs engines and no ONNX graphs.",
+        "Use onnxruntime or openvino for that.",
     )
 
 

@@ -34,8 +34,11 @@ def confidence(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.flo
         temperature: Divides the logits first, above 0. More than 1 lowers the confidence, less
             than 1 raises it (Guo et al. 2017, eq. 9).
     """
-    scaled = _below_maximum(logits) / temperature
-    largest: NDArray[np.float64] = 1.0 / np.exp(scaled).sum(axis=-1)
+    values = _below_maximum(logits)
+    if temperature != 1.0:
+        values /= temperature
+    np.exp(values, out=values)
+    largest: NDArray[np.float64] = 1.0 / values.sum(axis=-1)
     return largest
 
 
@@ -110,5 +113,5 @@ def fine_index(coarse: NDArray[np.int64], coarse_columns: int) -> NDArray[np.int
 def _below_maximum(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Subtract the largest logit of each row, so that no exponential overflows."""
     wide = logits.astype(np.float64)
-    below: NDArray[np.float64] = wide - wide.max(axis=-1, keepdims=True)
-    return below
+    wide -= wide.max(axis=-1, keepdims=True)
+    return wide

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sacvit_deploy.errors import EngineError
-from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler, join_rows, take_rows
+from sacvit_deploy.runtime.scheduler import (
+    FixedExit,
+    Outcome,
+    Scheduler,
+    join_rows,
+    take_rows,
+    view_rows,
+)
 from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS
 from tests.fakes import CF, DENSE, SAC, FakeSession, fake_sessions, random_images
 from tests.runtime.outcomes import ETA, same
@@ -164,3 +173,23 @@ def test_an_outcome_keeps_both_answers(scheduler) -> None:
         assert (one.stage, other.stage) == ("early_exit", "refine")
         order = np.argsort(-other.score, kind="stable")
         assert other.target_index.tolist() == order[: len(other.target_index)].tolist()
+
+
+def test_rows_side_by_side_are_not_copied() -> None:
+    tensors = {"a": np.arange(12).reshape(4, 3)}
+    beside = view_rows(tensors, np.array([1, 2]))["a"]
+    assert np.shares_memory(beside, tensors["a"])
+    np.testing.assert_array_equal(beside, tensors["a"][1:3])
+    apart = view_rows(tensors, np.array([0, 2, 3]))["a"]
+    np.testing.assert_array_equal(apart, tensors["a"][[0, 2, 3]])
+    assert view_rows(tensors, np.arange(4)) is tensors
+
+
+def test_a_refined_outcome_keeps_what_the_first_stage_said() -> None:
+    early = Outcome(np.zeros(3), 0.4, np.ones(2), early_ms=2.0)
+    late = early.refined(np.ones(3), np.array([1]), 5.0)
+    wanted = dataclasses.replace(
+        early, refined_logits=late.refined_logits, target_index=late.target_index, refine_ms=5.0
+    )
+    assert vars(late) == vars(wanted)
+    assert late.stage == "refine"

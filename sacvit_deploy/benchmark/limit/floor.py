@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sacvit_deploy.benchmark.limit.product_graph import dtype_of, input_names, product_graph
 from sacvit_deploy.benchmark.limit.products import Product, random_operand
 from sacvit_deploy.benchmark.timing import CallTime, Clock
-from sacvit_deploy.engines.registry import open_graph
+from sacvit_deploy.engines.registry import OpenedSessions, open_graph
 from sacvit_deploy.engines.session import Session, SessionOptions
 from sacvit_deploy.spec import Role
 
@@ -32,7 +32,7 @@ class Floor:
     def __init__(
         self,
         products: Mapping[Role, tuple[Product, ...]],
-        backend: str,
+        opened: OpenedSessions,
         options: SessionOptions,
         clock: Clock = time.perf_counter,
     ) -> None:
@@ -40,7 +40,7 @@ class Floor:
 
         Args:
             products: Products of each graph for one picture.
-            backend: Backend that computes them, a name from the registry.
+            opened: The network; its backend and precision compute the products too.
             options: Those of the network.
             clock: Current time in seconds.
 
@@ -54,7 +54,7 @@ class Floor:
             for role, each in products.items():
                 path = Path(folder) / f"{role}.onnx"
                 path.write_bytes(product_graph(each))
-                self._sessions[role] = open_graph(path, backend, options)
+                self._sessions[role] = open_graph(path, opened.backend, opened.precision, options)
 
     def run(self, pictures: Mapping[Role, int]) -> CallTime:
         """Time the products of one batch.
