@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sacvit_deploy.benchmark.benchmark import Benchmark
@@ -191,7 +191,10 @@ def _other_alpha(found: Benchmark, goal: Goal) -> float | None:
     refined = [(row, _usual_refined(row, found.bundle.manifest)) for row in found.rows]
     if any(goal.is_met(row.ms_at(share), row.batch) for row, share in refined):
         return None
+    tokens = config.num_coarse_tokens
     for alpha in (alpha for alpha in _ALPHAS if alpha < config.stages.alpha):
+        if not replace(config.stages, alpha=alpha).num_targets(tokens):
+            break
         scale = _refine_macs(config.replace(alpha=alpha)) / _refine_macs(config)
         if any(goal.is_met(row.ms_at(share * scale), row.batch) for row, share in refined):
             return alpha

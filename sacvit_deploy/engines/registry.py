@@ -36,7 +36,7 @@ from sacvit_deploy.errors import (
     SacvitDeployError,
     warn_caller,
 )
-from sacvit_deploy.records import EngineEntry
+from sacvit_deploy.records import EngineEntry, GraphEntry
 from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 AUTO = "auto"
@@ -130,13 +130,13 @@ def open_sessions(
     return table[backend](bundle, precision, options)()
 
 
-def open_graph(path: Path, backend: str, precision: Precision, options: SessionOptions) -> Session:
+def open_graph(path: Path, graph: GraphEntry, backend: str, options: SessionOptions) -> Session:
     """Open one ONNX graph that belongs to no bundle.
 
     Args:
         path: The `.onnx` file.
+        graph: Its precision, inputs and outputs.
         backend: A backend that takes ONNX graphs as they are.
-        precision: Precision of the graph.
         options: Providers and threads.
 
     Raises:
@@ -144,9 +144,9 @@ def open_graph(path: Path, backend: str, precision: Precision, options: SessionO
         MissingDependencyError: The backend is not installed.
     """
     if backend == "onnxruntime":
-        return OnnxRuntimeSession(path, options)
+        return OnnxRuntimeSession(path, options, graph=graph)
     if backend == "openvino":
-        return OpenVinoSession(path, options, precision=precision)
+        return OpenVinoSession(path, graph, options)
     raise EngineError(
         f"The backend {backend} runs engines and no ONNX graphs.",
         "Use onnxruntime or openvino for that.",

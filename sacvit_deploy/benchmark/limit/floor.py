@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sacvit_deploy.benchmark.limit.product_graph import dtype_of, input_names, product_graph
+from sacvit_deploy.benchmark.limit.product_graph import input_specs, product_graph
 from sacvit_deploy.benchmark.limit.products import Product, random_operand
 from sacvit_deploy.benchmark.timing import CallTime, Clock
 from sacvit_deploy.engines.registry import OpenedSessions, open_graph
 from sacvit_deploy.engines.session import Session, SessionOptions
+from sacvit_deploy.records import GraphEntry
 from sacvit_deploy.spec import Role
 
 _COPIED_BYTES = 128 << 20
@@ -52,9 +53,12 @@ class Floor:
         self._sessions: dict[Role, Session] = {}
         with tempfile.TemporaryDirectory(prefix="sacvit-floor-") as folder:
             for role, each in products.items():
-                path = Path(folder) / f"{role}.onnx"
-                path.write_bytes(product_graph(each))
-                self._sessions[role] = open_graph(path, opened.backend, opened.precision, options)
+                made = product_graph(each)
+                file = f"{role}.onnx"
+                entry = GraphEntry(role, opened.precision, file, made.inputs, made.outputs)
+                path = Path(folder) / file
+                path.write_bytes(made.content)
+                self._sessions[role] = open_graph(path, entry, opened.backend, options)
 
     def run(self, pictures: Mapping[Role, int]) -> CallTime:
         """Time the products of one batch.
@@ -84,26 +88,18 @@ class Floor:
 
 
 def _random_inputs(products: tuple[Product, ...], count: int) -> dict[str, NDArray[Any]]:
+    """Inputs for some pictures; heads of all pictures lie side by side."""
     generator = np.random.default_rng(0)
     made: dict[tuple[Any, ...], NDArray[Any]] = {}
     feeds = {}
     for number, product in enumerate(products):
-        for name, shape in zip(
-            input_names(number, product), _input_shapes(product, count), strict=True
-        ):
-            key = (*shape, product.dtype)
-            if key not in made:
-                made[key] = random_operand(shape, dtype_of(product), generator)
-            feeds[name] = made[key]
+        first = count * (1 if product.has_weights else product.heads)
+        for spec in input_specs(number, product):
+            shape = (first, *(side for side in spec.shape if isinstance(side, int)))
+            if (shape, spec.dtype) not in made:
+                made[shape, spec.dtype] = random_operand(shape, spec.dtype, generator)
+            feeds[spec.name] = made[shape, spec.dtype]
     return feeds
-
-
-def _input_shapes(product: Product, count: int) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the inputs of a product for some pictures: rows are stacked, heads are not."""
-    rows, inner, heads = product.rows, product.inner, product.heads * count
-    if product.has_weights:
-        return ((rows * count, inner),)
-    return (heads, rows, inner), (heads, inner, product.columns)
 
 
 def memory_gb_per_s(clock: Clock = time.perf_counter) -> float:

@@ -32,7 +32,7 @@ class Product:
     """One matrix product, (rows, inner) times (inner, columns), for one picture.
 
     Attributes:
-        dtype: Type of the left operand in ONNX Runtime: `float`, `float16`, `uint8` or `int8`.
+        dtype: Type of the left operand: `float`, `float16`, or `uint8` for both kinds of INT8.
         rows: Rows of the result.
         inner: Length of the sums.
         columns: Columns of the result.
@@ -122,13 +122,14 @@ def product_of(kernel: Mapping[str, Any]) -> Product | None:
         return None
     inputs = [next(iter(tensor.items())) for tensor in arguments["input_type_shape"]]
     ((_, result),) = (tensor.popitem() for tensor in map(dict, arguments["output_type_shape"]))
-    dtype, left = inputs[0]
+    kind, left = inputs[0]
+    dtype = "uint8" if kind in _QUANTIZED else kind
     size = math.prod(result)
     if "Conv" in arguments["op_name"]:
         channels = result[1]
         return Product(dtype, size // channels, math.prod(inputs[1][1][1:]), channels)
     columns = result[-1]
-    if sum(len(shape) > 2 for kind, shape in inputs if kind in (dtype, *_QUANTIZED)) > 1:
+    if sum(len(shape) > 2 for _, shape in inputs) > 1:
         rows, heads = result[-2], math.prod(result[:-2])
         inner = math.prod(left) // (rows * heads)
         return Product(dtype, rows, inner, columns, heads, has_weights=False)
@@ -137,8 +138,8 @@ def product_of(kernel: Mapping[str, Any]) -> Product | None:
 
 
 def random_operand(shape: tuple[int, ...], dtype: str, generator: np.random.Generator) -> Any:
-    """Draw values for one operand: normal, or whole numbers from 0 to 127."""
-    if dtype in _QUANTIZED:
-        return generator.integers(0, 128, shape, dtype=np.dtype(dtype))
+    """Draw values for one operand: normal, or whole numbers from -127 to 127 for INT8."""
+    if dtype == "int8":
+        return generator.integers(-127, 128, shape, dtype=np.int8)
     kind = np.float16 if dtype == "float16" else np.float32
     return generator.standard_normal(shape, dtype=np.float32).astype(kind, copy=False)
