@@ -39,7 +39,11 @@ class _Bar:
 
 
 class SpeedChart(Drawing):
-    """Bars of milliseconds for one picture, and a mark where the matrix products alone end."""
+    """Bars of milliseconds for one picture, and a mark where the matrix products alone end.
+
+    Attributes:
+        axis: Milliseconds of one picture.
+    """
 
     title = "Time of a picture"
 
@@ -47,8 +51,9 @@ class SpeedChart(Drawing):
         self._found = found
         self._groups = [(_name(row), list(_bars(row))) for row in found.rows]
         self._left = _MARGIN + 10 + max((text_width(n, 13) for n, _ in self._groups), default=0.0)
-        longest = max((bar.length for _, bars in self._groups for bar in bars), default=1.0)
-        self._axis = Axis("ms", 0.0, longest)
+        bars = [bar for _, group in self._groups for bar in group]
+        longest = max((max(bar.length, bar.limit or 0.0) for bar in bars), default=1.0)
+        self.axis = Axis("ms", 0.0, longest)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,10 +74,10 @@ class SpeedChart(Drawing):
         self._draw_heading(canvas)
         top = self._top
         bottom = top + sum(self._height(bars) for _, bars in self._groups)
-        for tick in self._axis.ticks():
+        for tick in self.axis.ticks():
             x = self._place(tick)
             canvas.line([(x, top), (x, bottom)], Pen("rule"))
-            canvas.text((x, bottom + 4), self._axis.text(tick), _TICK)
+            canvas.text((x, bottom + 4), self.axis.text(tick), _TICK)
         for name, bars in self._groups:
             canvas.text((_MARGIN, top), name, _NAME)
             for bar in bars:
@@ -99,14 +104,15 @@ class SpeedChart(Drawing):
             box = (self._place(at), top, self._place(at + ms), top + _BAR)
             canvas.fill(box, Ink(colour, 0.9), f"{ms:.2f} ms")
             at += ms
-        canvas.text((self._place(at) + 6, top), bar.text, _VALUE)
+        end = self._place(max(at, bar.limit or 0.0))
+        canvas.text((end + 6, top), bar.text, _VALUE)
         if bar.limit is not None:
             x = self._place(bar.limit)
             canvas.line([(x, top - 1), (x, top + _BAR + 1)], _LIMIT)
 
     def _place(self, ms: float) -> float:
         width = _WIDTH - _MARGIN - _VALUE_ROOM - self._left
-        return self._left + ms / self._axis.high * width
+        return self._left + ms / self.axis.high * width
 
 
 def _name(row: Row) -> str:

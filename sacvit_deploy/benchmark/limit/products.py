@@ -126,8 +126,8 @@ def product_of(kernel: Mapping[str, Any]) -> Product | None:
     dtype = "uint8" if kind in _QUANTIZED else kind
     size = math.prod(result)
     if "Conv" in arguments["op_name"]:
-        channels = result[1]
-        return Product(dtype, size // channels, math.prod(inputs[1][1][1:]), channels)
+        columns = result[1]
+        return Product(dtype, size // columns, math.prod(inputs[1][1][1:]), columns)
     columns = result[-1]
     if sum(len(shape) > 2 for _, shape in inputs) > 1:
         rows, heads = result[-2], math.prod(result[:-2])
