@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from sacvit_deploy.benchmark.timing import CallTime, Clock, TimedNetwork
-from sacvit_deploy.runtime.pictures import read_picture
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import Sample
 
@@ -66,9 +65,9 @@ def run_files(
     arrays = []
     for sample in samples:
         start = clock()
-        picture = read_picture(sample)
+        reading = preprocessor.read(sample)
         between = clock()
-        arrays.append(preprocessor(picture))
+        arrays.append(preprocessor.tensor(reading))
         read, resize = read + between - start, resize + clock() - between
     start = clock()
     images = np.stack(arrays)

@@ -78,10 +78,9 @@ class Round:
 
     def _batches(self, network: Network) -> list[Any]:
         """Images of each batch, as the network takes them; both precisions get the same."""
-        manifest = network.bundle.manifest
         if network.bundle.path not in self._images:
             if self._samples:
-                prepare = Preprocessor(manifest.preprocessing, manifest.input_kind)
+                prepare = _preprocessor(network)
                 made = [_stacked(prepare, samples) for samples in self._samples]
             else:
                 seeds = range(self._count)
@@ -118,10 +117,8 @@ class Round:
         return {"early_exit": self._batch, "refine": call.refined}
 
     def _run_files(self, network: Network, etas: Sequence[float], index: int) -> FileTime:
-        manifest = network.bundle.manifest
-        prepare = Preprocessor(manifest.preprocessing, manifest.input_kind)
         samples, clock = self._samples[index], self._plan.clock
-        return run_files(network.timed, prepare, samples, etas[index], clock)
+        return run_files(network.timed, _preprocessor(network), samples, etas[index], clock)
 
     def _row(
         self,
@@ -163,6 +160,12 @@ class Round:
             self._batch,
             self._plan.share,
         )
+
+
+def _preprocessor(network: Network) -> Preprocessor:
+    """Large pictures are reduced while they are read, as in a pipeline."""
+    manifest = network.bundle.manifest
+    return Preprocessor(manifest.preprocessing, manifest.input_kind, "fast")
 
 
 def _stacked(prepare: Preprocessor, samples: Sequence[Sample]) -> Any:

@@ -67,7 +67,11 @@ class Preprocessor:
         Raises:
             ImageError: The picture cannot be read.
         """
-        pixels = self._crop(self._read(source))
+        return self.tensor(self.read(source))
+
+    def tensor(self, reading: Reading) -> Pixels:
+        """Make the input tensor of a picture that `read` has read; see `__call__`."""
+        pixels = self._crop(reading)
         return self.normalize(pixels) if self.input_kind == "float" else pixels
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -121,7 +125,8 @@ class Preprocessor:
         height, width = (math.floor(side / self.spec.crop_ratio) for side in self.spec.crop)
         return width, height
 
-    def _read(self, source: PictureSource) -> Reading:
+    def read(self, source: PictureSource) -> Reading:
+        """Read a picture, whole or at the scale that is enough; `ImageError` if it cannot be."""
         if self.decode == "exact":
             return Reading.whole(read_picture(source))
         width, height = self._cover
