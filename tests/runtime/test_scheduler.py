@@ -193,3 +193,16 @@ def test_a_refined_outcome_keeps_what_the_first_stage_said() -> None:
     )
     assert vars(late) == vars(wanted)
     assert late.stage == "refine"
+
+
+class Loud(FakeSession):
+    def run(self, feeds):
+        outputs = super().run(feeds)
+        return {**outputs, LOGITS: outputs[LOGITS] * np.float32(1e30)}
+
+
+def test_large_logits_are_no_error() -> None:
+    sessions = {**fake_sessions(SAC), "early_exit": Loud(SAC, "early_exit")}
+    (outcome,) = Scheduler(SAC, sessions).run(random_images(1), FixedExit(0.0))
+    assert np.abs(outcome.logits).max() > 1e29
+    assert outcome.early_exit_confidence == 1
