@@ -49,6 +49,20 @@ def test_a_line_for_each_picture(invoke, request, name, eta, says):
         assert says in line
 
 
+def test_large_pictures_are_read_as_asked(invoke, sac_host, tmp_path):
+    large = tmp_path / "large.jpg"
+    Image.effect_noise((900, 800), 60).convert("RGB").save(large)
+    found = {}
+    for way in ("fast", "exact"):
+        ran = invoke("run", sac_host.path, large, "--eta", 1, "--decode", way, "--json")
+        with load(sac_host.path, decode=way) as pipeline:
+            assert json.loads(ran.out) == [pipeline(large, eta=1).to_dict()]
+        found[way] = ran.out
+    assert found["fast"] != found["exact"]
+    usual = invoke("run", sac_host.path, large, "--eta", 1, "--json")
+    assert usual.out == found["fast"]
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that announces a size and has no pixels."""
 

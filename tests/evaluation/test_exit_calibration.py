@@ -19,6 +19,7 @@ from sacvit_deploy.errors import (
     GoalError,
 )
 from sacvit_deploy.evaluation import exit_calibration
+from sacvit_deploy.evaluation.evaluate import EvaluationRequest, run_evaluation
 from sacvit_deploy.evaluation.exit_calibration import CalibrationRequest, calibrate_bundle
 from sacvit_deploy.evaluation.exit_threshold import ExitGoal, ThresholdSearch
 from sacvit_deploy.files import FileRecord, folder_lock
@@ -185,3 +186,23 @@ def test_the_records_of_others_stay(bundle, data):
     update_manifest(opened, opened.manifest.with_calibration(other))
     calibrate_bundle(bundle, data, request())
     assert other in Bundle.open(bundle).manifest.exit_calibrations
+
+
+class _SeenError(Exception):
+    """Ends the work when the pipeline is open."""
+
+
+@pytest.mark.parametrize("decode", [None, "exact", "fast"])
+def test_pictures_are_read_as_in_training_unless_asked_otherwise(bundle, data, decode):
+    opened = []
+
+    def see(pipeline):
+        opened.append(pipeline.preprocess.decode)
+        raise _SeenError
+
+    asked = {} if decode is None else {"decode": decode}
+    with pytest.raises(_SeenError):
+        run_evaluation(EvaluationRequest(bundle, data, **asked), on_open=see)
+    with pytest.raises(_SeenError):
+        calibrate_bundle(bundle, data, request(), on_open=see)
+    assert opened == [decode or "exact", "exact"]
