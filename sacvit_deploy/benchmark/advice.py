@@ -208,4 +208,4 @@ def _usual_refined(row: Row, manifest: Manifest) -> float:
 
 
 def _refine_macs(config: ModelConfig) -> int:
-    return graph_macs(config, "masked")["refine"]
+    return graph_macs(config, "graph")["refine"]

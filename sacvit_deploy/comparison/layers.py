@@ -215,8 +215,12 @@ def layer_errors(
             kind="sum" if probe.spot.enters else "product",
             tensor=probe.tensor,
             node=probe.node,
-            error=_relative(
-                _comparable(probe, wanted[probe.spot]), _comparable(probe, measured[probe.spot])
+            error=max(
+                map(
+                    _relative,
+                    _parts(probe, wanted[probe.spot]),
+                    _parts(probe, measured[probe.spot]),
+                )
             ),
         )
         for probe in found
@@ -224,11 +228,14 @@ def layer_errors(
     ]
 
 
-def _comparable(probe: Probe, values: NDArray[Any]) -> NDArray[Any]:
-    """Leave out the value part of `attn.qkv`: INT8 may scale it, and undo that in `attn.proj`."""
+def _parts(probe: Probe, values: NDArray[Any]) -> list[NDArray[Any]]:
+    """What is compared by itself: of `attn.qkv` the query, which is scaled, and the key.
+
+    INT8 may scale the value part, and undo that in `attn.proj`.
+    """
     if probe.place.endswith("attn.qkv") and not probe.spot.enters:
-        return values[..., : values.shape[-1] // 3 * 2]
-    return values
+        return np.split(values, 3, axis=-1)[:2]
+    return [values]
 
 
 def _relative(wanted: NDArray[Any], found: NDArray[Any]) -> float:

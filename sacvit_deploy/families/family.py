@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     Tensors = tuple[TensorSpec, ...]
 
 
-Attention = Literal["needed", "masked"]
-"""Pairs of tokens that count as multiply-accumulates; see `graph_macs`."""
+Counted = Literal["papers", "needed", "graph"]
+"""What counts as multiply-accumulates; see `graph_macs`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Family:
     files: Mapping[Role, str]
     check: Callable[[ModelConfig], None]
     tensors: Callable[[ModelConfig, Selection, InputKind], Mapping[Role, tuple[Tensors, Tensors]]]
-    macs: Callable[[ModelConfig, Attention], dict[Role, int]]
+    macs: Callable[[ModelConfig, Counted], dict[Role, int]]
     model: str
     view: str
     checkpoint_names: Mapping[str, str]

@@ -23,6 +23,7 @@ from sacvit_deploy.families.vit import (
     logits_spec,
     mlp_macs,
     patch_macs,
+    unread_macs,
 )
 from sacvit_deploy.spec import (
     BATCH,
@@ -42,7 +43,7 @@ from sacvit_deploy.spec import (
 
 if TYPE_CHECKING:
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.families.family import Attention, Tensors
+    from sacvit_deploy.families.family import Counted, Tensors
 
 
 # alpha * N is meant in the reals: .88 * 25 must be 22, whatever the last bit of the product.
@@ -208,9 +209,9 @@ def _tensors(
     return {"early_exit": early_exit, "refine": refine}
 
 
-def _macs(config: ModelConfig, attention: Attention) -> dict[Role, int]:
+def _macs(config: ModelConfig, counted: Counted) -> dict[Role, int]:
     """Multiply-accumulates of both graphs; see `graph_macs`."""
-    return {"early_exit": _early_exit_macs(config), "refine": _refine_macs(config, attention)}
+    return {"early_exit": _early_exit_macs(config), "refine": _refine_macs(config, counted)}
 
 
 def _hand_off(config: ModelConfig) -> Tensors:
@@ -231,23 +232,24 @@ def _early_exit_macs(config: ModelConfig) -> int:
     return body_macs(config, length, length**2) + patch_macs(config, tokens) + class_rows
 
 
-def _refine_macs(config: ModelConfig, attention: Attention) -> int:
+def _refine_macs(config: ModelConfig, counted: Counted) -> int:
     targets = config.num_targets
     others = config.num_coarse_tokens - targets
     length = 1 + 4 * targets + others
-    pairs = _pairs(config, 4 * targets, others, attention)
+    size = length, _pairs(config, 4 * targets, others, masked=counted == "graph")
+    unread = 0 if counted == "papers" else unread_macs(config, *size)
     # Every patch of the picture is embedded, and the targets are picked from them.
     patches = patch_macs(config, config.num_fine_tokens)
-    return body_macs(config, length, pairs) + patches + targets * mlp_macs(config)
+    return body_macs(config, *size) - unread + patches + targets * mlp_macs(config)
 
 
-def _pairs(config: ModelConfig, targets: int, others: int, attention: Attention) -> int:
-    """Pairs of query and key in the second stage."""
+def _pairs(config: ModelConfig, targets: int, others: int, *, masked: bool) -> int:
+    """Pairs of query and key in the second stage: all if they are masked."""
     length = 1 + targets + others
     twice = config.stages.cls_update == "mean"
     if config.stages.attention == "joint":
         return length**2
-    if attention == "masked":
+    if masked:
         return (length + twice) * length
     class_token = length + 1 if twice else length
     return class_token + targets * (targets + 1) + others * (others + 1)

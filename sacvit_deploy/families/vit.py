@@ -14,7 +14,7 @@ from sacvit_deploy.spec import BATCH, IMAGE, LOGITS, InputKind, Role, Selection,
 
 if TYPE_CHECKING:
     from sacvit_deploy.families.config import ModelConfig
-    from sacvit_deploy.families.family import Attention, Tensors
+    from sacvit_deploy.families.family import Counted, Tensors
 
 
 # DeiT, table 1: embed_dim, depth, num_heads; and the picture sides there are presets for.
@@ -71,9 +71,27 @@ def logits_spec(config: ModelConfig, batch: str = BATCH) -> TensorSpec:
 def body_macs(config: ModelConfig, length: int, pairs: int) -> int:
     """Cost of blocks and heads for `length` tokens, of which `pairs` attend to each other."""
     width = config.embed_dim
-    linear = length * (4 * width * width + mlp_macs(config))
     classified = length if config.aux_weight else 1
-    return config.depth * (linear + 2 * pairs * width) + classified * width * config.num_classes
+    heads = classified * width * config.num_classes
+    return config.depth * _block_macs(config, length, pairs) + heads
+
+
+def _block_macs(config: ModelConfig, length: int, pairs: int) -> int:
+    linear = 4 * config.embed_dim**2 + mlp_macs(config)
+    return length * linear + 2 * pairs * config.embed_dim
+
+
+def unread_macs(config: ModelConfig, length: int, pairs: int) -> int:
+    """Part of `body_macs` that no head reads, and no graph computes.
+
+    In the last block, queries, keys and values of all tokens are one product. What comes after
+    them is for the class token alone, unless there is a head on the patches.
+    """
+    if config.aux_weight:
+        return 0
+    projected = (length - 1) * 3 * config.embed_dim**2
+    class_token = _block_macs(config, 1, length)
+    return _block_macs(config, length, pairs) - projected - class_token
 
 
 def mlp_macs(config: ModelConfig) -> int:
@@ -90,10 +108,15 @@ def patch_macs(config: ModelConfig, count: int) -> int:
     return pixels * STEM_WIDTH * (49 * 3 + 2 * 9 * STEM_WIDTH + config.embed_dim)
 
 
-def dense_macs(config: ModelConfig) -> int:
-    """Multiply-accumulates of the dense network of the same body on the whole picture."""
+def dense_macs(config: ModelConfig, counted: Counted = "papers") -> int:
+    """Multiply-accumulates of the dense network of the same body on the whole picture.
+
+    See `graph_macs` for what is counted.
+    """
     tokens = config.num_fine_tokens
-    return body_macs(config, tokens + 1, (tokens + 1) ** 2) + patch_macs(config, tokens)
+    size = tokens + 1, (tokens + 1) ** 2
+    unread = 0 if counted == "papers" else unread_macs(config, *size)
+    return body_macs(config, *size) - unread + patch_macs(config, tokens)
 
 
 def _check(config: ModelConfig) -> None:
@@ -125,8 +148,8 @@ def _tensors(
     return {"single": ((image_spec(config, input_kind),), (logits_spec(config),))}
 
 
-def _macs(config: ModelConfig, _: Attention) -> dict[Role, int]:
-    return {"single": dense_macs(config)}
+def _macs(config: ModelConfig, counted: Counted) -> dict[Role, int]:
+    return {"single": dense_macs(config, counted)}
 
 
 VIT = Family(

@@ -35,7 +35,8 @@ class Clusters:
 class Attention(nn.Module):
     """DeiT's attention: one qkv projection, scale head_dim^-0.5 on the query.
 
-    The query is scaled before the first matrix product, where fused attention kernels expect it.
+    The query is scaled before the first matrix product, where fused attention kernels expect it. In
+    a network that is deployed, the scale is in the weights.
     """
 
     def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
@@ -54,15 +55,31 @@ class Attention(nn.Module):
         return self._merge(kernel(q, k, v, clusters))
 
     def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend jointly, and compute the class token's row of the attention matrix.
+        """Attend jointly, and compute the class token's row of the scores.
 
         Returns:
-            The attended sequence (B, L, D) and the class row (B, heads, 1, L). The row is computed
-            separately, so that a backend can still fuse the attention.
+            The attended sequence (B, L, D) and the class row before the softmax, (B, heads, 1, L).
+            The row is computed separately, so that a backend can still fuse the attention.
         """
         q, k, v = self._project(x)
-        class_row = torch.softmax(q[:, :, :1] @ k, dim=-1)
-        return self._merge(joint_attention(q, k, v)), class_row
+        return self._merge(joint_attention(q, k, v)), q[:, :, :1] @ k
+
+    def class_token(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
+        """Attend with the class token alone, as `forward` does: (B, L, D) to (B, 1, D)."""
+        q, k, v = self._project(x)
+        scores = q[:, :, :1] @ k
+        if clusters is not None and clusters.cls_update == "mean":
+            mask = cluster_mask(x.shape[1], clusters)[:2].to(scores)
+            return self._merge(torch.softmax(scores + mask, dim=-1).mean(2, keepdim=True) @ v)
+        return self._merge(torch.softmax(scores, dim=-1) @ v)
+
+    @torch.no_grad()
+    def fold_scale(self) -> None:
+        """Move the scale of the query into the weights of the projection."""
+        for parameter in (self.qkv.weight, self.qkv.bias):
+            if parameter is not None:
+                parameter[: self.qkv.in_features].mul_(self.scale)
+        self.scale = 1.0
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project (B, L, D) to scaled query, transposed key, and value.
@@ -70,12 +87,11 @@ class Attention(nn.Module):
         The key is (B, heads, head_dim, L), as every product needs it. Query and value are
         (B, heads, L, head_dim).
         """
-        query, key, value = map(self._split_heads, self.qkv(x).chunk(3, dim=-1))
-        return query * self.scale, key.transpose(-2, -1), value
-
-    def _split_heads(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        return x.reshape(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
+        heads = self.qkv(x).reshape(batch, length, 3 * self.num_heads, width // self.num_heads)
+        # One transposition for all three: separate ones cost more operators in every backend.
+        query, key, value = heads.transpose(1, 2).chunk(3, dim=1)
+        return query if self.scale == 1 else query * self.scale, key.transpose(-2, -1), value
 
     def _merge(self, heads: Tensor) -> Tensor:
         merged: Tensor = self.proj(heads.transpose(1, 2).flatten(2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,18 +53,13 @@ def model_of_origin(config: ModelConfig, weights: WeightsOrigin) -> Backbone | N
 
 
 def as_stored(model: Backbone, weights: WeightsOrigin) -> Backbone:
-    """The model with its weights folded, and rounded as a bundle's record says.
+    """A copy of the model with its weights folded, and rounded as a bundle's record says.
 
     It computes in float32. Folding comes first: the weights in the graphs are the folded ones.
-
-    Returns:
-        A copy where something changes, else the model itself.
     """
-    model = model.folded()
-    if weights.storage != "fp16":
-        return model
-    rounded = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in rounded.parameters():
-            parameter.copy_(parameter.half().float())
-    return rounded
+    stored = model.folded()
+    if weights.storage == "fp16":
+        with torch.no_grad():
+            for parameter in stored.parameters():
+                parameter.copy_(parameter.half().float())
+    return stored

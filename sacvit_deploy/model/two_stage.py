@@ -161,19 +161,25 @@ class TwoStageViT(Backbone):
                 x, class_row = block.forward_with_class_row(x)
                 class_rows.append(class_row)
         x = self.norm(x)
-        # One mean over heads at the end equals a mean in every block, because Eq. 10 is linear.
-        score = self._moving_average(class_rows).mean(dim=1)[:, 0, 1:]
+        score = self._score(torch.cat(class_rows, dim=2))
         # CF-ViT divides the sum of both heads' logits in this stage only.
         return EarlyExitOutput(self.classify(x, mean=True), score, embeddings, x[:, 1:])
 
-    def _moving_average(self, class_rows: list[Tensor]) -> Tensor:
-        """Average over blocks (Eq. 10). `ModelConfig` guarantees at least one row."""
-        beta = self.config.stages.score_beta
-        first, *rest = class_rows
-        average = first if self.config.stages.score_start == "first" else (1 - beta) * first
-        for class_row in rest:
-            average = beta * average + (1 - beta) * class_row
-        return average
+    def _score(self, class_rows: Tensor) -> Tensor:
+        """Average over heads and, moving, over blocks (Eq. 10): (B, N).
+
+        Eq. 10 is linear, so that one weighted sum at the end equals a step in every block.
+
+        Args:
+            class_rows: Before the softmax, one for each block that counts, (B, heads, blocks, N+1).
+        """
+        beta, blocks = self.config.stages.score_beta, class_rows.shape[2]
+        weights = [(1 - beta) * beta ** (blocks - 1 - index) for index in range(blocks)]
+        if self.config.stages.score_start == "first":
+            weights[0] /= 1 - beta
+        of_block = class_rows.new_tensor(weights)[:, None] / self.config.num_heads
+        attention = torch.softmax(class_rows, dim=-1) * of_block
+        return attention.sum(dim=(1, 2))[:, 1:]
 
     def refine(self, image: Tensor, coarse: EarlyExitOutput, selection: TokenSelection) -> Tensor:
         """Run the second stage: targets in full resolution, other tokens reused. Logits (B, C).
@@ -189,9 +195,7 @@ class TwoStageViT(Backbone):
         stages = self.config.stages
         if stages.attention == "clustered" and selection.non_target.shape[1] > 0:
             clusters = Clusters(selection.fine.shape[1], stages.cls_update, self.cluster_kernel)
-        for block in self.encoder():
-            x = block(x, clusters)
-        return self.classify(self.norm(x))
+        return self.answer(x, clusters)
 
     def refine_sequence(
         self, image: Tensor, coarse: EarlyExitOutput, selection: TokenSelection

@@ -49,9 +49,13 @@ class Block(nn.Module):
         return self._after_attention(x, self.attn(self.norm1(x), clusters))
 
     def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return also the class row of the attention matrix, (B, heads, 1, L)."""
+        """Return also the class row of the scores before the softmax, (B, heads, 1, L)."""
         attended, class_row = self.attn.forward_with_class_row(self.norm1(x))
         return self._after_attention(x, attended), class_row
+
+    def class_token(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
+        """The class token of the result alone, (B, L, D) to (B, 1, D)."""
+        return self._after_attention(x[:, :1], self.attn.class_token(self.norm1(x), clusters))
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self._scaled(attended)
@@ -62,7 +66,8 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def fold_scale(self) -> None:
-        """Move the scale of the branches into the weights of their last layers."""
+        """Move the scales of the query and of the branches into the weights."""
+        self.attn.fold_scale()
         for layer in (self.attn.proj, self.mlp.fc2):
             layer.weight.mul_(self.branch_scale)
             layer.bias.mul_(self.branch_scale)
@@ -87,6 +92,17 @@ class Backbone(nn.Module):
         """The blocks in order."""
         return [cast("Block", block) for block in self.blocks]
 
+    def answer(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
+        """Run all blocks on a sequence, class token first, (B, L, D): logits (B, C).
+
+        The last block computes the class token alone if nothing else of it is read.
+        """
+        *blocks, last = self.encoder()
+        for block in blocks:
+            x = block(x, clusters)
+        x = last(x, clusters) if self.config.aux_weight else last.class_token(x, clusters)
+        return self.classify(self.norm(x))
+
     def classify(self, tokens: Tensor, *, mean: bool = False) -> Tensor:
         """Logits (B, C) of a sequence after the last norm, class token first (B, L, D).
 
@@ -107,11 +123,8 @@ class Backbone(nn.Module):
         """The same network as it is deployed: BatchNorm and constant factors are in the weights.
 
         Returns:
-            A copy in evaluation mode; the network itself if there is nothing to fold.
+            A copy in evaluation mode.
         """
-        config = self.config
-        if config.stem == "patch" and config.residual_scale == 1:
-            return self
         model = copy.deepcopy(self).eval()
         if isinstance(model.patch_embed, ConvStem):
             model.patch_embed = model.patch_embed.folded()
@@ -151,6 +164,4 @@ class VisionTransformer(Backbone):
     def forward(self, image: Tensor) -> Tensor:
         """Normalised image (B, 3, H, W) to logits (B, C)."""
         x = self.with_class_token(self.pos_embed, self.patch_embed(image) + self.pos_embed[:, 1:])
-        for block in self.encoder():
-            x = block(x)
-        return self.classify(self.norm(x))
+        return self.answer(x)

@@ -89,3 +89,14 @@ def test_the_worst_step_is_where_the_error_grows_most_in_one_graph():
     broken = layer("refine", math.inf)
     assert worst_step([*layers, broken, layer("refine", math.inf, "later")]) == broken
     assert worst_step([]) is None
+
+
+def test_an_error_of_the_scaled_query_is_as_large_as_one_of_the_key():
+    spot = Spot("blocks.0.attn.qkv", enters=False)
+    probe = Probe("val_1", "node_1", spot.place, spot)
+    wanted = np.array([[1.0, 1.0, 8.0, 8.0, 8.0, 8.0]])
+    for part, error in ((0, 0.5), (2, 0.5), (4, 0.0)):
+        found = wanted.copy()
+        found[:, part : part + 2] *= 1.5
+        (measured,) = layer_errors("single", [probe], {spot: wanted}, {spot: found})
+        assert measured.error == pytest.approx(error)

@@ -20,8 +20,8 @@ GRAPHS = [
     ("golden_bundle", "refine"),
     ("dense_bundle", "single"),
 ]
-# LayerNorm 2, MatMul 4 + 2, Add 4 + 2, Split, Reshape 4, Transpose 4, Softmax, scale, GELU 5.
-NODES_OF_A_BLOCK = 30
+# LayerNorm 2, MatMul 4 + 2, Add 4 + 2, Split, Reshape 2, Transpose 3, Softmax, GELU 5.
+NODES_OF_A_BLOCK = 26
 
 
 class Exported:
@@ -69,8 +69,8 @@ def test_layer_normalization_is_one_operator(graph):
 def test_a_block_has_no_more_nodes_than_its_arithmetic(graph):
     depth = graph.config.depth
     budget = NODES_OF_A_BLOCK * depth + 15
-    # Class row, its softmax, and two or three nodes of the moving average.
-    budget += 6 * graph.scored_blocks + (10 if graph.role == "early_exit" else 0)
+    # The class token's query and its row of the scores; softmax and average are for all at once.
+    budget += 2 * graph.scored_blocks + (8 if graph.role == "early_exit" else 0)
     if graph.role == "refine":
         clustered = graph.config.stages.attention == "clustered"
         mean = graph.config.stages.cls_update == "mean"
@@ -81,13 +81,25 @@ def test_a_block_has_no_more_nodes_than_its_arithmetic(graph):
 def test_data_is_moved_no_more_than_attention_needs(graph):
     depth = graph.config.depth
     in_fusion = graph.role == "refine"
-    assert graph.ops["Transpose"] == 4 * depth + 1
-    assert graph.ops["Reshape"] <= 4 * depth + 1 + in_fusion + 2 * graph.by_graph
+    assert graph.ops["Transpose"] == 3 * depth + 1
+    assert graph.ops["Reshape"] <= 2 * depth + 1 + in_fusion + 2 * graph.by_graph
     assert graph.ops["Split"] == depth
     mean = graph.role == "refine" and graph.config.stages.cls_update == "mean"
-    # The two ends of the sequence and the score; with `mean` the class query stands twice.
-    assert graph.ops["Slice"] <= graph.scored_blocks + 2 + 3 * depth * mean
+    # The two ends of the sequence or of the order, and the score or the class token of the last
+    # block; with `mean` the class query stands twice.
+    answered = 2 * (graph.role != "early_exit")
+    assert graph.ops["Slice"] <= graph.scored_blocks + 2 + answered + 3 * depth * mean
     assert graph.ops["Concat"] <= 3 + 2 * depth * mean
+
+
+def test_the_scale_of_the_attention_is_in_the_weights(graph):
+    assert not {("Split", "Mul"), ("Transpose", "Mul")} & graph.pairs()
+
+
+def test_the_score_is_one_softmax_over_all_blocks(graph):
+    scored = graph.role == "early_exit"
+    assert graph.ops["Softmax"] == graph.config.depth + scored
+    assert graph.ops["ReduceSum"] == scored
 
 
 @pytest.mark.parametrize("op", ["Transpose", "Reshape", "Slice", "Concat", "Cast", "Expand"])

@@ -43,4 +43,4 @@ def test_cost_at_every_alpha_of_the_paper(alpha, published):
 
 def test_joint_attention_hides_nothing():
     joint = preset("cf_deit_small_patch16_224")
-    assert graph_macs(joint, "needed") == graph_macs(joint, "masked")
+    assert graph_macs(joint, "needed") == graph_macs(joint, "graph")

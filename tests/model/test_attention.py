@@ -91,7 +91,28 @@ def test_joint_equals_a_naive_loop_and_gives_its_class_row(layer):
     assert class_row.shape == (1, 3, 1, LENGTH)
     q, k, _ = layer.qkv(x).reshape(1, LENGTH, 3, 3, 8).permute(2, 0, 3, 1, 4)
     matrix = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(8), dim=-1)
-    torch.testing.assert_close(class_row, matrix[:, :, :1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(class_row.softmax(dim=-1), matrix[:, :, :1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("clusters", [None, Clusters(TARGETS), Clusters(TARGETS, "mean")])
+def test_the_class_token_alone_attends_as_among_the_others(layer, clusters):
+    x = tokens()
+    torch.testing.assert_close(
+        layer.class_token(x, clusters), layer(x, clusters)[:, :1], rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folded_scale_gives_the_same(bias):
+    torch.manual_seed(0)
+    layer = Attention(24, 3, qkv_bias=bias).double()
+    x = tokens()
+    wanted, weight = layer(x), layer.qkv.weight.clone()
+    layer.fold_scale()
+    torch.testing.assert_close(layer(x), wanted, rtol=0, atol=1e-12)
+    assert layer.scale == 1
+    torch.testing.assert_close(layer.qkv.weight[:24], weight[:24] * 8**-0.5)
+    assert torch.equal(layer.qkv.weight[24:], weight[24:])
 
 
 @BOTH_UPDATES

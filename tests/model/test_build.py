@@ -36,11 +36,12 @@ def test_biases_and_norms_are_random_too():
 def test_weights_stored_in_half_are_rounded_in_a_copy():
     model = random_model(DENSE, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert as_stored(model, WeightsOrigin("model", storage="fp32")) is model
+    whole = as_stored(model, WeightsOrigin("model", storage="fp32")).state_dict()
     rounded = as_stored(model, WeightsOrigin("model", storage="fp16")).state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
-        assert torch.equal(rounded[name], value.half().float())
+        assert torch.equal(rounded[name], whole[name].half().float())
+    assert torch.equal(whole["head.weight"], before["head.weight"])
     assert not torch.equal(rounded["head.weight"], before["head.weight"])
 
 
