@@ -60,6 +60,7 @@ _LOAD = _mapping(
     precision=anything() | st.just("fp32"),
     providers=anything() | st.just(["CPU"]),
     threads=anything() | st.just(1),
+    decode=anything() | st.just("exact"),
 )
 
 
@@ -72,7 +73,14 @@ def test_load(path, keywords):
     check_refusals(opened)
 
 
-_CALL = _mapping(eta=_ETAS, batch_size=anything() | st.just(1))
+_CALL = _mapping(
+    eta=_ETAS, batch_size=anything() | st.just(1), readers=anything() | st.integers(0, 2)
+)
+_STREAM = _mapping(
+    max_waiting=anything(),
+    max_delay_ms=anything() | st.just(0.5),
+    in_order=anything() | st.booleans(),
+)
 _SOURCES = anything() | st.just(_PICTURE)
 _PICTURES = _SOURCES | st.lists(_SOURCES, max_size=3)
 
@@ -82,7 +90,7 @@ def test_call(pipeline, pictures, keywords):
     check_refusals(lambda: pipeline(pictures, **keywords))
 
 
-@given(_PICTURES, _CALL, _mapping(max_waiting=anything()))
+@given(_PICTURES, _CALL, _STREAM)
 def test_stream(pipeline, frames, keywords, more):
     check_refusals(lambda: list(pipeline.stream(frames, **keywords, **more)))
 
