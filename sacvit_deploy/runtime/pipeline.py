@@ -455,7 +455,8 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     """
     if eta is not None:
         check_eta(eta)
-    check_field(decode in get_args(Decode), "decode", decode, " or ".join(get_args(Decode)))
+    known = isinstance(decode, str) and decode in get_args(Decode)  # an array has no one truth
+    check_field(known, "decode", decode, " or ".join(get_args(Decode)))
     names: Any = tuple(providers) if isinstance(providers, Sequence) else providers
     options = SessionOptions((providers,) if isinstance(providers, str) else names, threads)
 

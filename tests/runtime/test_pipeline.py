@@ -317,7 +317,7 @@ def test_loads_beside_a_replacing_writer_give_one_of_two_bundles(tmp_path) -> No
     assert {entry.name for entry in tmp_path.iterdir()} == {"bundle", "other"}
 
 
-@pytest.mark.parametrize("decode", ["slow", None, 1, ["exact"]])
+@pytest.mark.parametrize("decode", ["slow", None, 1, ["exact"], np.array(["exact"] * 2)])
 def test_a_way_to_decode_that_there_is_not(decode) -> None:
     with pytest.raises(ConfigError, match="decode"):
         load(demo_bundle(), decode=decode)
