@@ -8,7 +8,12 @@ import pytest
 
 from sacvit_deploy.benchmark.limit.floor import Floor, memory_gb_per_s
 from sacvit_deploy.benchmark.limit.product_graph import input_specs, product_graph
-from sacvit_deploy.benchmark.limit.products import Product, product_of, profile_graph
+from sacvit_deploy.benchmark.limit.products import (
+    Product,
+    product_of,
+    profile_graph,
+    profile_of,
+)
 from sacvit_deploy.engines.registry import OpenedSessions, open_graph
 from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.errors import EngineError
@@ -127,6 +132,16 @@ def kernel(operator, inputs, output) -> dict:
 )  # fmt: skip
 def test_kernels_are_read(event, wanted) -> None:
     assert product_of(kernel(*event)) == wanted
+
+
+def test_of_each_kernel_the_shortest_run_counts() -> None:
+    one = kernel("MatMul", [("float", [1, 2, 3])], [1, 2, 4])
+    other = kernel("Softmax", [("float", [1, 2])], [1, 2])
+    times = ((500, 90), (400, 20), (9000, 30))
+    runs = [{**k, "dur": us} for pair in times for k, us in zip((one, other), pair, strict=True)]
+    found = profile_of(runs, 3)
+    assert found.kernel_ms == {"MatMul": 0.4, "Softmax": 0.02}
+    assert found.products == (Product("float", 2, 3, 4),)
 
 
 def test_the_products_of_a_graph_have_its_cost(dense_bundle) -> None:
