@@ -139,7 +139,7 @@ class Benchmark:
 def run_benchmark(
     request: BenchmarkRequest, report: Report = lambda share, text: None
 ) -> Benchmark:
-    """Measure a bundle.
+    """Measure a bundle; memory in new processes, which import the script that calls this.
 
     Args:
         request: What to measure.
