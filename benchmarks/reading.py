@@ -103,9 +103,9 @@ def decisions(options: argparse.Namespace) -> dict[str, Any]:
             exact_outcome, fast_outcome = pipeline.outcomes(images)
             flips += exact_outcome.stage != fast_outcome.stage
             labels += int(exact_outcome.logits.argmax() != fast_outcome.logits.argmax())
-            confidences = exact_outcome.early_exit_confidence, fast_outcome.early_exit_confidence
-            if None not in confidences:
-                differences.append(abs(confidences[0] - confidences[1]))
+            one, other = exact_outcome.early_exit_confidence, fast_outcome.early_exit_confidence
+            if one is not None and other is not None:
+                differences.append(abs(one - other))
         return {
             "pictures": len(samples),
             "side": options.side,
