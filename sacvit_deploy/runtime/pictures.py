@@ -86,7 +86,7 @@ def read_reduced(source: PictureSource, least: tuple[int, int] | None = None) ->
     """Read a picture, a large JPEG file at reduced scale.
 
     Args:
-        source: As for `read_picture`.
+        source: A picture as `read_picture` takes it.
         least: (width, height) in pixels, 1 or more each, that the upright picture keeps at least.
             None reads the whole picture.
 

@@ -140,7 +140,7 @@ class _Taken:
         self._pool = ThreadPoolExecutor(threads, "sacvit-reader") if threads else None
 
     def fill(self, room: int) -> bool:
-        """Take what may be taken before the caller has the oldest; False if nothing is left."""
+        """Fill the queue from the source, as far as it has room; False if nothing is left."""
         try:
             while not self._ended and self._has_room(room):
                 self._take(*next(self._sources))

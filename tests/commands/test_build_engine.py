@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 
 import pytest
@@ -126,3 +127,26 @@ def test_a_missing_precision_is_made_where_onnx_is(invoke, copied):
     bundle = Bundle.open(copied)
     assert {graph.precision for graph in bundle.manifest.graphs} == {"fp32", "fp16"}
     assert [engine.precision for engine in bundle.engines()] == ["fp16", "fp16"]
+
+
+_BUILD_WITHOUT = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from sacvit_deploy.cli import main
+
+main(["build-engine", sys.argv[1], "--fp16", "--runtime=tensorrt-rtx", "--compute-capability=86"])
+"""
+
+
+def test_it_builds_where_torch_and_onnx_are_not_installed(bundle):
+    """As on a Jetson: the graphs come from another machine."""
+    command = [sys.executable, "-c", _BUILD_WITHOUT, str(bundle.path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert len(Bundle.open(bundle.path).engines(precision="fp16")) == 2

@@ -473,29 +473,6 @@ class TestTensorRT:
             )
 
 
-_BUILD_WITHOUT = """
-import importlib.abc, sys
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime"}:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
-from sacvit_deploy.cli import main
-
-main(["build-engine", sys.argv[1], "--fp16", "--runtime=tensorrt-rtx", "--compute-capability=86"])
-"""
-
-
-def test_it_builds_where_torch_and_onnx_are_not_installed(typed):
-    """As on a Jetson: the graphs come from another machine."""
-    command = [sys.executable, "-c", _BUILD_WITHOUT, str(typed.path)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert len(Bundle.open(typed.path).engines(precision="fp16")) == 2
-
-
 def test_nodes_kept_on_purpose_are_not_held_against_a_graph(typed):
     planted = typed.graph("early_exit", "fp16")
     write_typed_graph(typed.path / planted.file, planted, "int8")
