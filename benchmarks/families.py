@@ -91,7 +91,10 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="labelled pictures; classes in order of the head")
     parser.add_argument("-o", "--output", type=Path, required=True, help="writes .json and .svg")
     chosen = parser.parse_args()
-    rows = [row(*_named(file, chosen.data)) for file in chosen.checkpoints]
+    rows = []
+    for file in chosen.checkpoints:
+        title, found = evaluated(file, chosen.data)
+        rows.append(row(title, file, found))
     tools = versions("torch", "onnxruntime")
     document = {"tools": tools, "rows": rows}
     text = json.dumps(document, indent=2) + "\n"
@@ -105,11 +108,6 @@ def main() -> None:
             for name in ("first_stage", "second_stage", "within_half_a_point")
         ]
         print(f"| {each['family']} | " + " | ".join(cells) + " |")
-
-
-def _named(checkpoint: Path, data: Path) -> tuple[str, Path, Evaluation]:
-    title, found = evaluated(checkpoint, data)
-    return title, checkpoint, found
 
 
 if __name__ == "__main__":
