@@ -142,10 +142,12 @@ def torch_models(settings: Settings) -> tuple[Any, Any]:
     import torch
 
     from sacvit_deploy.model.build import random_model
+    from sacvit_deploy.model.vit import Backbone
 
     models = [random_model(config, 0).eval() for config in (settings.two_stage, settings.dense)]
     with torch.no_grad():
         for model in models:
+            assert isinstance(model, Backbone)
             model.head.weight.mul_(5)
     return models[0], models[1]
 

@@ -13,7 +13,7 @@ from sacvit_deploy.model.build import random_model
 from sacvit_deploy.model.two_stage import TwoStageViT
 
 if TYPE_CHECKING:
-    from sacvit_deploy.model.vit import Backbone
+    from sacvit_deploy.model.vision_model import VisionModel
 
 # Rows and columns differ, so that one taken for the other shows.
 SAC = ModelConfig(
@@ -54,7 +54,7 @@ GOLDEN_CF = ModelConfig(
 GOLDEN_FILE = Path(__file__).parent / "golden" / "cfvit_small_7x7.npz"
 
 
-def strong_model(config: ModelConfig, seed: int = 0) -> Backbone:
+def strong_model(config: ModelConfig, seed: int = 0) -> VisionModel:
     """Fresh weights give almost the same answer to everything; these do not."""
     model = random_model(config, seed)
     generator = torch.Generator().manual_seed(seed)

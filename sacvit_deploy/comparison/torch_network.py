@@ -17,7 +17,7 @@ from sacvit_deploy.families.config import graph_specs
 from sacvit_deploy.model.build import as_stored, model_of_origin
 from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.model.views import view_for
-from sacvit_deploy.model.vit import Backbone
+from sacvit_deploy.model.vision_model import VisionModel
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.spec import GraphSpec, Preprocessing
 
@@ -32,7 +32,7 @@ class TorchSession:
 
     provider = "torch"
 
-    def __init__(self, model: Backbone, spec: GraphSpec) -> None:
+    def __init__(self, model: VisionModel, spec: GraphSpec) -> None:
         self._modules = dict(model.named_modules())
         self._view = view_for(model, spec)
         self._spec = spec
@@ -68,7 +68,7 @@ def _record(
 
 
 def torch_network(
-    model: Backbone, preprocessing: Preprocessing, name: str = "torch", *, random: bool = False
+    model: VisionModel, preprocessing: Preprocessing, name: str = "torch", *, random: bool = False
 ) -> Network:
     """Wrap a model, which takes normalised images and chooses the tokens itself.
 
@@ -84,7 +84,7 @@ def torch_network(
     return Network(name, model.config, preprocess, sessions, "graph", backend=TORCH, random=random)
 
 
-def bundle_model(bundle: Bundle, checkpoint: Path | None) -> Backbone:
+def bundle_model(bundle: Bundle, checkpoint: Path | None) -> VisionModel:
     """Build the model a bundle was exported from; see `network.of_torch`."""
     manifest = bundle.manifest
     if checkpoint is not None:

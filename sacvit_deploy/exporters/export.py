@@ -29,7 +29,7 @@ from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.model.build import as_stored, random_model
 from sacvit_deploy.model.checkpoint_fit import check_finite
 from sacvit_deploy.model.checkpoints import Checkpoint
-from sacvit_deploy.model.vit import Backbone
+from sacvit_deploy.model.vision_model import VisionModel
 from sacvit_deploy.records import GraphEntry, TensorParity, WeightsOrigin
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.spec import GraphSpec, InputKind, Selection, WeightStorage, check_eta
@@ -85,7 +85,7 @@ _DEFAULT = ExportOptions()
 
 
 def export_bundle(
-    source: Path | Backbone | None,
+    source: Path | VisionModel | None,
     output: Path,
     options: ExportOptions = _DEFAULT,
     report: Callable[[str], None] = lambda _: None,
@@ -137,10 +137,10 @@ def export_bundle(
 
 
 def _resolve(
-    source: Path | Backbone | None, options: ExportOptions
-) -> tuple[Backbone, WeightsOrigin]:
+    source: Path | VisionModel | None, options: ExportOptions
+) -> tuple[VisionModel, WeightsOrigin]:
     """The model with its weights as they will be stored, and the record of these weights."""
-    model: Backbone
+    model: VisionModel
     if isinstance(source, Path):
         checkpoint = Checkpoint.read(source)
         unknown = f"{source} does not say which network it holds, and no preset was given."
@@ -183,7 +183,7 @@ def _read_labels(file: Path | None, config: ModelConfig) -> tuple[str, ...]:
 
 
 def _export_graph(
-    model: Backbone, spec: GraphSpec, options: ExportOptions, report: Callable[[str], None]
+    model: VisionModel, spec: GraphSpec, options: ExportOptions, report: Callable[[str], None]
 ) -> onnx.ModelProto:
     report(f"Exporting {spec.file} ({spec.role})")
     passes: tuple[Pass, ...] = DEFAULT_PASSES
@@ -196,7 +196,7 @@ def _export_graph(
 
 
 def _compare_with_torch(
-    model: Backbone, specs: tuple[GraphSpec, ...], options: ExportOptions, folder: Path
+    model: VisionModel, specs: tuple[GraphSpec, ...], options: ExportOptions, folder: Path
 ) -> list[TensorParity]:
     """Measure the error of every tensor of the written graphs on random pixels."""
     preprocessing = preset_preprocessing(model.config)

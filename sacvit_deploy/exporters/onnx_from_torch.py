@@ -15,7 +15,7 @@ from onnxscript import opset18
 
 from sacvit_deploy.errors import ExportError, interrupt_in
 from sacvit_deploy.model.views import example_inputs, view_for
-from sacvit_deploy.model.vit import Backbone
+from sacvit_deploy.model.vision_model import VisionModel
 from sacvit_deploy.spec import GraphSpec
 
 # LayerNormalization is one operator from 17 on, and 18 is the oldest set the exporter writes.
@@ -24,7 +24,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: its modules from the outsid
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
 
 
-def onnx_from_torch(model: Backbone, spec: GraphSpec, *, opset: int = 18) -> onnx.ModelProto:
+def onnx_from_torch(model: VisionModel, spec: GraphSpec, *, opset: int = 18) -> onnx.ModelProto:
     """Translate the part of a model that `spec` describes.
 
     Args:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _GIGA = 1e9
 
+# Fields of `ModelConfig` with the configuration of some families.
+_SECTIONS: dict[str, Any] = {"two_stage": TwoStageConfig}
+
 # Far above every network of these families, and small enough to count with.
 _LARGEST = {
     "patch_size": MAX_SIDE,
@@ -95,7 +98,20 @@ class ModelConfig:
             self.num_heads,
             f"a divisor of embed_dim {self.embed_dim}",
         )
+        self._check_sections()
         family_named(self.family).check(self)
+
+    def _check_sections(self) -> None:
+        own = family_named(self.family).section
+        for name in _SECTIONS:
+            section = getattr(self, name)
+            wanted = "set" if name == own else "null"
+            check_field(
+                (section is None) == (name != own),
+                name,
+                section,
+                f"{wanted} in the family {self.family}",
+            )
 
     @property
     def stages(self) -> TwoStageConfig:
@@ -135,24 +151,24 @@ class ModelConfig:
         return self.stages.num_targets(self.num_coarse_tokens)
 
     def replace(self, **fields: Any) -> ModelConfig:
-        """Copy with other values; fields of `two_stage` are named without a prefix.
+        """Copy with other values; fields of the family's section are named without a prefix.
 
         `ConfigError` if a field does not exist or the values do not fit together.
         """
-        stage_names = {f.name for f in dataclasses.fields(TwoStageConfig)}
+        section = family_named(self.family).section
         own_names = {f.name for f in dataclasses.fields(ModelConfig)}
-        unknown = sorted(set(fields) - stage_names - own_names)
+        inner_names = {f.name for f in dataclasses.fields(_SECTIONS[section])} if section else set()
+        unknown = sorted(set(fields) - own_names - inner_names)
         if unknown:
             raise ConfigError(
-                f"Unknown model field: {', '.join(unknown)}.",
-                f"Known fields: {', '.join(sorted(own_names | stage_names))}.",
+                f"The family {self.family!r} has no field {', '.join(unknown)}.",
+                f"Known fields: {', '.join(sorted(own_names | inner_names))}.",
             )
-        stage_fields = {k: v for k, v in fields.items() if k in stage_names}
-        own_fields = {k: v for k, v in fields.items() if k in own_names}
-        if stage_fields:
-            base = own_fields.get("two_stage", self.stages)
-            own_fields["two_stage"] = dataclasses.replace(base, **stage_fields)
-        return dataclasses.replace(self, **own_fields)
+        inner = {k: v for k, v in fields.items() if k in inner_names}
+        own = {k: v for k, v in fields.items() if k in own_names}
+        if section and inner:
+            own[section] = dataclasses.replace(own.get(section, getattr(self, section)), **inner)
+        return dataclasses.replace(self, **own)
 
 
 def graph_specs(

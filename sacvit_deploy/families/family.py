@@ -28,26 +28,34 @@ class Family:
         title: Name in its paper.
         presets: Fields of `ModelConfig` without the family, by preset.
         files: File name of each graph, in the order in which the graphs run.
-        check: Refuses a `ModelConfig` that the family cannot have.
+        section: Field of `ModelConfig` with the family's own configuration; None for none.
+        check: Refuses a `ModelConfig` that the family cannot have. It has the family's section, and
+            no other.
         tensors: Gives the inputs and outputs of each graph, by role.
         macs: Counts multiply-accumulates of each graph for one picture, by role.
         model: `module:class` of the torch network; its argument is a `ModelConfig`.
         view: `module:function` that gives the part of a network to trace for one graph.
+        layout: `module:function` that completes renamed tensors of a checkpoint for a network; see
+            `sacvit_deploy.model.layouts`.
         checkpoint_names: Prefixes of tensor names used here, by those in published checkpoints.
+        stored_shapes: Gives the shapes of the weights that tell the sizes of a network, by name.
     """
 
     name: str
     title: str
     presets: Mapping[str, Mapping[str, Any]]
     files: Mapping[Role, str]
+    section: str | None
     check: Callable[[ModelConfig], None]
     tensors: Callable[[ModelConfig, Selection, InputKind], Mapping[Role, tuple[Tensors, Tensors]]]
     macs: Callable[[ModelConfig, Counted], dict[Role, int]]
     model: str
     view: str
+    layout: str
     checkpoint_names: Mapping[str, str]
+    stored_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
 
-    def load(self, part: Literal["model", "view"]) -> Any:
+    def load(self, part: Literal["model", "view", "layout"]) -> Any:
         """Import the torch class or function that the family names; this needs torch."""
         module, _, name = getattr(self, part).partition(":")
         return getattr(importlib.import_module(module), name)

@@ -16,6 +16,7 @@ from sacvit_deploy.decode import check_field, check_types
 from sacvit_deploy.families.family import Family
 from sacvit_deploy.families.vit import (
     body_macs,
+    body_shapes,
     check_image_size,
     deit_presets,
     demo_preset,
@@ -23,6 +24,7 @@ from sacvit_deploy.families.vit import (
     logits_spec,
     mlp_macs,
     patch_macs,
+    table_shapes,
     unread_macs,
 )
 from sacvit_deploy.spec import (
@@ -150,21 +152,21 @@ def two_stage_family(
         title=title,
         presets=presets,
         files=files,
+        section="two_stage",
         check=_check,
         tensors=_tensors,
         macs=_macs,
         model="sacvit_deploy.model.two_stage:TwoStageViT",
         view="sacvit_deploy.model.views:two_stage_view",
+        layout="sacvit_deploy.model.layouts:two_stage_layout",
         checkpoint_names=_PUBLISHED_NAMES,
+        stored_shapes=_stored_shapes,
     )
 
 
 def _check(config: ModelConfig) -> None:
-    """Raise `ConfigError` if `two_stage` is missing or does not fit the body."""
-    stages = config.two_stage
-    if stages is None:
-        check_field(False, "two_stage", stages, f"set: the family {config.family} has two stages")
-        return
+    """Raise `ConfigError` if the stages do not fit the body."""
+    stages = config.stages
     check_image_size(config, 2 * config.patch_size, "twice the")
     first = stages.score_first_block
     wanted = f"a block of this network, 0 to {config.depth - 1}"
@@ -212,6 +214,10 @@ def _tensors(
 def _macs(config: ModelConfig, counted: Counted) -> dict[Role, int]:
     """Multiply-accumulates of both graphs; see `graph_macs`."""
     return {"early_exit": _early_exit_macs(config), "refine": _refine_macs(config, counted)}
+
+
+def _stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return body_shapes(config) | table_shapes(config, "pos_embed_fine")
 
 
 def _hand_off(config: ModelConfig) -> Tensors:

@@ -119,13 +119,8 @@ def dense_macs(config: ModelConfig, counted: Counted = "papers") -> int:
     return body_macs(config, *size) - unread + patch_macs(config, tokens)
 
 
-def _check(config: ModelConfig) -> None:
-    check_field(
-        config.two_stage is None,
-        "two_stage",
-        config.two_stage,
-        f"null: the family {config.family} has one stage",
-    )
+def check_patches(config: ModelConfig) -> None:
+    """Raise `ConfigError` if the patches do not divide the image."""
     check_image_size(config, config.patch_size, "the")
 
 
@@ -142,9 +137,10 @@ def check_image_size(config: ModelConfig, step: int, what: str) -> None:
     check_field(fits, "image_size", config.image_size, wanted)
 
 
-def _tensors(
+def single_tensors(
     config: ModelConfig, _: Selection, input_kind: InputKind
 ) -> dict[Role, tuple[Tensors, Tensors]]:
+    """Inputs and outputs of a network of one graph: the picture, and logits."""
     return {"single": ((image_spec(config, input_kind),), (logits_spec(config),))}
 
 
@@ -152,15 +148,41 @@ def _macs(config: ModelConfig, counted: Counted) -> dict[Role, int]:
     return {"single": dense_macs(config, counted)}
 
 
+def body_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that tell the sizes of a body, by name."""
+    width = config.embed_dim
+    channels, patch = 3, config.patch_size
+    if config.stem == "conv":
+        channels, patch = STEM_WIDTH, patch // 2
+    return {
+        "patch_embed.proj.weight": (width, channels, patch, patch),
+        "blocks.0.mlp.fc1.weight": (round(width * config.mlp_ratio), width),
+        "head.weight": (config.num_classes, width),
+    }
+
+
+def table_shapes(config: ModelConfig, table: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the class token and of the position table of that name."""
+    width = config.embed_dim
+    return {"cls_token": (1, 1, width), table: (1, config.num_fine_tokens + 1, width)}
+
+
+def _stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return body_shapes(config) | table_shapes(config, "pos_embed")
+
+
 VIT = Family(
     name="vit",
     title="ViT",
     presets=deit_presets("") | demo_preset(""),
     files={"single": "model.onnx"},
-    check=_check,
-    tensors=_tensors,
+    section=None,
+    check=check_patches,
+    tensors=single_tensors,
     macs=_macs,
     model="sacvit_deploy.model.vit:VisionTransformer",
     view="sacvit_deploy.model.views:single_view",
+    layout="sacvit_deploy.model.layouts:dense_layout",
     checkpoint_names={},
+    stored_shapes=_stored_shapes,
 )

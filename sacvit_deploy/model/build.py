@@ -12,19 +12,19 @@ from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.records import WeightsOrigin
 
 if TYPE_CHECKING:
-    from sacvit_deploy.model.vit import Backbone
+    from sacvit_deploy.model.vision_model import VisionModel
 
 
 _VECTOR_STD = 0.05
 
 
-def build_model(config: ModelConfig) -> Backbone:
+def build_model(config: ModelConfig) -> VisionModel:
     """Build the network of a configuration, freshly initialised."""
-    model: Backbone = family_named(config.family).load("model")(config)
+    model: VisionModel = family_named(config.family).load("model")(config)
     return model
 
 
-def random_model(config: ModelConfig, seed: int) -> Backbone:
+def random_model(config: ModelConfig, seed: int) -> VisionModel:
     """Build a network with weights drawn from a seed; the same seed gives the same weights.
 
     Biases and norms are drawn too. A training starts with all of them at 0 or 1, and a graph that
@@ -45,14 +45,14 @@ def random_model(config: ModelConfig, seed: int) -> Backbone:
         return model.eval()
 
 
-def model_of_origin(config: ModelConfig, weights: WeightsOrigin) -> Backbone | None:
+def model_of_origin(config: ModelConfig, weights: WeightsOrigin) -> VisionModel | None:
     """Build the model of a bundle again; None if its record of the weights is not enough."""
     if weights.seed is None:
         return None
     return as_stored(random_model(config, weights.seed), weights)
 
 
-def as_stored(model: Backbone, weights: WeightsOrigin) -> Backbone:
+def as_stored(model: VisionModel, weights: WeightsOrigin) -> VisionModel:
     """A copy of the model with its weights folded, and rounded as a bundle's record says.
 
     It computes in float32. Folding comes first: the weights in the graphs are the folded ones.

@@ -36,12 +36,12 @@ from sacvit_deploy.model.checkpoint_fit import (
     check_fit,
     check_stored,
     shortened,
-    to_own_layout,
 )
+from sacvit_deploy.model.layouts import to_own_layout
 from sacvit_deploy.records import WeightsOrigin
 
 if TYPE_CHECKING:
-    from sacvit_deploy.model.vit import Backbone
+    from sacvit_deploy.model.vision_model import VisionModel
 
 
 CONFIG_METADATA = "sacvit_deploy_config"
@@ -167,7 +167,7 @@ class Checkpoint:
         check_finite(self.tensors, str(self.path))
         return state
 
-    def model(self, config: ModelConfig) -> Backbone:
+    def model(self, config: ModelConfig) -> VisionModel:
         """Build a network with these weights, in evaluation mode.
 
         Raises:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.families.windows import OUTSIDE, best_window, window_members
 from sacvit_deploy.model.attention import ClusterKernel, Clusters
-from sacvit_deploy.model.vit import Backbone, Mlp
+from sacvit_deploy.model.vit import ClassTokenBackbone, Mlp
 
 
 class EarlyExitOutput(NamedTuple):
@@ -123,7 +123,7 @@ class FeatureFusion(nn.Module):
         return fused.unsqueeze(2).expand(-1, -1, 4, -1).flatten(1, 2)
 
 
-class TwoStageViT(Backbone):
+class TwoStageViT(ClassTokenBackbone):
     """A Vision Transformer with an early exit on coarse tokens and a refine stage."""
 
     def __init__(self, config: ModelConfig, *, cluster_kernel: ClusterKernel = "masked") -> None:

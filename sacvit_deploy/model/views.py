@@ -13,7 +13,8 @@ from sacvit_deploy.model.two_stage import (
     TwoStageViT,
     select_tokens,
 )
-from sacvit_deploy.model.vit import Backbone, VisionTransformer
+from sacvit_deploy.model.vision_model import VisionModel
+from sacvit_deploy.model.vit import VisionTransformer
 from sacvit_deploy.spec import FINE_INDEX, SURVIVOR_ROWS, TARGET_INDEX, GraphSpec, TensorSpec
 
 # Three images of which two survive: the dynamic axes of an example have different sizes, and none
@@ -102,7 +103,7 @@ def two_stage_view(model: TwoStageViT, spec: GraphSpec) -> nn.Module:
     return RefineView(model) if by_host else RefineFromScoreView(model)
 
 
-def view_for(model: Backbone, spec: GraphSpec) -> nn.Module:
+def view_for(model: VisionModel, spec: GraphSpec) -> nn.Module:
     """Build the view with the inputs and outputs of `spec`, in evaluation mode."""
     view: nn.Module = family_named(model.config.family).load("view")(model, spec)
     return view.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.model.attention import Attention, Clusters
 from sacvit_deploy.model.stems import STEMS, ConvStem
+from sacvit_deploy.model.vision_model import VisionModel
 
 _INIT_STD = 0.02
 
@@ -74,23 +75,51 @@ class Block(nn.Module):
         self.branch_scale = 1.0
 
 
-class Backbone(nn.Module):
-    """The common part of dense and two-stage networks, with DeiT's and LV-ViT's names."""
+class Backbone(VisionModel):
+    """The common part of networks of DeiT's blocks, with DeiT's and LV-ViT's names."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.patch_embed: nn.Module = STEMS[config.stem](config)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.embed_dim, config.num_classes)
-        if config.aux_weight:
-            self.aux_head = nn.Linear(config.embed_dim, config.num_classes)
 
     def encoder(self) -> list[Block]:
         """The blocks in order."""
         return [cast("Block", block) for block in self.blocks]
+
+    def fold(self) -> None:
+        """See `VisionModel.fold`."""
+        if isinstance(self.patch_embed, ConvStem):
+            self.patch_embed = self.patch_embed.folded()
+        for block in self.encoder():
+            block.fold_scale()
+
+    def branch_ends(self) -> list[Sequence[nn.Module]]:
+        """See `VisionModel.branch_ends`."""
+        return [(block.attn.proj, block.mlp.fc2) for block in self.encoder()]
+
+    def reset_parameters(self) -> None:
+        """Initialise as DeiT: truncated normal weights and tables, zero biases, unit norms."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=_INIT_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name == "cls_token" or name.startswith("pos_embed"):
+                nn.init.trunc_normal_(parameter, std=_INIT_STD)
+
+
+class ClassTokenBackbone(Backbone):
+    """A backbone with a class token and a head on it; in LV-ViT, a second head on the patches."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        if config.aux_weight:
+            self.aux_head = nn.Linear(config.embed_dim, config.num_classes)
 
     def answer(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
         """Run all blocks on a sequence, class token first, (B, L, D): logits (B, C).
@@ -119,33 +148,9 @@ class Backbone(nn.Module):
         logits = logits + weight * each.amax(dim=1)
         return logits / (1 + weight) if mean else logits
 
-    def folded(self) -> Backbone:
-        """The same network as it is deployed: BatchNorm and constant factors are in the weights.
-
-        Returns:
-            A copy in evaluation mode.
-        """
-        model = copy.deepcopy(self).eval()
-        if isinstance(model.patch_embed, ConvStem):
-            model.patch_embed = model.patch_embed.folded()
-        for block in model.encoder():
-            block.fold_scale()
-        return model
-
     def position_table(self, tokens: int) -> nn.Parameter:
         """Make a learned table for the class token and `tokens` patches, (1, tokens+1, D)."""
         return nn.Parameter(torch.zeros(1, tokens + 1, self.config.embed_dim))
-
-    def reset_parameters(self) -> None:
-        """Initialise as DeiT: truncated normal weights and tables, zero biases, unit norms."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=_INIT_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for name, parameter in self.named_parameters():
-            if name == "cls_token" or name.startswith("pos_embed"):
-                nn.init.trunc_normal_(parameter, std=_INIT_STD)
 
     def with_class_token(self, table: Tensor, *parts: Tensor) -> Tensor:
         """Join the class token at its position in a table with tokens (B, L, D) (Eq. 2)."""
@@ -153,7 +158,7 @@ class Backbone(nn.Module):
         return torch.cat([class_token, *parts], dim=1)
 
 
-class VisionTransformer(Backbone):
+class VisionTransformer(ClassTokenBackbone):
     """The dense DeiT, the baseline of every comparison."""
 
     def __init__(self, config: ModelConfig) -> None:

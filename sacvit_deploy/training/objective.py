@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sacvit_deploy.model.two_stage import TwoStageViT, select_tokens
-from sacvit_deploy.model.vit import Backbone
+from sacvit_deploy.model.vision_model import VisionModel
 
 if TYPE_CHECKING:
     from sacvit_deploy.training.config import LossConfig
@@ -26,7 +26,7 @@ class Answers(NamedTuple):
 class StagedForward(nn.Module):
     """A network whose `forward` runs both stages, as DistributedDataParallel needs it."""
 
-    def __init__(self, model: Backbone) -> None:
+    def __init__(self, model: VisionModel) -> None:
         super().__init__()
         self.model = model
 
@@ -109,17 +109,17 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
     return kl * temperature**2
 
 
-def add_drop_path(model: Backbone, rate: float) -> None:
+def add_drop_path(model: VisionModel, rate: float) -> None:
     """Add stochastic depth (Huang et al. 2016): residual branches drop per picture in training.
 
     The last layer of both branches gets a hook. The probability grows linearly from 0 in the first
     block to `rate` in the last.
     """
-    blocks = model.encoder()
-    for index, block in enumerate(blocks):
+    blocks = model.branch_ends()
+    for index, last_layers in enumerate(blocks):
         probability = rate * index / max(1, len(blocks) - 1)
         if probability > 0:
-            for last_layer in (block.attn.proj, block.mlp.fc2):
+            for last_layer in last_layers:
                 last_layer.register_forward_hook(partial(_drop, probability))
 
 

@@ -29,6 +29,7 @@ TOY = Family(
     title="Toy",
     presets={},
     files={"early_exit": "look.onnx", "refine": "think.onnx"},
+    section=None,
     check=_check,
     tensors=lambda config, _, kind: {
         "refine": ((TensorSpec("seen", "float32", (BATCH, 5)),), (_logits(config),)),
@@ -40,7 +41,9 @@ TOY = Family(
     macs=lambda config, _: {"early_exit": 10, "refine": 3 * config.embed_dim},
     model="sacvit_deploy.model.vit:VisionTransformer",
     view="sacvit_deploy.model.views:single_view",
+    layout="sacvit_deploy.model.layouts:dense_layout",
     checkpoint_names={},
+    stored_shapes=lambda config: {"cls_token": (1, 1, config.embed_dim)},
 )
 
 
@@ -94,11 +97,11 @@ def test_its_torch_network_is_found_by_name(config):
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_family_is_found_by_its_name(family):
     assert family_named(family.name) is family
-    for part in ("model", "view"):
+    for part in ("model", "view", "layout"):
         assert callable(family.load(part))
 
 
-@pytest.mark.parametrize("name", ["swin", None, 3])
+@pytest.mark.parametrize("name", ["resnet", None, 3])
 def test_another_name_is_refused(name):
     with pytest.raises(ConfigError, match=", ".join(FAMILIES)):
         family_named(name)

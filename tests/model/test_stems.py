@@ -6,6 +6,7 @@ from torch import nn
 
 from sacvit_deploy.model.build import random_model
 from sacvit_deploy.model.stems import BatchNorm, ConvStem
+from sacvit_deploy.model.vit import Backbone
 from tests.tiny_models import CF_LV, DENSE_LV
 
 
@@ -20,7 +21,9 @@ def test_batch_norm_is_torchs_but_for_the_count():
 
 
 def test_the_folded_stem_computes_the_same_without_batch_norm():
-    stem = random_model(CF_LV, 0).patch_embed.double().eval()
+    model = random_model(CF_LV, 0)
+    assert isinstance(model, Backbone)
+    stem = model.patch_embed.double().eval()
     assert isinstance(stem, ConvStem)
     assert isinstance(stem.bn2, BatchNorm)
     assert stem.bn2.running_var.std() > 0
@@ -35,9 +38,11 @@ def test_the_folded_stem_computes_the_same_without_batch_norm():
 
 def test_the_folded_network_computes_the_same():
     model = random_model(DENSE_LV, 1).double()
+    assert isinstance(model, Backbone)
     image = torch.randn(2, 3, *DENSE_LV.image_size, dtype=torch.float64)
     with torch.no_grad():
         folded, wanted = model.folded(), model(image)
+        assert isinstance(folded, Backbone)
         np.testing.assert_allclose(folded(image), wanted, rtol=0, atol=1e-12)
         np.testing.assert_allclose(folded.folded()(image), wanted, rtol=0, atol=1e-12)
     assert {block.branch_scale for block in model.encoder()} == {0.5}

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from sacvit_deploy.model.build import build_model
+from sacvit_deploy.model.vit import Backbone
 from sacvit_deploy.training.config import LossConfig
 from sacvit_deploy.training.objective import (
     Answers,
@@ -72,6 +73,7 @@ def test_equal_answers_do_not_diverge(logits):
 
 def test_drop_path_drops_whole_pictures_while_training_only(run):
     model = build_model(run.model)
+    assert isinstance(model, Backbone)
     add_drop_path(model, 0.5)
     last = model.encoder()[-1].mlp.fc2
     x = torch.ones(64, 3, 64)
@@ -85,6 +87,7 @@ def test_drop_path_drops_whole_pictures_while_training_only(run):
 
 def test_the_first_block_drops_nothing(run):
     model = build_model(run.model)
+    assert isinstance(model, Backbone)
     add_drop_path(model, 0.9)
     first = model.encoder()[0].mlp.fc2.train()
     x = torch.ones(8, 3, 64)
