@@ -11,7 +11,6 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from sacvit_deploy.decode import decode, encode, parse_json, shown
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
-from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.files import FileRecord
 from sacvit_deploy.records import (
@@ -99,7 +98,8 @@ class Manifest:
         self._check_calibrations()
 
     def _check_roles(self) -> None:
-        wanted = set(family_named(self.config.family).files)
+        specs = graph_specs(self.config, selection=self.selection, input_kind=self.input_kind)
+        wanted = {spec.role for spec in specs}
         found = [(graph.role, graph.precision) for graph in self.graphs]
         if {role for role, _ in found} != wanted or len(set(found)) != len(found):
             raise BundleIntegrityError(

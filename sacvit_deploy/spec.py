@@ -30,6 +30,9 @@ TARGET_INDEX = "target_index"
 NON_TARGET_INDEX = "non_target_index"
 FINE_INDEX = "fine_index"
 SURVIVOR_ROWS = "survivor_rows"
+KEPT = "kept"
+KEPT_MASK = "kept_mask"
+OVERFLOW = "overflow"
 
 # Names of dynamic axes.
 BATCH = "batch"

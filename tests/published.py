@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.model.checkpoints import Checkpoint
-from sacvit_deploy.model.two_stage import TwoStageViT
 
 _SMALL = {"embed_dim": 48, "num_heads": 3, "num_classes": 16}
 CONFIGS = {
     "lfvit_small_7x7": preset("lf_deit_small_patch16_224").replace(**_SMALL),
     "cflvvit_small_7x7": preset("cf_lv_vit_small_224").replace(**_SMALL),
 }
+GATED = preset("svit_deit_small_patch16_224").replace(**{**_SMALL, "num_heads": 4})
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Published:
 
     @property
     def config(self) -> ModelConfig:
-        return CONFIGS[self.name]
+        return CONFIGS.get(self.name, GATED)
 
     @property
     def image(self) -> NDArray[np.float32]:
@@ -68,10 +68,8 @@ class Published:
         torch.save({"model": weights}, path)
         return path
 
-    def model(self) -> TwoStageViT:
-        model = Checkpoint.read(self.checkpoint).model(self.config)
-        assert isinstance(model, TwoStageViT)
-        return model
+    def model(self, config: ModelConfig | None = None) -> Any:
+        return Checkpoint.read(self.checkpoint).model(config or self.config)
 
     @property
     def targets(self) -> NDArray[np.int64]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.svit import GateConfig
 from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.model.build import random_model
+from sacvit_deploy.model.svit import SelectiveViT
 from sacvit_deploy.model.two_stage import TwoStageViT
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ CF_LV = SAC.replace(
 )
 DENSE = ModelConfig("vit", (32, 48), 4, 24, 2, 3, num_classes=7)
 DENSE_LV = DENSE.replace(family="lv_vit", aux_weight=0.5, **_LV)
+GATED = DENSE.replace(family="svit", depth=3, layer_norm_eps=1e-5, gates=GateConfig(first_block=1))
 GOLDEN_CF = ModelConfig(
     "cf_vit",
     (224, 224),
@@ -71,4 +74,15 @@ def strong_two_stage(config: ModelConfig, seed: int = 0) -> TwoStageViT:
     """`strong_model` of a two-stage network."""
     model = strong_model(config, seed)
     assert isinstance(model, TwoStageViT)
+    return model
+
+
+@torch.no_grad()
+def strong_gated(config: ModelConfig, seed: int = 0) -> SelectiveViT:
+    """`strong_model` of a network with gates, which keep some half of the tokens."""
+    model = strong_model(config, seed)
+    assert isinstance(model, SelectiveViT)
+    for _, gate in model.gated_blocks():
+        gate.mlp.fc1.weight.mul_(4)
+        gate.mlp.fc2.bias.zero_()
     return model

@@ -14,7 +14,7 @@ from sacvit_deploy.comparison.decisions import EXPORT_LIMITS
 from sacvit_deploy.errors import ParityError
 from sacvit_deploy.records import PROBABILITIES, TensorParity
 from sacvit_deploy.runtime.algorithm import softmax
-from sacvit_deploy.spec import IMAGE, LOGITS, Role
+from sacvit_deploy.spec import IMAGE, KEPT, KEPT_MASK, LOGITS, OVERFLOW, Role
 
 if TYPE_CHECKING:
     from sacvit_deploy.comparison.network import Network
@@ -38,7 +38,10 @@ def compare_tensors(
 ) -> list[TensorParity]:
     """Measure every output of every graph, at each batch.
 
-    A later graph gets the tensors of the reference, so that its error is its own.
+    A later graph gets the tensors of the reference, so that its error is its own. A mask of kept
+    tokens differs by the share of the tokens that are kept by one network alone. Its counts are
+    left out, and other tensors are compared on the pictures of equal masks, if there are any:
+    where a gate decided differently, so would they by right.
 
     Args:
         reference: Trusted network.
@@ -53,9 +56,15 @@ def compare_tensors(
         known = ReferenceTensors(reference, pixels)
         for role, session in candidate.sessions.items():
             wanted, found = known.tensors[role], session.run(known.feeds(candidate, role))
-            pairs = [(name, wanted[name], found[name]) for name in found]
+            masks = wanted.get(KEPT_MASK), found.get(KEPT_MASK)
+            alike = _alike(*masks)
+            if masks[0] is not None:
+                records.append(TensorParity(role, KEPT_MASK, len(pixels), *_share(*masks)))
+            names = [name for name in found if name not in (KEPT_MASK, KEPT, OVERFLOW)]
+            pairs = [(name, wanted[name][alike], found[name][alike]) for name in names]
             with np.errstate(invalid="ignore"):
-                pairs.append((PROBABILITIES, softmax(wanted[LOGITS]), softmax(found[LOGITS])))
+                logits = [softmax(tensors[LOGITS][alike]) for tensors in (wanted, found)]
+                pairs.append((PROBABILITIES, logits[0], logits[1]))
                 records += [TensorParity(role, n, len(pixels), *_error(w, f)) for n, w, f in pairs]
     return records
 
@@ -105,12 +114,27 @@ class ReferenceTensors:
     def feeds(self, network: Network, role: Role) -> Arrays:
         """Make the inputs of one graph of any network of this configuration."""
         image = network.images(self._pixels)
-        if role != "refine":
+        first = next(iter(network.sessions))
+        if role == first:
             return {IMAGE: image}
-        hand_off = {**self.tensors["early_exit"], IMAGE: image}
+        hand_off = {**self.tensors[first], IMAGE: image}
         del hand_off[LOGITS]
         feeds: Any = network.scheduler.refine_feeds(hand_off, np.arange(len(image)))
         return dict(feeds)
+
+
+def _alike(wanted: NDArray[Any] | None, found: NDArray[Any] | None) -> Any:
+    """Rows to compare: those of equal masks (B, ...), or all if there is none or no mask."""
+    if wanted is None or found is None:
+        return slice(None)
+    alike = np.all(wanted == found, axis=tuple(range(1, wanted.ndim)))
+    return alike if alike.any() else slice(None)
+
+
+def _share(wanted: Any, found: Any) -> tuple[float, float]:
+    """Whether any element of two masks differs, and the share that does."""
+    differs = wanted != found
+    return float(differs.any()), float(differs.mean())
 
 
 def _error(wanted: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:

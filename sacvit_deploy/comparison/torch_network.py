@@ -12,6 +12,7 @@ import torch
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.comparison.network import TORCH, Network
+from sacvit_deploy.engines.session import for_any_batch
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.families.config import graph_specs
 from sacvit_deploy.model.build import as_stored, model_of_origin
@@ -79,7 +80,7 @@ def torch_network(
         random: Whether the weights were never trained.
     """
     specs = graph_specs(model.config, selection="graph")
-    sessions = {spec.role: TorchSession(model, spec) for spec in specs}
+    sessions = {spec.role: for_any_batch(TorchSession(model, spec), spec) for spec in specs}
     preprocess = Preprocessor(preprocessing)
     return Network(name, model.config, preprocess, sessions, "graph", backend=TORCH, random=random)
 

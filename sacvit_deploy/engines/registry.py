@@ -27,7 +27,7 @@ from sacvit_deploy.engines.openvino_session import (
     half_precision,
     openvino,
 )
-from sacvit_deploy.engines.session import Session, SessionOptions
+from sacvit_deploy.engines.session import Session, SessionOptions, for_any_batch
 from sacvit_deploy.engines.tensorrt_session import open_engines
 from sacvit_deploy.errors import (
     BundleIntegrityError,
@@ -239,12 +239,15 @@ def _prepare_openvino(
     def start() -> OpenedSessions:
         cache, weights = cache_folder(bundle), bundle.linked_weights()
         sessions = {
-            graph.role: OpenVinoSession(
-                bundle.graph_path(graph),
+            graph.role: for_any_batch(
+                OpenVinoSession(
+                    bundle.graph_path(graph),
+                    graph,
+                    options,
+                    cache=cache / graph.role / "openvino",
+                    weights=weights,
+                ),
                 graph,
-                options,
-                cache=cache / graph.role / "openvino",
-                weights=weights,
             )
             for graph in graphs
         }
@@ -263,12 +266,15 @@ def _prepare_onnxruntime(
     def start() -> OpenedSessions:
         cache, weights = cache_folder(bundle), bundle.linked_weights()
         sessions = {
-            graph.role: OnnxRuntimeSession(
-                bundle.graph_path(graph),
-                options,
-                graph=graph,
-                cache=cache / graph.role,
-                weights=weights,
+            graph.role: for_any_batch(
+                OnnxRuntimeSession(
+                    bundle.graph_path(graph),
+                    options,
+                    graph=graph,
+                    cache=cache / graph.role,
+                    weights=weights,
+                ),
+                graph,
             )
             for graph in graphs
         }

@@ -99,6 +99,38 @@ def sharing_memory(first: Session, second: Session) -> tuple[DeviceSession, Devi
     return first, second
 
 
+class RowByRow:
+    """Runs a graph for one picture on a batch of any size, one row after the other."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def provider(self) -> str:
+        """See `Session.provider`."""
+        return self._session.provider
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See `Session.run`; the inputs have one row per picture."""
+        size = len(next(iter(feeds.values()), ()))
+        if size <= 1:
+            return self._session.run(feeds)
+        rows = [
+            self._session.run({name: array[row : row + 1] for name, array in feeds.items()})
+            for row in range(size)
+        ]
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._session.close()
+
+
+def for_any_batch(session: Session, graph: GraphSpec | GraphEntry) -> Session:
+    """The session itself, or one that takes any batch if the graph takes one picture only."""
+    return RowByRow(session) if graph.inputs[0].shape[0] == 1 else session
+
+
 def closed_error(name: str) -> EngineError:
     """The error of a call to a session that was closed before."""
     return EngineError(f"{name} was used after it was closed.", "Load the bundle again.")

@@ -16,6 +16,7 @@ from sacvit_deploy.comparison.tensors import check_parity, compare_tensors, rand
 from sacvit_deploy.comparison.torch_network import torch_network
 from sacvit_deploy.decode import read_bounded
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
+from sacvit_deploy.engines.session import for_any_batch
 from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
 from sacvit_deploy.exporters.passes import DEFAULT_PASSES, Pass, run_passes
@@ -204,7 +205,10 @@ def _compare_with_torch(
         "ONNX",
         model.config,
         Preprocessor(preprocessing, options.input_kind),
-        {spec.role: OnnxRuntimeSession(folder / spec.file, graph=spec) for spec in specs},
+        {
+            spec.role: for_any_batch(OnnxRuntimeSession(folder / spec.file, graph=spec), spec)
+            for spec in specs
+        },
         options.selection,
     )
     batches = (random_pixels(preprocessing.crop, size) for size in options.parity_batches)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from sacvit_deploy.decode import check_field, check_types
+from sacvit_deploy.decode import OPTIONAL, check_field, check_types
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
+from sacvit_deploy.families.svit import GateConfig
 from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.spec import MAX_SIDE, GraphSpec, InputKind, Preprocessing, Role, Selection
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _GIGA = 1e9
 
 # Fields of `ModelConfig` with the configuration of some families.
-_SECTIONS: dict[str, Any] = {"two_stage": TwoStageConfig}
+_SECTIONS: dict[str, Any] = {"two_stage": TwoStageConfig, "gates": GateConfig}
 
 # Far above every network of these families, and small enough to count with.
 _LARGEST = {
@@ -57,6 +58,7 @@ class ModelConfig:
         aux_weight: Weight of the head on the patches, whose largest logits are added to those of
             the class token (LV-ViT); 0 for no such head.
         two_stage: Configuration of the stages; None in families of one stage.
+        gates: Configuration of the gates; None in families without gates.
 
     Raises:
         ConfigError: A value is of another type, out of range, or does not fit the others.
@@ -76,6 +78,7 @@ class ModelConfig:
     residual_scale: float = 1.0
     aux_weight: float = 0.0
     two_stage: TwoStageConfig | None = None
+    gates: GateConfig | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -122,6 +125,16 @@ class ModelConfig:
                 "Use a preset of a two-stage family, such as sac_deit_small_patch16_224.",
             )
         return self.two_stage
+
+    @property
+    def gating(self) -> GateConfig:
+        """Configuration of the gates; `ConfigError` if the family has none."""
+        if self.gates is None:
+            raise ConfigError(
+                f"The family {self.family!r} has no gates, and this needs them.",
+                "Use a preset of SViT, such as svit_deit_small_patch16_224.",
+            )
+        return self.gates
 
     @property
     def fine_grid(self) -> tuple[int, int]:
@@ -183,7 +196,11 @@ def graph_specs(
     """
     family = family_named(config.family)
     tensors = family.tensors(config, selection, input_kind)
-    return tuple(GraphSpec(role, file, *tensors[role]) for role, file in family.files.items())
+    return tuple(
+        GraphSpec(role, file, *tensors[role])
+        for role, file in family.files.items()
+        if role in tensors
+    )
 
 
 def graph_macs(config: ModelConfig, counted: Counted = "papers") -> dict[Role, int]:

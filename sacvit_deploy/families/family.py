@@ -27,7 +27,8 @@ class Family:
         name: Name in configurations, bundles and checkpoints.
         title: Name in its paper.
         presets: Fields of `ModelConfig` without the family, by preset.
-        files: File name of each graph, in the order in which the graphs run.
+        files: File name of each graph, in the order in which the graphs run. A configuration need
+            not have all of them.
         section: Field of `ModelConfig` with the family's own configuration; None for none.
         check: Refuses a `ModelConfig` that the family cannot have. It has the family's section, and
             no other.

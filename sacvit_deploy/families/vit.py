@@ -73,10 +73,11 @@ def body_macs(config: ModelConfig, length: int, pairs: int) -> int:
     width = config.embed_dim
     classified = length if config.aux_weight else 1
     heads = classified * width * config.num_classes
-    return config.depth * _block_macs(config, length, pairs) + heads
+    return config.depth * block_macs(config, length, pairs) + heads
 
 
-def _block_macs(config: ModelConfig, length: int, pairs: int) -> int:
+def block_macs(config: ModelConfig, length: int, pairs: int) -> int:
+    """Cost of one block for `length` tokens, of which `pairs` attend to each other."""
     linear = 4 * config.embed_dim**2 + mlp_macs(config)
     return length * linear + 2 * pairs * config.embed_dim
 
@@ -90,8 +91,8 @@ def unread_macs(config: ModelConfig, length: int, pairs: int) -> int:
     if config.aux_weight:
         return 0
     projected = (length - 1) * 3 * config.embed_dim**2
-    class_token = _block_macs(config, 1, length)
-    return _block_macs(config, length, pairs) - projected - class_token
+    class_token = block_macs(config, 1, length)
+    return block_macs(config, length, pairs) - projected - class_token
 
 
 def mlp_macs(config: ModelConfig) -> int:

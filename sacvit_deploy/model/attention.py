@@ -46,11 +46,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
-        """Attend within x (B, L, D), jointly if `clusters` is None."""
+    def forward(
+        self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend within x (B, L, D), jointly if `clusters` is None.
+
+        A mask is for joint attention alone: it is added to the scores (B, heads, L, L).
+        """
         q, k, v = self._project(x)
         if clusters is None:
-            return self._merge(joint_attention(q, k, v))
+            return self._merge(joint_attention(q, k, v, mask))
         kernel = _split_attention if clusters.kernel == "split" else _masked_attention
         return self._merge(kernel(q, k, v, clusters))
 
@@ -64,14 +69,16 @@ class Attention(nn.Module):
         q, k, v = self._project(x)
         return self._merge(joint_attention(q, k, v)), q[:, :, :1] @ k
 
-    def class_token(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
+    def class_token(
+        self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Attend with the class token alone, as `forward` does: (B, L, D) to (B, 1, D)."""
         q, k, v = self._project(x)
-        scores = q[:, :, :1] @ k
         if clusters is not None and clusters.cls_update == "mean":
-            mask = cluster_mask(x.shape[1], clusters)[:2].to(scores)
-            return self._merge(torch.softmax(scores + mask, dim=-1).mean(2, keepdim=True) @ v)
-        return self._merge(torch.softmax(scores, dim=-1) @ v)
+            scores = q[:, :, :1] @ k
+            twice = cluster_mask(x.shape[1], clusters)[:2].to(scores)
+            return self._merge(torch.softmax(scores + twice, dim=-1).mean(2, keepdim=True) @ v)
+        return self._merge(joint_attention(q[:, :, :1], k, v, mask))
 
     @torch.no_grad()
     def fold_scale(self) -> None:

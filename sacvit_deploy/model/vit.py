@@ -19,13 +19,13 @@ _INIT_STD = 0.02
 class Mlp(nn.Module):
     """Linear, exact GELU, linear."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, outputs: int | None = None) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = nn.Linear(hidden, width if outputs is None else outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) to (..., D)."""
+        """(..., D) to (..., D), or to the number of outputs."""
         result: Tensor = self.fc2(nn.functional.gelu(self.fc1(x)))
         return result
 
@@ -45,18 +45,22 @@ class Block(nn.Module):
         self.mlp = Mlp(width, round(width * config.mlp_ratio))
         self.branch_scale = config.residual_scale
 
-    def forward(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        return self._after_attention(x, self.attn(self.norm1(x), clusters))
+    def forward(
+        self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D) to (B, L, D); see `Attention.forward` for the mask."""
+        return self._after_attention(x, self.attn(self.norm1(x), clusters, mask))
 
     def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return also the class row of the scores before the softmax, (B, heads, 1, L)."""
         attended, class_row = self.attn.forward_with_class_row(self.norm1(x))
         return self._after_attention(x, attended), class_row
 
-    def class_token(self, x: Tensor, clusters: Clusters | None = None) -> Tensor:
+    def class_token(
+        self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """The class token of the result alone, (B, L, D) to (B, 1, D)."""
-        return self._after_attention(x[:, :1], self.attn.class_token(self.norm1(x), clusters))
+        return self._after_attention(x[:, :1], self.attn.class_token(self.norm1(x), clusters, mask))
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self._scaled(attended)

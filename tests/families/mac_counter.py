@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
-from onnx import shape_inference
+from onnx import numpy_helper, shape_inference
 
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
 from sacvit_deploy.families import family_named
@@ -51,6 +52,11 @@ def _for_one_picture(model: onnx.ModelProto) -> onnx.ModelProto:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param:
                 dimension.dim_value = 1
+    for node in list(copy.graph.node):
+        if node.op_type == "Range":  # over the pictures; its shape is not inferred
+            first = numpy_helper.from_array(np.zeros(1, np.int64), node.output[0])
+            copy.graph.initializer.append(first)
+            copy.graph.node.remove(node)
     return shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
 
 

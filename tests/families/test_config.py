@@ -131,11 +131,11 @@ def test_every_promised_preset_is_there():
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_family_follows_the_prefix(name):
     config = preset(name)
-    start = re.match(r"(sac_|cf_|lf_)?(lv_)?", name)
+    start = re.match(r"(sac_|cf_|lf_|s(?=vit_))?(lv_)?", name)
     assert start
     family = f"{start[1] or ''}{start[2] or ''}vit"
     assert config.family == family
-    assert (config.two_stage is None) == (family in ("vit", "lv_vit"))
+    assert (config.two_stage is None) == (family in ("vit", "lv_vit", "svit"))
     assert preset_preprocessing(config).crop == config.image_size
 
 

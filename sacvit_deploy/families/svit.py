@@ -1,0 +1,201 @@
+"""SViT: every later block updates only the tokens that a gate before it keeps.
+
+Liu et al., "Revisiting Token Pruning for Object Detection and Instance Segmentation" (WACV 2024).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sacvit_deploy.decode import check_field, check_types
+from sacvit_deploy.families.family import Family
+from sacvit_deploy.families.vit import (
+    block_macs,
+    body_shapes,
+    check_patches,
+    deit_presets,
+    demo_preset,
+    image_spec,
+    logits_spec,
+    patch_macs,
+    table_shapes,
+    unread_macs,
+)
+from sacvit_deploy.spec import KEPT, KEPT_MASK, OVERFLOW, InputKind, Role, Selection, TensorSpec
+
+if TYPE_CHECKING:
+    from sacvit_deploy.families.config import ModelConfig
+    from sacvit_deploy.families.family import Counted, Tensors
+
+PUBLISHED_SHARE = 0.7
+"""Share of the tokens that the gates of the first third keep; the others keep .7² and .7³."""
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Gates of a network.
+
+    Attributes:
+        first_block: Index of the first block with a gate; all later blocks have one.
+        class_token: Whether the class token is `always` kept; or `gated_last`, by the last gate
+            alone, as published; or `none`: there is no class token.
+        mode: How the graph computes: `masked`, all tokens, those not kept under a mask; `exact`,
+            the kept tokens of one picture; `capacity`, the most certain tokens of each picture,
+            the same number for all.
+        capacity: These numbers: one per gate, or one for each of equal parts of the gates. The
+            other modes ignore it.
+        strict: Whether pictures that keep more than `capacity` anywhere are computed again by a
+            second graph, on all tokens.
+
+    Raises:
+        ConfigError: A value is of another type or out of range.
+    """
+
+    first_block: int = 3
+    class_token: Literal["always", "gated_last", "none"] = "gated_last"
+    mode: Literal["masked", "exact", "capacity"] = "masked"
+    capacity: tuple[int, ...] = ()
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_field(self.first_block >= 0, "first_block", self.first_block, "0 or more")
+        numbers = len(self.capacity) <= 1 << 12 and all(count >= 1 for count in self.capacity)
+        check_field(numbers, "capacity", self.capacity, "numbers of tokens, 1 or more each")
+        fits = not self.strict or self.mode == "capacity"
+        check_field(fits, "strict", self.strict, "false: only mode=capacity leaves tokens out")
+
+
+def gate_count(config: ModelConfig) -> int:
+    """Number of gates of a network."""
+    return config.depth - config.gating.first_block
+
+
+def capacities(config: ModelConfig) -> tuple[int, ...]:
+    """Tokens that each gated block computes in the mode `capacity`, by gate."""
+    return _spread(config.gating.capacity, gate_count(config))
+
+
+def published_shares(gates: int, share: float = PUBLISHED_SHARE) -> tuple[float, ...]:
+    """Share of the tokens that each gate is trained to keep: powers of `share` by thirds."""
+    return tuple(share ** (1 + 3 * gate // gates) for gate in range(gates))
+
+
+def gated_macs(config: ModelConfig, kept: Sequence[int], counted: Counted = "papers") -> int:
+    """Multiply-accumulates for one picture, of which each gated block computes `kept` tokens.
+
+    See `graph_macs` for what is counted.
+    """
+    tokens = config.num_fine_tokens + 1
+    width, first = config.embed_dim, config.gating.first_block
+    # The last block computes the class token, kept or not.
+    *lengths, last = [tokens] * first + [max(1, count) for count in kept]
+    blocks = sum(block_macs(config, length, length**2) for length in (*lengths, last))
+    # LayerNorm aside, a gate is two linear layers on every token: D to D/4, and to 2.
+    gates = len(kept) * tokens * (width // 4) * (width + 2)
+    unread = 0 if counted == "papers" else unread_macs(config, last, last**2)
+    ends = patch_macs(config, config.num_fine_tokens) + width * config.num_classes
+    return blocks - unread + gates + ends
+
+
+def _spread(counts: tuple[int, ...], gates: int) -> tuple[int, ...]:
+    """Repeat each number for its part of the gates; the parts are equal."""
+    return tuple(counts[gate * len(counts) // gates] for gate in range(gates))
+
+
+def _check(config: ModelConfig) -> None:
+    check_patches(config)
+    gating, tokens = config.gating, config.num_fine_tokens + 1
+    first, counts = gating.first_block, gating.capacity
+    wanted = f"a block of this network, 0 to {config.depth - 1}"
+    check_field(first < config.depth, "first_block", first, wanted)
+    wanted = "always or gated_last: the class token answers"
+    check_field(gating.class_token != "none", "class_token", gating.class_token, wanted)
+    check_field(config.aux_weight == 0, "aux_weight", config.aux_weight, "0: only DeiT has gates")
+    if gating.mode == "capacity":
+        gates = gate_count(config)
+        fits = bool(counts) and gates % len(counts) == 0 and max(counts) <= tokens
+        wanted = (
+            f"numbers from 1 to {tokens}, as many as gates ({gates}) or as a divisor of that; "
+            "capacities of a data set: --calibration-data"
+        )
+        check_field(fits, "capacity", counts, wanted)
+
+
+def _tensors(
+    config: ModelConfig, _: Selection, input_kind: InputKind
+) -> dict[Role, tuple[Tensors, Tensors]]:
+    """Inputs and outputs: one graph, and if it is strict a second one for what overflows."""
+    image, logits = image_spec(config, input_kind), logits_spec(config)
+    gates = gate_count(config)
+    kept = TensorSpec(KEPT, "int64", ("batch", gates))
+    mask = TensorSpec(KEPT_MASK, "uint8", ("batch", gates, config.num_fine_tokens + 1))
+    outputs: Tensors = (logits, kept, mask)
+    tensors: dict[Role, tuple[Tensors, Tensors]] = {"single": ((image,), outputs)}
+    if config.gating.mode == "capacity":
+        overflow = TensorSpec(OVERFLOW, "int64", ("batch",))
+        tensors["single"] = (image,), (*outputs, overflow)
+    if config.gating.mode == "exact":
+        tensors["single"] = (_of_one(image),), tuple(map(_of_one, outputs))
+    if config.gating.strict:
+        tensors["refine"] = (image,), outputs
+    return tensors
+
+
+def _of_one(tensor: TensorSpec) -> TensorSpec:
+    """The same tensor at batch 1: the number of kept tokens differs from picture to picture."""
+    return dataclasses.replace(tensor, shape=(1, *tensor.shape[1:]))
+
+
+def _macs(config: ModelConfig, counted: Counted) -> dict[Role, int]:
+    """Multiply-accumulates; the mode `exact` as if a picture kept the published shares."""
+    tokens, gates = config.num_fine_tokens + 1, gate_count(config)
+    every: Sequence[int] = [tokens] * gates
+    kept = every
+    if config.gating.mode == "capacity":
+        kept = capacities(config)
+    elif config.gating.mode == "exact":
+        kept = [round(tokens * share) for share in published_shares(gates)]
+    macs: dict[Role, int] = {"single": gated_macs(config, kept, counted)}
+    if config.gating.strict:
+        macs["refine"] = gated_macs(config, every, counted)
+    return macs
+
+
+def _stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden = config.embed_dim // 4
+    gates = {
+        f"gates.{gate}.mlp.fc1.weight": (hidden, config.embed_dim)
+        for gate in range(gate_count(config))
+    }
+    return body_shapes(config) | table_shapes(config, "pos_embed") | gates
+
+
+def _presets() -> dict[str, dict[str, Any]]:
+    small = "svit_deit_small_patch16_224"
+    # PyTorch's encoder layers, which the published code uses, have 1e-5.
+    fields = {"layer_norm_eps": 1e-5, "gates": GateConfig()}
+    # Four of the demo's five blocks: about the share of DeiT's blocks that has gates.
+    demo = {**fields, "gates": GateConfig(first_block=1)}
+    presets = {small: {**deit_presets("svit_")[small], **fields}}
+    return presets | {name: {**body, **demo} for name, body in demo_preset("svit_").items()}
+
+
+SVIT = Family(
+    name="svit",
+    title="SViT",
+    presets=_presets(),
+    files={"single": "model.onnx", "refine": "masked.onnx"},
+    section="gates",
+    check=_check,
+    tensors=_tensors,
+    macs=_macs,
+    model="sacvit_deploy.model.svit:SelectiveViT",
+    view="sacvit_deploy.model.svit:selective_view",
+    layout="sacvit_deploy.model.svit:selective_layout",
+    checkpoint_names={"selective_modules.": "gates."},
+    stored_shapes=_stored_shapes,
+)
