@@ -33,6 +33,7 @@ SURVIVOR_ROWS = "survivor_rows"
 KEPT = "kept"
 KEPT_MASK = "kept_mask"
 OVERFLOW = "overflow"
+SEMANTIC_ATTENTION = "semantic_attention"
 
 # Names of dynamic axes.
 BATCH = "batch"

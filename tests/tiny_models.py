@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.stvit import SemanticConfig
 from sacvit_deploy.families.svit import GateConfig
 from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.model.build import random_model
@@ -43,6 +44,16 @@ CF_LV = SAC.replace(
 )
 DENSE = ModelConfig("vit", (32, 48), 4, 24, 2, 3, num_classes=7)
 DENSE_LV = DENSE.replace(family="lv_vit", aux_weight=0.5, **_LV)
+SEMANTIC = ModelConfig(
+    "stvit",
+    (32, 48),
+    4,
+    24,
+    4,
+    3,
+    num_classes=7,
+    semantic=SemanticConfig(first_block=1, side=3),
+)
 GATED = DENSE.replace(family="svit", depth=3, layer_norm_eps=1e-5, gates=GateConfig(first_block=1))
 GOLDEN_CF = ModelConfig(
     "cf_vit",

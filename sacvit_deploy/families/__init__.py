@@ -16,6 +16,7 @@ from sacvit_deploy.families.cf_vit import CF_VIT
 from sacvit_deploy.families.lf_vit import LF_VIT
 from sacvit_deploy.families.lv_vit import LV_VIT
 from sacvit_deploy.families.sac_vit import SAC_VIT
+from sacvit_deploy.families.stvit import STVIT
 from sacvit_deploy.families.svit import SVIT
 from sacvit_deploy.families.vit import VIT
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.families.family import Family
 
 
-_ALL = (SAC_VIT, CF_VIT, LF_VIT, CF_LV_VIT, SVIT, VIT, LV_VIT)
+_ALL = (SAC_VIT, CF_VIT, LF_VIT, CF_LV_VIT, STVIT, SVIT, VIT, LV_VIT)
 FAMILIES = {family.name: family for family in _ALL}
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sacvit_deploy.decode import OPTIONAL, check_field, check_types
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
+from sacvit_deploy.families.stvit import SemanticConfig
 from sacvit_deploy.families.svit import GateConfig
 from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.spec import MAX_SIDE, GraphSpec, InputKind, Preprocessing, Role, Selection
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 _GIGA = 1e9
 
 # Fields of `ModelConfig` with the configuration of some families.
-_SECTIONS: dict[str, Any] = {"two_stage": TwoStageConfig, "gates": GateConfig}
+_SECTIONS: dict[str, Any] = {
+    "two_stage": TwoStageConfig,
+    "semantic": SemanticConfig,
+    "gates": GateConfig,
+}
 
 # Far above every network of these families, and small enough to count with.
 _LARGEST = {
@@ -58,6 +63,7 @@ class ModelConfig:
         aux_weight: Weight of the head on the patches, whose largest logits are added to those of
             the class token (LV-ViT); 0 for no such head.
         two_stage: Configuration of the stages; None in families of one stage.
+        semantic: Configuration of the semantic tokens (STViT); None in other families.
         gates: Configuration of the gates; None in families without gates.
 
     Raises:
@@ -78,6 +84,7 @@ class ModelConfig:
     residual_scale: float = 1.0
     aux_weight: float = 0.0
     two_stage: TwoStageConfig | None = None
+    semantic: SemanticConfig | None = field(default=None, metadata=OPTIONAL)
     gates: GateConfig | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
@@ -125,6 +132,16 @@ class ModelConfig:
                 "Use a preset of a two-stage family, such as sac_deit_small_patch16_224.",
             )
         return self.two_stage
+
+    @property
+    def semantic_tokens(self) -> SemanticConfig:
+        """Configuration of the semantic tokens; `ConfigError` in another family."""
+        if self.semantic is None:
+            raise ConfigError(
+                f"The family {self.family!r} has no semantic tokens.",
+                "Use a preset of STViT, such as stvit_deit_small_patch16_224.",
+            )
+        return self.semantic
 
     @property
     def gating(self) -> GateConfig:

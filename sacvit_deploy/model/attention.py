@@ -105,6 +105,45 @@ class Attention(nn.Module):
         return merged
 
 
+class CrossAttention(nn.Module):
+    """Attention of some tokens to others: q of the queries, k and v of the others."""
+
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (width // num_heads) ** -0.5
+        self.q = nn.Linear(width, width, bias=qkv_bias)
+        self.kv = nn.Linear(width, 2 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend from (B, S, D) to (B, L, D).
+
+        Returns:
+            The attended (B, S, D), and the mean over heads of the attention, (B, S, L).
+        """
+        query = self._heads(self.q(queries))
+        key, value = self._heads(self.kv(others)).chunk(2, dim=1)
+        query = query if self.scale == 1 else query * self.scale
+        attention = torch.softmax(query @ key.transpose(-2, -1), dim=-1)
+        attended = self.proj((attention @ value).transpose(1, 2).flatten(2))
+        return attended, attention.mean(dim=1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, L, heads * head_dim) to (B, heads, L, head_dim)."""
+        batch, length, width = x.shape
+        head_dim = self.q.out_features // self.num_heads
+        return x.reshape(batch, length, width // head_dim, head_dim).transpose(1, 2)
+
+    @torch.no_grad()
+    def fold_scale(self) -> None:
+        """Move the scale of the query into the weights of its projection."""
+        for parameter in (self.q.weight, self.q.bias):
+            if parameter is not None:
+                parameter.mul_(self.scale)
+        self.scale = 1.0
+
+
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Compute softmax(q k + mask) v for a scaled q and a transposed k (SAC-ViT Eq. 4)."""
     scores = q @ k

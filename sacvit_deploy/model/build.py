@@ -40,8 +40,10 @@ def random_model(config: ModelConfig, seed: int) -> VisionModel:
             for parameter in model.parameters():
                 if parameter.ndim == 1:
                     parameter.add_(torch.randn_like(parameter), alpha=_VECTOR_STD)
-            for statistic in model.buffers():
-                statistic.add_(torch.randn_like(statistic).abs(), alpha=_VECTOR_STD)
+            stored = model.state_dict()
+            for name, buffer in model.named_buffers():
+                if name in stored:  # statistics of BatchNorm; others are constants
+                    buffer.add_(torch.randn_like(buffer).abs(), alpha=_VECTOR_STD)
         return model.eval()
 
 

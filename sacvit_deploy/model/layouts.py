@@ -142,28 +142,33 @@ def _fit_two_tables(
     fit_table(own, _FINE_TABLE, config.fine_grid, fine)
 
 
-def fit_table(own: dict[str, Tensor], name: str, grid: _Grid, stored: _Grid | None) -> None:
+def fit_table(
+    own: dict[str, Tensor], name: str, grid: _Grid, stored: _Grid | None, class_rows: int = 1
+) -> None:
     """Interpolate one table in `own`. A table of unknown grid stays for `check_fit` to report.
 
     Args:
-        own: Tensors; `name` has a row for the class token and one for each patch, (1, N+1, D).
+        own: Tensors by their names here.
         name: Name of the table.
         grid: (rows, columns) of the patches it is for.
         stored: Those it was saved with, if known.
+        class_rows: Rows before those of the patches.
     """
     if name not in own:
         return
-    found = _grid_of(own[name], grid, stored)
+    found = _grid_of(own[name], grid, stored, class_rows)
     if found is not None and found != grid:
         _LOG.info("Interpolating %s from a %dx%d to a %dx%d grid.", name, *found, *grid)
         own[name] = resize_position_table(own[name], found, grid)
 
 
-def _grid_of(table: Tensor, wanted: _Grid, stored: _Grid | None) -> _Grid | None:
-    is_table = table.ndim == 3 and table.shape[0] == 1 and table.shape[1] >= 2
+def _grid_of(
+    table: Tensor, wanted: _Grid, stored: _Grid | None, class_rows: int = 1
+) -> _Grid | None:
+    is_table = table.ndim == 3 and table.shape[0] == 1 and table.shape[1] > class_rows
     if not is_table or not table.is_floating_point():
         return None
-    patches = table.shape[1] - 1
+    patches = table.shape[1] - class_rows
     side = math.isqrt(patches)
     candidates = (stored, wanted, (side, side))
     return next((grid for grid in candidates if grid and math.prod(grid) == patches), None)

@@ -72,13 +72,16 @@ def halve_image(image: Tensor) -> Tensor:
 def resize_position_table(
     table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Tensor:
-    """Interpolate a (1, rows*columns+1, D) table bicubically; the class row stays."""
+    """Interpolate a table of rows*columns patches bicubically, (1, N, D) or (1, 1+N, D).
+
+    A row before those of the patches is the class token's and stays.
+    """
     if grid == new_grid:
         return table
-    width = table.shape[-1]
-    patches = table[:, 1:].reshape(1, *grid, width).permute(0, 3, 1, 2)
+    class_rows = table.shape[1] - grid[0] * grid[1]
+    patches = table[:, class_rows:].reshape(1, *grid, table.shape[-1]).permute(0, 3, 1, 2)
     patches = nn.functional.interpolate(patches, size=new_grid, mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :1], patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return torch.cat([table[:, :class_rows], patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 def fine_index(coarse: Tensor, coarse_columns: int) -> Tensor:

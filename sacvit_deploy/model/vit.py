@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sacvit_deploy.families.config import ModelConfig
-from sacvit_deploy.model.attention import Attention, Clusters
+from sacvit_deploy.model.attention import Attention, Clusters, CrossAttention
 from sacvit_deploy.model.stems import STEMS, ConvStem
 from sacvit_deploy.model.vision_model import VisionModel
 
@@ -30,53 +30,69 @@ class Mlp(nn.Module):
         return result
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block of DeiT. SAC-ViT's Eq. 6 prints post-norm but means DeiT's.
+class ResidualBlock(nn.Module):
+    """What the blocks have in common: norms, an attention, the MLP and the residual sums.
 
     LV-ViT's blocks scale both branches.
     """
+
+    attn: Attention | CrossAttention
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, eps = config.embed_dim, config.layer_norm_eps
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, config.num_heads, qkv_bias=config.qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, round(width * config.mlp_ratio))
         self.branch_scale = config.residual_scale
 
-    def forward(
-        self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """(B, L, D) to (B, L, D); see `Attention.forward` for the mask."""
-        return self._after_attention(x, self.attn(self.norm1(x), clusters, mask))
-
-    def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return also the class row of the scores before the softmax, (B, heads, 1, L)."""
-        attended, class_row = self.attn.forward_with_class_row(self.norm1(x))
-        return self._after_attention(x, attended), class_row
-
-    def class_token(
-        self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """The class token of the result alone, (B, L, D) to (B, 1, D)."""
-        return self._after_attention(x[:, :1], self.attn.class_token(self.norm1(x), clusters, mask))
-
-    def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add what the attention gave to x, then the MLP of the sum; all (B, L, D)."""
         x = x + self._scaled(attended)
         return x + self._scaled(self.mlp(self.norm2(x)))
 
     def _scaled(self, branch: Tensor) -> Tensor:
         return branch if self.branch_scale == 1 else branch * self.branch_scale
 
+    def branch_ends(self) -> tuple[nn.Linear, nn.Linear]:
+        """The last layer of each branch."""
+        return self.attn.proj, self.mlp.fc2
+
     @torch.no_grad()
     def fold_scale(self) -> None:
         """Move the scales of the query and of the branches into the weights."""
         self.attn.fold_scale()
-        for layer in (self.attn.proj, self.mlp.fc2):
+        for layer in self.branch_ends():
             layer.weight.mul_(self.branch_scale)
             layer.bias.mul_(self.branch_scale)
         self.branch_scale = 1.0
+
+
+class Block(ResidualBlock):
+    """Pre-norm transformer block of DeiT. SAC-ViT's Eq. 6 prints post-norm but means DeiT's."""
+
+    attn: Attention
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.attn = Attention(config.embed_dim, config.num_heads, qkv_bias=config.qkv_bias)
+
+    def forward(
+        self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D) to (B, L, D); see `Attention.forward` for the mask."""
+        return self.after_attention(x, self.attn(self.norm1(x), clusters, mask))
+
+    def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return also the class row of the scores before the softmax, (B, heads, 1, L)."""
+        attended, class_row = self.attn.forward_with_class_row(self.norm1(x))
+        return self.after_attention(x, attended), class_row
+
+    def class_token(
+        self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The class token of the result alone, (B, L, D) to (B, 1, D)."""
+        return self.after_attention(x[:, :1], self.attn.class_token(self.norm1(x), clusters, mask))
 
 
 class Backbone(VisionModel):
@@ -85,9 +101,13 @@ class Backbone(VisionModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.patch_embed: nn.Module = STEMS[config.stem](config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(self.make_block(index) for index in range(config.depth))
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.embed_dim, config.num_classes)
+
+    def make_block(self, index: int) -> ResidualBlock:
+        """Make block `index`."""
+        return Block(self.config)
 
     def encoder(self) -> list[Block]:
         """The blocks in order."""
@@ -97,12 +117,12 @@ class Backbone(VisionModel):
         """See `VisionModel.fold`."""
         if isinstance(self.patch_embed, ConvStem):
             self.patch_embed = self.patch_embed.folded()
-        for block in self.encoder():
-            block.fold_scale()
+        for block in self.blocks:
+            cast("ResidualBlock", block).fold_scale()
 
     def branch_ends(self) -> list[Sequence[nn.Module]]:
         """See `VisionModel.branch_ends`."""
-        return [(block.attn.proj, block.mlp.fc2) for block in self.encoder()]
+        return [cast("ResidualBlock", block).branch_ends() for block in self.blocks]
 
     def reset_parameters(self) -> None:
         """Initialise as DeiT: truncated normal weights and tables, zero biases, unit norms."""

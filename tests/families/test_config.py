@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 
 import pytest
 
 from sacvit_deploy.decode import decode, encode
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.families import FAMILIES
 from sacvit_deploy.families.config import (
     PRESETS,
     ModelConfig,
@@ -128,14 +128,25 @@ def test_every_promised_preset_is_there():
     assert promised <= set(PRESETS)
 
 
+FAMILY_OF = {
+    "sac_": "sac_vit",
+    "cf_lv_": "cf_lv_vit",
+    "cf_": "cf_vit",
+    "lf_": "lf_vit",
+    "lv_": "lv_vit",
+    "stvit_": "stvit",
+    "svit_": "svit",
+    "deit_": "vit",
+    "demo_": "vit",
+}
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_family_follows_the_prefix(name):
     config = preset(name)
-    start = re.match(r"(sac_|cf_|lf_|s(?=vit_))?(lv_)?", name)
-    assert start
-    family = f"{start[1] or ''}{start[2] or ''}vit"
+    family = next(family for prefix, family in FAMILY_OF.items() if name.startswith(prefix))
     assert config.family == family
-    assert (config.two_stage is None) == (family in ("vit", "lv_vit", "svit"))
+    assert (config.two_stage is not None) == (FAMILIES[family].section == "two_stage")
     assert preset_preprocessing(config).crop == config.image_size
 
 

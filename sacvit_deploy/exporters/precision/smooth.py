@@ -58,7 +58,7 @@ class Smoothable:
     linear: gs.Node
     place: str
     norm: gs.Node | None
-    qkv: gs.Node | None
+    values: gs.Node | None
 
     @property
     def weight(self) -> Array:
@@ -68,7 +68,7 @@ class Smoothable:
     @property
     def has_own_product(self) -> bool:
         """Whether nothing before it can take the division in."""
-        return self.norm is None and self.qkv is None
+        return self.norm is None and self.values is None
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,16 @@ def smoothable(graph: gs.Graph, layers: Mapping[str, onnx.NodeProto]) -> list[Sm
     for place, linear in linears.items():
         maker = linear.i(0)
         norm = maker if maker.op == "LayerNormalization" else None
-        qkv = linears[place[: -len("proj")] + "qkv"] if place.endswith("attn.proj") else None
-        found.append(Smoothable(linear, place, norm, qkv))
+        found.append(Smoothable(linear, place, norm, _values_of(place, linears)))
     return found
+
+
+def _values_of(place: str, linears: Mapping[str, gs.Node]) -> gs.Node | None:
+    """The linear layer whose last outputs are the values that this layer merges, if it does."""
+    if not place.endswith("attn.proj"):
+        return None
+    attention = place.removesuffix("proj")
+    return linears.get(attention + "qkv") or linears[attention + "kv"]
 
 
 def _best(taken: Channels, weight: Array, *, own_product: bool) -> Smoothing | None:
@@ -182,11 +189,11 @@ def _apply(graph: gs.Graph, layer: Smoothable, smoothing: Smoothing) -> None:
     if layer.norm is not None:
         _change(layer.norm, 1, lambda scale: scale / factor)
         _change(layer.norm, 2, lambda bias: bias / factor)
-    elif layer.qkv is not None:
-        ones = np.ones(len(factor))
-        of_value = np.concatenate([ones, ones, factor])
-        _change(layer.qkv, 1, lambda weight: weight / of_value)
-        _change_bias(layer.qkv, lambda bias: bias / of_value)
+    elif layer.values is not None:
+        others = layer.values.inputs[1].values.shape[1] - len(factor)
+        of_value = np.concatenate([np.ones(others), factor])
+        _change(layer.values, 1, lambda weight: weight / of_value)
+        _change_bias(layer.values, lambda bias: bias / of_value)
     else:
         moved = smoothing.centre @ layer.weight
         _change_bias(layer.linear, lambda bias: bias + moved)
