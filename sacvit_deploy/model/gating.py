@@ -116,6 +116,8 @@ def sample_kept(margin: Tensor, temperature: float = 1.0) -> Tensor:
     Returns:
         0 or 1, (B, L), with the gradient of the soft decision.
     """
-    uniform = torch.rand_like(margin).clamp_(1e-6, 1 - 1e-6)
-    soft = torch.sigmoid((margin + torch.logit(uniform)) / temperature)
+    # In single precision at least: bfloat16 has a few hundred numbers to draw from.
+    wide = margin.to(torch.promote_types(margin.dtype, torch.float32))
+    uniform = torch.rand_like(wide).clamp_(1e-6, 1 - 1e-6)
+    soft = torch.sigmoid((wide + torch.logit(uniform)) / temperature)
     return (soft > 0.5).to(soft) + (soft - soft.detach())

@@ -22,6 +22,7 @@ from sacvit_deploy.model.gating import (
     update_tokens,
 )
 from sacvit_deploy.model.layouts import dense_layout, warn_of_start
+from sacvit_deploy.model.vision_model import Answers
 from sacvit_deploy.model.vit import Block, ClassTokenBackbone
 from sacvit_deploy.spec import GraphSpec
 
@@ -99,22 +100,19 @@ class SelectiveViT(ClassTokenBackbone):
             x = update_tokens(block, x, chosen)
         return x
 
-    def sampled(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Answer as in training: gates draw their decisions, and gradients reach them.
-
-        Args:
-            image: Normalised, (B, 3, H, W).
-
-        Returns:
-            Logits (B, C); and the share of the batch's tokens that each gate kept, (gates,).
-        """
+    def answers(self, image: Tensor, *, all_tokens: bool = False) -> Answers:
+        """See `VisionModel.answers`; in training mode gates draw their decisions, and learn."""
+        del all_tokens  # of two-stage networks
+        if not self.training:
+            logits, keep = self(image, "masked")
+            return Answers(logits, kept=keep.float().mean(dim=(0, 2)))
         x = self._ungated(image)
         shares = []
         for number, (block, gate) in enumerate(self.gated_blocks()):
             kept = sample_kept(self._margin(gate, x, number))
             shares.append(kept.mean())
             x = update_sampled(block, x, kept)
-        return self.classify(self.norm(x)), torch.stack(shares)
+        return Answers(self.classify(self.norm(x)), kept=torch.stack(shares))
 
     def _ungated(self, image: Tensor) -> Tensor:
         """Embed, and run the blocks without a gate: (B, L, D)."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.families.windows import OUTSIDE, best_window, window_members
 from sacvit_deploy.model.attention import ClusterKernel, Clusters
+from sacvit_deploy.model.vision_model import Answers
 from sacvit_deploy.model.vit import ClassTokenBackbone, Mlp
 
 
@@ -212,6 +213,14 @@ class TwoStageViT(ClassTokenBackbone):
         reused = coarse.embeddings if embedded else coarse.features
         others = gather_tokens(reused, selection.non_target)
         return self.with_class_token(positions, targets, others)
+
+    def answers(self, image: Tensor, *, all_tokens: bool = False) -> Answers:
+        """See `VisionModel.answers`; no picture exits."""
+        coarse = self.early_exit(image)
+        count = self.config.num_coarse_tokens if all_tokens else None
+        # The selection has no gradient; without detach the sort would keep the graph.
+        selection = select_tokens(coarse.score.detach(), self.config, num_targets=count)
+        return Answers(self.refine(image, coarse, selection), coarse.logits)
 
     def forward(self, image: Tensor) -> TwoStageOutput:
         """Run both stages for every image of a batch (B, 3, H, W), as the reference."""

@@ -163,6 +163,9 @@ class LossConfig(_Section):
         teacher: Checkpoint of a trained dense network to distil from; None for none.
         teacher_weight: Share of the target that comes from the teacher, in [0, 1].
         teacher_temperature: Temperature of both answers in the distillation.
+        keep_share: Share of the tokens that the first third of the gates is to keep, in (0, 1]
+            (SViT); the second third keeps its square, the last its cube. Other networks ignore it.
+        kept_weight: Weight of the distance from these shares.
     """
 
     label_smoothing: Annotated[float, "in [0, 1)"] = 0.1
@@ -171,6 +174,8 @@ class LossConfig(_Section):
     teacher: Path | None = None
     teacher_weight: _Share = 0.5
     teacher_temperature: _Positive = 1.0
+    keep_share: Annotated[float, "in (0, 1]"] = 0.7
+    kept_weight: _NotNegative = 4.0
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def validate(
     Each process measures its share of the pictures. All get the same result.
 
     Returns:
-        `top1` of the last stage and, for two stages, `top1_early_exit` of the first, each over all
-        pictures; shares in [0, 1].
+        `top1` of the last stage; for two stages `top1_early_exit` of the first; with gates `kept`,
+        the share of the tokens that they keep; each over all pictures, in [0, 1].
 
     Raises:
         DataError: A picture cannot be read.
@@ -96,12 +96,16 @@ def validate(
     share = range(processes.rank, len(pictures), processes.count)
     batches = [list(share[start : start + _BATCH]) for start in range(0, len(share), _BATCH)]
     # Gloo and NCCL both sum doubles, so that counts stay exact.
-    correct = torch.zeros(2, dtype=torch.float64, device=processes.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=processes.device)
     for image, label in read_batches(pictures, batches, workers):
         image, label = image.to(processes.device), label.to(processes.device)
         answers = forward(image, all_tokens=False)
-        correct[0] += (answers.last.argmax(1) == label).sum()
+        sums[0] += (answers.last.argmax(1) == label).sum()
         if answers.early_exit is not None:
-            correct[1] += (answers.early_exit.argmax(1) == label).sum()
-    last, first = (processes.sum(correct) / len(pictures)).tolist()
-    return {"top1": last} | ({"top1_early_exit": first} if forward.model.config.two_stage else {})
+            sums[1] += (answers.early_exit.argmax(1) == label).sum()
+        if answers.kept is not None:
+            sums[2] += answers.kept.mean() * len(label)
+    last, first, kept = (processes.sum(sums) / len(pictures)).tolist()
+    config = forward.model.config
+    found = {"top1": last} | ({"top1_early_exit": first} if config.two_stage else {})
+    return found | ({"kept": kept} if config.gates else {})

@@ -9,18 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sacvit_deploy.model.two_stage import TwoStageViT, select_tokens
-from sacvit_deploy.model.vision_model import VisionModel
+from sacvit_deploy.families.svit import published_shares
+from sacvit_deploy.model.vision_model import Answers, VisionModel
 
 if TYPE_CHECKING:
     from sacvit_deploy.training.config import LossConfig
-
-
-class Answers(NamedTuple):
-    """Logits of both stages, (B, C). A dense network has no early exit."""
-
-    last: Tensor
-    early_exit: Tensor | None
 
 
 class StagedForward(nn.Module):
@@ -36,14 +29,7 @@ class StagedForward(nn.Module):
         With `all_tokens` the second one refines all tokens with joint attention, as in the first
         phase of training.
         """
-        if not isinstance(self.model, TwoStageViT):
-            return Answers(self.model(image), None)
-        coarse = self.model.early_exit(image)
-        config = self.model.config
-        count = config.num_coarse_tokens if all_tokens else None
-        # The selection has no gradient; without detach the sort would keep the graph.
-        selection = select_tokens(coarse.score.detach(), config, num_targets=count)
-        return Answers(self.model.refine(image, coarse, selection), coarse.logits)
+        return self.model.answers(image, all_tokens=all_tokens)
 
 
 class Losses(NamedTuple):
@@ -54,12 +40,14 @@ class Losses(NamedTuple):
         target: Cross entropy of the last stage with the target.
         early_exit: Term of the first stage; 0 for a dense network.
         teacher: Distillation term; 0 without a teacher.
+        kept: Distance of the share of kept tokens from the goal; 0 without gates.
     """
 
     total: Tensor
     target: Tensor
     early_exit: Tensor
     teacher: Tensor
+    kept: Tensor
 
 
 def recipe_loss(
@@ -68,11 +56,12 @@ def recipe_loss(
     """Compute CE(p_sac, y) + KL(p_sac.detach() || p_ee), T = 1 (SAC-ViT, "Training").
 
     With a teacher, a share of the first term becomes KL(p_teacher || p_sac). A dense network has
-    the first term only. The target holds probabilities (B, C), `teacher` logits (B, C).
+    the first term only. One with gates has `kept_distance` too (SViT, eq. 2). The target holds
+    probabilities (B, C), `teacher` logits (B, C).
     """
-    last, early_exit = answers
+    last, early_exit, kept = answers
     zero = last.new_zeros((), dtype=torch.float32)
-    by_label, by_teacher, first = cross_entropy(last, target), zero, zero
+    by_label, by_teacher, first, distance = cross_entropy(last, target), zero, zero, zero
     total = by_label
     if teacher is not None:
         by_teacher = divergence(teacher, last, config.teacher_temperature)
@@ -84,7 +73,20 @@ def recipe_loss(
         else:
             first = cross_entropy(early_exit, target)
         total = total + config.early_exit_weight * first
-    return Losses(total, by_label, first, by_teacher)
+    if kept is not None:
+        distance = kept_distance(kept, config.keep_share)
+        total = total + config.kept_weight * distance
+    return Losses(total, by_label, first, by_teacher, distance)
+
+
+def kept_distance(kept: Tensor, share: float) -> Tensor:
+    """Average (kept share - goal)^2 over the gates (SViT, eq. 2), of shares (gates,).
+
+    The mean over the batch is compared, so that a picture may keep more than another. The goals
+    are powers of `share`, by thirds of the gates.
+    """
+    goals = kept.new_tensor(published_shares(len(kept), share))
+    return (kept - goals).square().mean().float()
 
 
 def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:

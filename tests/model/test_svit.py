@@ -84,7 +84,8 @@ def test_training_draws_and_reports_the_share_of_each_gate(image):
     model = build_model(GATED).double()
     assert isinstance(model, SelectiveViT)
     torch.manual_seed(1)
-    logits, shares = model.sampled(image)
+    logits, _, shares = model.train().answers(image)
+    assert shares is not None
     assert logits.shape == (4, GATED.num_classes)
     assert shares.shape == (2,)
     assert ((shares > 0.7) & (shares < 1)).all()

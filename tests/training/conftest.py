@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.svit import GateConfig
 from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.training.config import (
     AugmentationConfig,
@@ -42,6 +43,7 @@ TINY_CF_LV = TINY.replace(
     **_JOINT,
 )
 TINY_DENSE = ModelConfig("vit", (16, 16), 4, 16, 2, 2, num_classes=3)
+TINY_GATED = TINY_DENSE.replace(family="svit", gates=GateConfig(first_block=1))
 QUIET = AugmentationConfig(crop_scale=0.8, rand_augment_ops=0, erasing=0.0, mixup=0.0, cutmix=0.0)
 
 

@@ -19,7 +19,7 @@ from sacvit_deploy.training import loop
 from sacvit_deploy.training.config import LossConfig
 from sacvit_deploy.training.loop import train
 from sacvit_deploy.training.run import set_up
-from tests.training.conftest import TINY_CF_LV, TINY_DENSE, TINY_LF, tiny_run
+from tests.training.conftest import TINY_CF_LV, TINY_DENSE, TINY_GATED, TINY_LF, tiny_run
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT = """
@@ -200,12 +200,12 @@ def test_clustering_starts_after_the_first_phase(run, monkeypatch):
     assert phases == [True] * 4 + [False] * 8
 
 
-@pytest.mark.parametrize("model", [TINY_LF, TINY_CF_LV], ids=["lf", "cf-lv"])
+@pytest.mark.parametrize("model", [TINY_LF, TINY_CF_LV, TINY_GATED], ids=["lf", "cf-lv", "svit"])
 def test_other_families_by_the_same_recipe(run, model):
     one = dataclasses.replace(run, model=model)
     other = dataclasses.replace(elsewhere(run, "other"), model=model)
     result = train(one)
-    assert {"top1", "top1_early_exit"} <= set(result.metrics)
+    assert {"top1", "kept" if model.gates else "top1_early_exit"} == set(result.metrics)
     with pytest.raises(InterruptedRunError):
         train(other, interrupt_at(6))
     train(other)

@@ -5,17 +5,18 @@ import torch
 from torch.nn import functional
 
 from sacvit_deploy.model.build import build_model
+from sacvit_deploy.model.vision_model import Answers
 from sacvit_deploy.model.vit import Backbone
 from sacvit_deploy.training.config import LossConfig
 from sacvit_deploy.training.objective import (
-    Answers,
     StagedForward,
     add_drop_path,
     divergence,
+    kept_distance,
     recipe_loss,
     smooth_targets,
 )
-from tests.training.conftest import TINY, TINY_CF_LV, TINY_LF
+from tests.training.conftest import TINY, TINY_CF_LV, TINY_GATED, TINY_LF
 
 
 @pytest.fixture
@@ -65,6 +66,36 @@ def test_a_teacher_takes_its_share(logits):
     losses = recipe_loss(Answers(answer, None), target, config, teacher)
     expected = 0.75 * losses.target + 0.25 * divergence(teacher, answer, 2.0)
     torch.testing.assert_close(losses.total, expected)
+
+
+def test_the_share_of_kept_tokens_joins_the_loss(logits):
+    """SViT, equation 2: nine gates are to keep 70, 49 and 34.3 %, three each."""
+    kept = torch.tensor([0.7, 0.6, 0.7, 0.49, 0.49, 0.49, 0.343, 0.343, 0.643], requires_grad=True)
+    target = smooth_targets(LABELS, 5, 0.0)
+    losses = recipe_loss(Answers(logits[0], kept=kept), target, LossConfig())
+    torch.testing.assert_close(losses.kept, torch.tensor((0.1**2 + 0.3**2) / 9))
+    torch.testing.assert_close(losses.total, losses.target + 4 * losses.kept)
+    losses.total.backward()
+    assert kept.grad is not None
+    assert kept.grad[1].item() < 0 < kept.grad[8].item()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_gates_learn_to_keep_the_share_asked_for(share):
+    torch.manual_seed(0)
+    model = build_model(TINY_GATED).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    image = torch.randn(16, 3, *TINY_GATED.image_size)
+    kept = None
+    for _ in range(60):
+        kept = model.answers(image).kept
+        assert kept is not None
+        optimizer.zero_grad()
+        kept_distance(kept, share).backward()
+        optimizer.step()
+    # One gate, of which the goal is the share itself.
+    assert kept is not None
+    assert kept.item() == pytest.approx(share, abs=0.1)
 
 
 def test_equal_answers_do_not_diverge(logits):
