@@ -2,10 +2,11 @@
 
 `files` is a stream of PICTURES against one call after another. `arrays` is a stream at batch 8
 against calls at batch 8, with pictures in memory and an imposed share that is refined. Both ways
-take turns in one process, and their answers are compared.
+take turns in one process, and their answers are compared. Only the stream has `--workers`; each of
+the two has the whole machine, unless `--threads` says otherwise.
 
 Example:
-  taskset -c 0,1 python benchmarks/streams.py photographs/*.jpg --threads 1
+  taskset -c 0,1 python benchmarks/streams.py photographs/*.jpg --workers 2
 """
 
 from __future__ import annotations
@@ -36,12 +37,7 @@ _BATCH = 8
 def main() -> None:
     """Measure and print the document."""
     options = _options()
-    with load(
-        options.bundle,
-        backend=options.backend,
-        precision=options.precision,
-        threads=options.threads,
-    ) as pipeline:
+    with _opened(options) as pipeline, _opened(options, options.workers) as streaming:
         document = {
             "device": platform.processor() or platform.machine(),
             "cores": len(os.sched_getaffinity(0)),
@@ -49,11 +45,12 @@ def main() -> None:
             "backend": pipeline.backend,
             "precision": pipeline.precision,
             "threads": options.threads,
+            "workers": options.workers,
             "load": os.getloadavg()[0],
-            "rows": [_arrays(pipeline, options)],
+            "rows": [_arrays(pipeline, streaming, options)],
         }
         if options.pictures:
-            document["rows"].append(_files(pipeline, options))
+            document["rows"].append(_files(pipeline, streaming, options))
     print(json.dumps(document, indent=2))
 
 
@@ -64,22 +61,33 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", choices=["fp32", "fp16", "int8"])
     parser.add_argument("--threads", type=int, help="CPU threads of one operator")
+    parser.add_argument("--workers", type=int, default=1, help="batches at once in the stream")
     parser.add_argument("--share", type=float, default=0.1, help="share of the arrays refined")
     parser.add_argument("--count", type=int, default=160, help="pictures in each turn")
     parser.add_argument("--turns", type=int, default=7)
     return parser.parse_args()
 
 
-def _files(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
+def _opened(options: argparse.Namespace, workers: int = 1) -> Pipeline:
+    return load(
+        options.bundle,
+        backend=options.backend,
+        precision=options.precision,
+        threads=options.threads,
+        workers=workers,
+    )
+
+
+def _files(pipeline: Pipeline, streaming: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
     paths = (options.pictures * options.count)[: options.count]
     return {"what": "files"} | _compared(
         lambda: [pipeline(path) for path in paths],
-        lambda: list(pipeline.stream(paths)),
+        lambda: list(streaming.stream(paths)),
         options,
     )
 
 
-def _arrays(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
+def _arrays(pipeline: Pipeline, streaming: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
     size = (*pipeline.preprocess.spec.crop, 3)
     generator = np.random.default_rng(0)
     frames = list(generator.integers(0, 256, (options.count, *size), dtype=np.uint8))
@@ -88,7 +96,7 @@ def _arrays(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
     starts = range(0, len(frames), _BATCH)
     return {"what": "arrays", "batch": _BATCH, "sac_fraction": options.share} | _compared(
         lambda: [r for at in starts for r in pipeline(frames[at : at + _BATCH], eta=eta)],
-        lambda: list(pipeline.stream(frames, eta=eta, batch_size=_BATCH)),
+        lambda: list(streaming.stream(frames, eta=eta, batch_size=_BATCH)),
         options,
     )
 

@@ -141,6 +141,12 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use, 1 or more."""
+    usable = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
 def free_memory_bytes() -> int | None:
     """Memory that programs can still allocate; None where the system does not tell."""
     found = re.search(r"MemAvailable:\s*(\d+) kB", _text(_MEMORY))

@@ -102,7 +102,7 @@ class OnnxRuntimeSession:
         asked = asked_providers(ort, options.providers)
         settings = ort.SessionOptions()
         settings.log_severity_level = _ONLY_ERRORS
-        settings.intra_op_num_threads = options.threads or 0
+        settings.intra_op_num_threads = options.run_threads or 0
         # Each graph has its own threads. Those of the first stage would go on waiting busily for
         # work while the second computes, and take its cores: 95 ms instead of 61 for both stages
         # of DeiT-S on two cores.

@@ -81,7 +81,7 @@ class OpenVinoSession:
         self._path = path
         fix = "Check the bundle with sacvit-deploy inspect, or use another backend."
         with _one_error(f"OpenVINO {release(library)} cannot load {path} on {device}", fix):
-            settings = _settings(library, device, graph.precision, options.threads)
+            settings = _settings(library, device, graph.precision, options)
             settings |= _cache(device, cache)
             with _in_one_folder(path, weights) as file:
                 model = core.read_model(file)
@@ -246,7 +246,7 @@ def _core(library: ModuleType) -> Any:
 
 
 def _settings(
-    library: ModuleType, device: str, precision: Precision, threads: int | None
+    library: ModuleType, device: str, precision: Precision, options: SessionOptions
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {
         # Its default is half precision where the device has one, whatever the graph says.
@@ -255,8 +255,9 @@ def _settings(
         ),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    if threads is not None and device == _CPU:
-        settings["INFERENCE_NUM_THREADS"] = threads
+    if options.run_threads is not None and device == _CPU:
+        settings["NUM_STREAMS"] = options.workers
+        settings["INFERENCE_NUM_THREADS"] = options.workers * options.run_threads
     return settings
 
 

@@ -60,6 +60,7 @@ class OpenedSessions:
             name an execution provider.
         precision: Precision of the graphs.
         largest_batch: Larger batches are refused; None if any batch is accepted.
+        workers: Runs that can compute side by side.
     """
 
     backend: str
@@ -67,6 +68,7 @@ class OpenedSessions:
     skipped: Mapping[str, str] = field(default_factory=dict)
     precision: Precision = "fp32"
     largest_batch: int | None = None
+    workers: int = 1
 
     @property
     def provider(self) -> str:
@@ -251,7 +253,7 @@ def _prepare_openvino(
             )
             for graph in graphs
         }
-        return OpenedSessions("openvino", sessions, precision=chosen)
+        return OpenedSessions("openvino", sessions, precision=chosen, workers=options.workers)
 
     return start
 
@@ -280,7 +282,7 @@ def _prepare_onnxruntime(
         }
         reasons = {} if options.providers else unavailable_providers(ort)
         skipped = {f"onnxruntime {n.removesuffix(SUFFIX)}": why for n, why in reasons.items()}
-        return OpenedSessions("onnxruntime", sessions, skipped, chosen)
+        return OpenedSessions("onnxruntime", sessions, skipped, chosen, workers=options.workers)
 
     return start
 

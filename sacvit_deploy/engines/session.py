@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.decode import shown
+from sacvit_deploy.engines.machine import usable_cores
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.records import GraphEntry
 from sacvit_deploy.spec import GraphSpec, TensorSpec
 
 # More than any machine has; a backend starts them all at once.
 _MOST_THREADS = 1024
+# Each needs memory of its own.
+_MOST_WORKERS = 64
 
 
 class Tensor(Protocol):
@@ -144,7 +147,10 @@ class SessionOptions:
         providers: In order of preference, ONNX Runtime's execution providers by full or short name
             (`CUDA`, `CPU`), or OpenVINO's devices (`CPU`, `GPU`, `GPU.1`, `NPU`). None uses the
             fastest provider that needs no preparation, or OpenVINO's CPU.
-        threads: CPU threads of one operator, 1 to 1024; None leaves it to the backend.
+        threads: CPU threads of one operator, 1 to 1024; None leaves it to the backend, or divides
+            the usable cores among the workers if there are several.
+        workers: Runs that can compute side by side on a CPU, 1 to 64. Small operators gain little
+            from more threads, so several runs on one thread each compute more pictures.
         cuda_graphs: Record each batch size of an engine once and replay it, which saves the launch
             of a hundred kernels; a batch is then padded to the next of 1, 2, 3, 4, 6, 8, 12, 16,
             24, ... up to the largest the engine was built for.
@@ -152,22 +158,35 @@ class SessionOptions:
 
     providers: tuple[str, ...] | None = None
     threads: int | None = None
+    workers: int = 1
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
-        names, threads = self.providers, self.threads
+        names = self.providers
         are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
         if names is not None and not are_names:
             raise EngineError(
                 f"The execution providers are {shown(names)}.",
                 'Give a list of names, such as ["CUDA", "CPU"].',
             )
-        is_count = isinstance(threads, int) and not isinstance(threads, bool)
-        if threads is not None and not (is_count and 1 <= threads <= _MOST_THREADS):
-            raise EngineError(
-                f"{shown(threads)} threads were asked for.",
-                f"Ask for a whole number from 1 to {_MOST_THREADS}, or for none.",
-            )
+        if self.threads is not None:
+            _check_number("threads", self.threads, _MOST_THREADS)
+        _check_number("workers", self.workers, _MOST_WORKERS)
+
+    @property
+    def run_threads(self) -> int | None:
+        """CPU threads of one run; None leaves it to the backend."""
+        if self.threads is None and self.workers > 1:
+            return max(1, usable_cores() // self.workers)
+        return self.threads
+
+
+def _check_number(name: str, asked: object, most: int) -> None:
+    is_count = isinstance(asked, int) and not isinstance(asked, bool) and 1 <= asked <= most
+    if not is_count:
+        raise EngineError(
+            f"{shown(asked)} {name} were asked for.", f"Ask for a whole number from 1 to {most}."
+        )
 
 
 def check_feeds(feeds: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> dict[str, int]:

@@ -24,7 +24,7 @@ from sacvit_deploy.runtime.control.stats import Stats
 from sacvit_deploy.runtime.pictures import PictureSource, name_of
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.readers import Read, Reader, reader_threads
-from sacvit_deploy.runtime.rebatch import Rebatcher
+from sacvit_deploy.runtime.rebatch import Rebatcher, Workers
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import Array, ExitPolicy, FixedExit, Outcome, Scheduler
 from sacvit_deploy.runtime.stream import STREAM_BATCH, Stream, StreamOptions, checked_frames
@@ -233,6 +233,9 @@ class Pipeline:
         than 5 % of its time, as measured. So a result comes before `max_waiting + batch_size` more
         frames have been read. For the least delay set `batch_size=1`.
 
+        The workers of the pipeline (see `load`) compute several batches side by side. Then a result
+        comes at most two batches for each worker later.
+
         Files are read ahead of the network in threads, up to `batch_size + readers` of them. Other
         frames are prepared one by one in the caller's thread. `frames` is always asked there.
         Stop early by leaving the loop; `close()` of the generator ends the threads at once.
@@ -266,8 +269,9 @@ class Pipeline:
         )
         policy, readers = self._asked_policy(eta), reader_threads(readers)
         reads = self._reads(checked_frames(frames), options.batch_size, readers)
-        rebatcher = Rebatcher(self._scheduler, policy, options.waiting)
-        return self._stream(reads, Stream(reads, rebatcher, options, self._clock))
+        workers = Workers(self._opened.workers)
+        rebatcher = Rebatcher(self._scheduler, policy, options.waiting, workers)
+        return self._stream(reads, workers, Stream(reads, rebatcher, options, self._clock))
 
     def outcomes(
         self, images: Array, eta: float | None = None, *, scores: bool = False
@@ -371,8 +375,10 @@ class Pipeline:
             "Load the bundle in each process: sacvit_deploy.load(path)."
         )
 
-    def _stream(self, reads: Generator[Read], stream: Stream) -> Generator[Result]:
-        with closing(reads):
+    def _stream(
+        self, reads: Generator[Read], workers: Workers, stream: Stream
+    ) -> Generator[Result]:
+        with closing(reads), closing(workers):
             for group in stream:
                 self._counted([outcome for _, _, outcome in group])
                 for index, name, outcome in group:
@@ -424,6 +430,7 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     precision: Precision | None = None,
     providers: Sequence[str] | str | None = None,
     threads: int | None = None,
+    workers: int = 1,
     decode: Decode = "fast",
 ) -> Pipeline:
     """Open a bundle for classification; torch is not needed.
@@ -441,7 +448,10 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
             among the engines FP16 before INT8 before FP32.
         providers: ONNX Runtime execution providers, or OpenVINO devices, in order of preference,
             for example `["CUDA"]` or `["GPU"]`; or one name. With `auto` they are ONNX Runtime's.
-        threads: CPU threads of one operator; None leaves it to the backend.
+        threads: CPU threads of one operator; None leaves it to the backend, or divides the cores
+            among the workers if there are several.
+        workers: Batches that a stream computes side by side on a CPU, 1 to 64. With one for each
+            core a stream has most pictures per second, and a single call uses one core only.
         decode: `fast` reduces large pictures by whole numbers before they are resampled: JPEG
             files of at least 5 times the size that the network needs while they are decoded, others
             of 6 times by averaging blocks. `exact` resamples every pixel.
@@ -449,8 +459,8 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     Raises:
         BundleError: The bundle cannot be read, is incomplete, changed, or from a newer release.
         ConfigError: `eta` is out of range, or `decode` is neither of both.
-        EngineError: The backend is unknown or cannot run this bundle, or `providers` or `threads`
-            is of a wrong type or out of range.
+        EngineError: The backend is unknown or cannot run this bundle, or `providers`, `threads` or
+            `workers` is of a wrong type or out of range.
         MissingDependencyError: The backend is not installed.
     """
     if eta is not None:
@@ -458,7 +468,8 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     known = isinstance(decode, str) and decode in get_args(Decode)  # an array has no one truth
     check_field(known, "decode", decode, " or ".join(get_args(Decode)))
     names: Any = tuple(providers) if isinstance(providers, Sequence) else providers
-    options = SessionOptions((providers,) if isinstance(providers, str) else names, threads)
+    names = (providers,) if isinstance(providers, str) else names
+    options = SessionOptions(names, threads, workers)
 
     def make(bundle: Bundle) -> Pipeline:
         opened = open_sessions(bundle, backend=backend, precision=precision, options=options)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from sacvit_deploy.engines.machine import usable_cores
 from sacvit_deploy.errors import ImageError
 from sacvit_deploy.runtime.control.budget_controller import BudgetController
 from sacvit_deploy.runtime.control.stats import Stats
@@ -38,8 +39,7 @@ def reader_threads(asked: int | None) -> int:
         ConfigError: It is not a whole number from 0 to 64.
     """
     if asked is None:
-        usable = getattr(os, "sched_getaffinity", None)  # not on every system
-        return min(_USUAL_READERS, len(usable(0)) if usable else os.cpu_count() or 1)
+        return min(_USUAL_READERS, usable_cores())
     return 0 if as_number(asked) == 0 else check_count("readers", asked, _MOST_READERS)
 
 

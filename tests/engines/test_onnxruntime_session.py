@@ -181,6 +181,12 @@ def test_idle_threads_leave_the_cores_to_the_other_stage(path) -> None:
     assert settings.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
+def test_workers_share_the_cores(path, monkeypatch) -> None:
+    monkeypatch.setattr("sacvit_deploy.engines.session.usable_cores", lambda: 6)
+    opened = OnnxRuntimeSession(path, SessionOptions(workers=2))
+    assert opened._session.get_session_options().intra_op_num_threads == 3
+
+
 def test_a_closed_session_lets_go_of_the_graph_and_says_so(path) -> None:
     session = OnnxRuntimeSession(path, SessionOptions(("CPU",)))
     graph = weakref.ref(session._session)

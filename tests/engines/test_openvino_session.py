@@ -300,6 +300,12 @@ def test_only_a_gpu_keeps_compiled_kernels_and_only_a_cpu_has_threads(
     assert list(cache.glob("*.blob"))
 
 
+def test_each_worker_has_a_stream_of_the_library(devices, path, entry) -> None:
+    core = devices("CPU")
+    OpenVinoSession(path, entry, SessionOptions(threads=2, workers=3))
+    assert (core.asked[0][1]["NUM_STREAMS"], core.asked[0][1]["INFERENCE_NUM_THREADS"]) == (3, 6)
+
+
 def test_a_cache_that_cannot_be_made_is_done_without(devices, tmp_path, path, entry) -> None:
     core, file = devices("GPU"), tmp_path / "file"
     file.touch()

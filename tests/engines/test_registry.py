@@ -345,6 +345,20 @@ def test_load_gives_a_pipeline(bundle, eta) -> None:
     assert streamed == ["class 6"] * 6
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_workers_answer_as_one_does(backend) -> None:
+    pytest.importorskip(backend, reason=f"needs the {backend} extra")
+    pictures = random_pictures(40)
+    with sacvit_deploy.load(demo_bundle(), backend=backend, threads=1) as alone:
+        eta = alone.eta
+        wanted = list(alone.stream(pictures, eta=eta, batch_size=4))
+    with sacvit_deploy.load(demo_bundle(), backend=backend, workers=2, threads=1) as pipeline:
+        found = list(pipeline.stream(pictures, eta=eta, batch_size=4))
+    assert [(r.class_index, r.stage, r.target_tokens) for r in found] == [
+        (r.class_index, r.stage, r.target_tokens) for r in wanted
+    ]
+
+
 def test_the_first_result_comes_soon_and_without_the_offline_half(bundle) -> None:
     """CPU time of the process: the clock depends on what else the machine does."""
     command = [sys.executable, "-c", _FIRST_RESULT, str(bundle.path)]

@@ -102,6 +102,19 @@ def test_threads_are_counted_from_one(threads) -> None:
         SessionOptions(threads=threads)
 
 
+@pytest.mark.parametrize("workers", [0, -1, 1.5, "2", True, 65, None])
+def test_workers_are_counted_from_one(workers) -> None:
+    with pytest.raises(EngineError, match="workers were asked for"):
+        SessionOptions(workers=workers)
+
+
+def test_workers_share_the_cores(monkeypatch) -> None:
+    monkeypatch.setattr("sacvit_deploy.engines.session.usable_cores", lambda: 6)
+    assert SessionOptions().run_threads is None
+    assert [SessionOptions(workers=n).run_threads for n in (2, 4, 9)] == [3, 1, 1]
+    assert SessionOptions(threads=5, workers=2).run_threads == 5
+
+
 @pytest.mark.parametrize("providers", ["CPU", 5, (5,), ["CPU"]])
 def test_providers_are_names(providers) -> None:
     with pytest.raises(EngineError, match="execution providers are"):

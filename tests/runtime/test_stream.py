@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.errors import ConfigError, ImageError
+from sacvit_deploy.errors import ConfigError, EngineError, ImageError
 from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.spec import IMAGE
 from tests.fakes import SAC, fake_manifest, fake_opened, random_pictures
@@ -26,8 +27,8 @@ class Clock:
         return self.now_s
 
 
-def make(clock: Clock | None = None) -> tuple[Pipeline, Any]:
-    opened = fake_opened(SAC)
+def make(clock: Clock | None = None, workers: int = 1) -> tuple[Pipeline, Any]:
+    opened = dataclasses.replace(fake_opened(SAC), workers=workers)
     return Pipeline(fake_manifest(eta=ETA), opened, clock=clock or Clock()), opened.sessions
 
 
@@ -42,9 +43,10 @@ def files(tmp_path):
     return sorted(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("readers", [None, 0, 3])
-def test_files_in_a_stream_equal_a_call_and_single_calls(files, readers) -> None:
-    pipeline, _ = make()
+def test_files_in_a_stream_equal_a_call_and_single_calls(files, readers, workers) -> None:
+    pipeline, _ = make(workers=workers)
     wanted = [pipeline(path) for path in files]
     assert pipeline(files, batch_size=5, readers=readers) == wanted
     assert list(pipeline.stream(files, batch_size=5, readers=readers)) == wanted
@@ -177,9 +179,62 @@ def test_leaving_a_stream_early_ends_its_threads(files) -> None:
         next(stream)
 
 
+def test_workers_compute_batches_side_by_side(monkeypatch) -> None:
+    pipeline, sessions = make(workers=2)
+    wanted = pipeline(PICTURES)
+    compute, both = sessions["early_exit"].run, threading.Barrier(2)
+
+    def run(feeds):
+        both.wait(timeout=30)  # no batch goes on before another one is there, too
+        return compute(feeds)
+
+    monkeypatch.setattr(sessions["early_exit"], "run", run)
+    assert list(pipeline.stream(PICTURES, batch_size=4)) == wanted
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_workers_hold_back_a_bounded_number_of_results(in_order) -> None:
+    pipeline, _ = make(workers=3)
+    seen: list[int] = []
+
+    def frames():
+        for index in itertools.count():
+            seen.append(index)
+            yield PICTURES[index % 24]
+
+    stream = pipeline.stream(frames(), batch_size=2, max_waiting=5, in_order=in_order)
+    for result in itertools.islice(stream, 100):
+        assert result.index is not None
+        assert len(seen) - result.index <= 5 + 2 + 2 * 2 * 3
+    stream.close()
+
+
+def test_leaving_a_stream_early_ends_its_workers() -> None:
+    pipeline, _ = make(workers=3)
+
+    def running() -> int:
+        return sum(thread.name.startswith("sacvit-worker") for thread in threading.enumerate())
+
+    stream = pipeline.stream(itertools.cycle(PICTURES), batch_size=2)
+    next(stream)
+    assert running() > 0
+    stream.close()
+    assert running() == 0
+
+
+def test_a_failure_in_a_worker_ends_the_stream(monkeypatch) -> None:
+    pipeline, _ = make(workers=2)
+    stream = pipeline.stream(itertools.cycle(PICTURES), batch_size=2)
+    next(stream)
+    pipeline.close()
+    with pytest.raises(EngineError, match="closed"):
+        list(stream)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("readers", [0, 3])
-def test_a_bad_file_comes_after_the_results_before_it(files, readers) -> None:
-    pipeline, _ = make()
+def test_a_bad_file_comes_after_the_results_before_it(files, readers, workers) -> None:
+    pipeline, _ = make(workers=workers)
     files[7].write_text("no picture")
     stream = pipeline.stream(files, batch_size=3, readers=readers)
     assert list(itertools.islice(stream, 7)) == pipeline(files[:7])
