@@ -7,11 +7,12 @@ C classes.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from sacvit_deploy.decode import OPTIONAL, check_field, check_types
+from sacvit_deploy.decode import OPTIONAL, check_field, check_types, shown
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
 from sacvit_deploy.families.stvit import SemanticConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _GIGA = 1e9
+_SUGGESTIONS = 4  # presets named instead of an unknown one
 
 # Fields of `ModelConfig` with the configuration of some families.
 _SECTIONS: dict[str, Any] = {
@@ -263,8 +265,11 @@ PRESETS: dict[str, ModelConfig] = {
 def preset(name: str) -> ModelConfig:
     """Find a preset by its name; `ConfigError` if there is none."""
     if name not in PRESETS:
-        known = ", ".join(sorted(PRESETS))
-        raise ConfigError(f"There is no preset {name!r}.", f"Choose one of: {known}.")
+        nearest = ", ".join(difflib.get_close_matches(name, PRESETS, _SUGGESTIONS, cutoff=0))
+        raise ConfigError(
+            f"There is no preset {shown(name)}.",
+            f"The nearest names are {nearest}. sacvit-deploy export --help lists all.",
+        )
     return PRESETS[name]
 
 

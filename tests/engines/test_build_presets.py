@@ -1,4 +1,4 @@
-"""Real engines of every two-stage family, both resolutions, both ways to select, every precision.
+"""Real engines of the families, both resolutions, both ways to select, every precision.
 
 The weights are random, which makes no difference to the builder or to the types.
 """
@@ -11,6 +11,7 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines import build
 from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
 from sacvit_deploy.engines.machine import Machine
+from sacvit_deploy.families.config import graph_specs, preset
 
 pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
 pytestmark = pytest.mark.slow
@@ -26,6 +27,7 @@ _NETWORKS = {
     "lf-288-graph": ("lf_deit_small_patch16_288", "graph"),
     "cf-lv-224-graph": ("cf_lv_vit_small_224", "graph"),
     "cf-lv-288-host": ("cf_lv_vit_small_288", "host"),
+    "stvit-224": ("stvit_deit_small_patch16_224", "host"),
 }
 
 
@@ -34,7 +36,6 @@ def network(request, tmp_path_factory) -> Bundle:
     """FP32, FP16 and INT8 graphs; other tests check their agreement."""
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
     from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
-    from sacvit_deploy.families.config import preset
     from sacvit_deploy.samples import sample_pictures
 
     name, selection = request.param
@@ -55,12 +56,13 @@ def test_a_network_becomes_engines(network, precision, monkeypatch):
         precision, "tensorrt-rtx", BatchRange(1, 8, 32), compute_capabilities=_TARGETS
     )
     bundle, engines = build_engines(network, request, lambda *_: None)
-    assert [engine.role for engine in engines] == ["early_exit", "refine"]
+    roles = [graph.role for graph in graph_specs(network.manifest.config)]
+    assert [engine.role for engine in engines] == roles
     for engine in engines:
         assert engine.compute_capabilities == _TARGETS
         assert engine.build_s < _BUILD_LIMIT_S
         _check_share(precision, engine)
-    sizes = {e.precision: e.bytes for e in Bundle.open(bundle.path).engines("early_exit")}
+    sizes = {e.precision: e.bytes for e in Bundle.open(bundle.path).engines(roles[0])}
     if precision == "int8":
         assert sizes["int8"] < 0.8 * sizes["fp16"] < 0.5 * sizes["fp32"]
 

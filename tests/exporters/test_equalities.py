@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from sacvit_deploy.exporters.export import export_bundle
 from sacvit_deploy.runtime.algorithm import confidence, fine_index, select_tokens
 from sacvit_deploy.runtime.pipeline import Pipeline, load
 from sacvit_deploy.samples import sample_pictures
 from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS, TARGET_INDEX
 from tests.exporters.graphs import normalised, session
 from tests.fakes import random_pictures
-from tests.tiny_models import SAC
+from tests.tiny_models import SAC, SEMANTIC, strong_model
 
 TWO_STAGE = ["sac_host", "sac_graph", "other_graph", "windowed_graph", "lv_pixels"]
 PICTURES: list[Any] = [*random_pictures(8), *sample_pictures()]
@@ -125,6 +126,17 @@ def test_the_bundle_equals_the_model_end_to_end(bundle, model, request):
     for eta, logits in ((0.0, wanted.early_exit.logits), (1.0, wanted.refined_logits)):
         found = logits_of(pipeline.outcomes(images, eta))
         np.testing.assert_allclose(found, logits.numpy(), rtol=0, atol=2e-4)
+
+
+@torch.no_grad()
+def test_semantic_tokens_in_a_bundle_equal_the_model(tmp_path):
+    model = strong_model(SEMANTIC)
+    pipeline = load(export_bundle(model, tmp_path / "bundle").path, threads=1)
+    images = np.stack([pipeline.preprocess(picture) for picture in PICTURES])
+    wanted = model(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(logits_of(pipeline.outcomes(images, 0.5)), wanted, atol=2e-4)
+    assert_same(pipeline(PICTURES), [pipeline(picture) for picture in PICTURES])
+    assert len({result.class_index for result in pipeline(PICTURES)}) > 1
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

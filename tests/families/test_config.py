@@ -150,9 +150,10 @@ def test_family_follows_the_prefix(name):
     assert preset_preprocessing(config).crop == config.image_size
 
 
-def test_unknown_preset_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"no preset 'resnet50'(.|\n)*sac_deit_small_patch16_224"):
-        preset("resnet50")
+def test_unknown_preset_names_the_nearest_ones():
+    match = r"no preset 'sac_vit_small_224'(.|\n)*sac_deit_small_patch16_224"
+    with pytest.raises(ConfigError, match=match):
+        preset("sac_vit_small_224")
 
 
 def test_graphs_come_in_the_order_in_which_they_run():
