@@ -11,7 +11,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from sacvit_deploy.decode import decode, encode, parse_json, shown
 from sacvit_deploy.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
-from sacvit_deploy.families.config import ModelConfig, graph_specs
+from sacvit_deploy.families.config import ModelConfig, graph_specs, number_of_classes
 from sacvit_deploy.files import FileRecord
 from sacvit_deploy.records import (
     BUILD_AGAIN,
@@ -45,7 +45,7 @@ class Manifest:
         selection: Where target tokens are chosen: on the `host`, or in the refine `graph`.
         input_kind: `float` (normalised) or `uint8` (normalisation folded into the graphs).
         eta: Default exit threshold, in [0, 1].
-        labels: One name per class, in class order.
+        labels: One name per class, in class order; none if the graphs give features.
         graphs: One entry per role and precision.
         weights: Origin of the weights.
         parity: Measured errors of the graphs against the torch model.
@@ -77,9 +77,10 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        if len(self.labels) != self.config.num_classes:
+        classes = number_of_classes(self.config)
+        if len(self.labels) != classes:
             raise BundleError(
-                f"There are {len(self.labels)} labels for {self.config.num_classes} classes.",
+                f"There are {len(self.labels)} labels for {classes} classes.",
                 "Give one label per class, in class order.",
             )
         if self.preprocessing.crop != self.config.image_size:
@@ -103,8 +104,9 @@ class Manifest:
         found = [(graph.role, graph.precision) for graph in self.graphs]
         if {role for role, _ in found} != wanted or len(set(found)) != len(found):
             raise BundleIntegrityError(
-                f"The graphs are {found or 'none'}; the family {self.config.family!r} needs "
-                f"{' and '.join(sorted(wanted))}, each once per precision.",
+                f"The graphs are {found or 'none'}; this network of the family "
+                f"{self.config.family!r} needs {' and '.join(sorted(wanted))}, each once per "
+                "precision.",
                 _EXPORT_AGAIN,
             )
 

@@ -11,7 +11,7 @@ from typing import Literal, cast
 from sacvit_deploy.decode import check_field, check_types, shown
 from sacvit_deploy.errors import ConfigError
 
-Role = Literal["early_exit", "refine", "single"]
+Role = Literal["early_exit", "refine", "single", "backbone"]
 Selection = Literal["host", "graph"]
 InputKind = Literal["float", "uint8"]
 WeightStorage = Literal["fp32", "fp16"]
@@ -34,6 +34,7 @@ KEPT = "kept"
 KEPT_MASK = "kept_mask"
 OVERFLOW = "overflow"
 SEMANTIC_ATTENTION = "semantic_attention"
+FEATURES = ("c2", "c3", "c4", "c5")
 
 # Names of dynamic axes.
 BATCH = "batch"

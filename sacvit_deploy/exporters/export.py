@@ -24,7 +24,12 @@ from sacvit_deploy.exporters.passes.fold_normalisation import fold_normalisation
 from sacvit_deploy.exporters.passes.store_half import store_half
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
-from sacvit_deploy.families.config import ModelConfig, graph_specs, preset_preprocessing
+from sacvit_deploy.families.config import (
+    ModelConfig,
+    graph_specs,
+    number_of_classes,
+    preset_preprocessing,
+)
 from sacvit_deploy.libraries import own_versions, versions
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.model.build import as_stored, random_model
@@ -168,16 +173,17 @@ def _config(options: ExportOptions, stored: ModelConfig | None, unknown: str) ->
 
 
 def _read_labels(file: Path | None, config: ModelConfig) -> tuple[str, ...]:
+    classes = number_of_classes(config)
     if file is None:
-        return tuple(f"class {index}" for index in range(config.num_classes))
+        return tuple(f"class {index}" for index in range(classes))
     problem = f"The labels file {file} cannot be read"
     fix = "Give a UTF-8 text file with one class name a line."
     with raised_as(ConfigError, problem, fix, (OSError, UnicodeDecodeError)):
         lines = read_bounded(file).decode().splitlines()
     labels = tuple(line.strip() for line in lines if line.strip())
-    if len(labels) != config.num_classes:
+    if len(labels) != classes:
         raise ConfigError(
-            f"{file} names {len(labels)} classes, the network has {config.num_classes}.",
+            f"{file} names {len(labels)} classes, the network has {classes}.",
             "Give one class name a line, in class order, or set --set num_classes=N.",
         )
     return labels

@@ -17,8 +17,17 @@ from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
 from sacvit_deploy.families.stvit import SemanticConfig
 from sacvit_deploy.families.svit import GateConfig
+from sacvit_deploy.families.swin import SwinConfig
 from sacvit_deploy.families.two_stage import TwoStageConfig
-from sacvit_deploy.spec import MAX_SIDE, GraphSpec, InputKind, Preprocessing, Role, Selection
+from sacvit_deploy.spec import (
+    LOGITS,
+    MAX_SIDE,
+    GraphSpec,
+    InputKind,
+    Preprocessing,
+    Role,
+    Selection,
+)
 
 if TYPE_CHECKING:
     from sacvit_deploy.families.family import Counted
@@ -32,6 +41,7 @@ _SECTIONS: dict[str, Any] = {
     "two_stage": TwoStageConfig,
     "semantic": SemanticConfig,
     "gates": GateConfig,
+    "swin": SwinConfig,
 }
 
 # Far above every network of these families, and small enough to count with.
@@ -67,6 +77,8 @@ class ModelConfig:
         two_stage: Configuration of the stages; None in families of one stage.
         semantic: Configuration of the semantic tokens (STViT); None in other families.
         gates: Configuration of the gates; None in families without gates.
+        swin: Stages and windows of Swin and STViT-R; None in other families. Then `embed_dim` and
+            `num_heads` are those of the first stage, and `depth` is the sum of all stages.
 
     Raises:
         ConfigError: A value is of another type, out of range, or does not fit the others.
@@ -88,6 +100,7 @@ class ModelConfig:
     two_stage: TwoStageConfig | None = None
     semantic: SemanticConfig | None = field(default=None, metadata=OPTIONAL)
     gates: GateConfig | None = field(default=None, metadata=OPTIONAL)
+    swin: SwinConfig | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -220,6 +233,12 @@ def graph_specs(
         for role, file in family.files.items()
         if role in tensors
     )
+
+
+def number_of_classes(config: ModelConfig) -> int:
+    """C of a network that gives logits, and 0 of one that gives features."""
+    outputs = {tensor.name for spec in graph_specs(config) for tensor in spec.outputs}
+    return config.num_classes if LOGITS in outputs else 0
 
 
 def graph_macs(config: ModelConfig, counted: Counted = "papers") -> dict[Role, int]:

@@ -32,7 +32,8 @@ class Family:
         section: Field of `ModelConfig` with the family's own configuration; None for none.
         check: Refuses a `ModelConfig` that the family cannot have. It has the family's section, and
             no other.
-        tensors: Gives the inputs and outputs of each graph, by role.
+        tensors: Gives the inputs and outputs of each graph of a network, by role, in the order in
+            which the graphs run.
         macs: Counts multiply-accumulates of each graph for one picture, by role.
         model: `module:class` of the torch network; its argument is a `ModelConfig`.
         view: `module:function` that gives the part of a network to trace for one graph.

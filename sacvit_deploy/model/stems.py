@@ -88,14 +88,19 @@ class ConvStem(nn.Module):
         """A copy that computes the same with BatchNorm in the weights of the convolutions."""
         stem = copy.deepcopy(self)
         for number in (1, 2, 3):
-            conv, norm = getattr(stem, f"conv{number}"), getattr(stem, f"bn{number}")
-            if isinstance(norm, BatchNorm):
-                conv.weight, conv.bias = fuse_conv_bn_weights(
-                    *(conv.weight, None, norm.running_mean, norm.running_var),
-                    *(_EPS, norm.weight, norm.bias),
-                )
-                setattr(stem, f"bn{number}", nn.Identity())
+            fold_batch_norm(stem, f"conv{number}", f"bn{number}")
         return stem
+
+
+def fold_batch_norm(module: nn.Module, conv_name: str, norm_name: str) -> None:
+    """Move the BatchNorm after a convolution without bias into it; done once, it stays."""
+    conv, norm = getattr(module, conv_name), getattr(module, norm_name)
+    if isinstance(norm, BatchNorm):
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            *(conv.weight, None, norm.running_mean, norm.running_var),
+            *(_EPS, norm.weight, norm.bias),
+        )
+        setattr(module, norm_name, nn.Identity())
 
 
 STEMS = {"patch": PatchEmbedding, "conv": ConvStem}

@@ -14,7 +14,6 @@ from sacvit_deploy.model.two_stage import (
     select_tokens,
 )
 from sacvit_deploy.model.vision_model import VisionModel
-from sacvit_deploy.model.vit import VisionTransformer
 from sacvit_deploy.spec import FINE_INDEX, SURVIVOR_ROWS, TARGET_INDEX, GraphSpec, TensorSpec
 
 # Three images of which two survive: the dynamic axes of an example have different sizes, and none
@@ -23,15 +22,24 @@ EXAMPLE_SIZES = {"batch": 3, "survivors": 2}
 
 
 class SingleView(nn.Module):
-    """The dense network: image to logits."""
+    """A network of one stage: image to logits."""
 
-    def __init__(self, model: VisionTransformer) -> None:
+    def __init__(self, model: VisionModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> tuple[Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Outputs in the order of the graph's contract."""
         return (self.model(image),)
+
+
+class FeaturesView(SingleView):
+    """A backbone: image to the features of each stage."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Outputs in the order of the graph's contract."""
+        features: tuple[Tensor, ...] = self.model(image)
+        return features
 
 
 class _StageView(nn.Module):
@@ -90,9 +98,9 @@ def _early_exit_output(
     return EarlyExitOutput(absent, absent if score is None else score, embeddings, features)
 
 
-def single_view(model: VisionTransformer, _: GraphSpec) -> nn.Module:
+def single_view(model: VisionModel, spec: GraphSpec) -> nn.Module:
     """The view of a network that has one graph."""
-    return SingleView(model)
+    return FeaturesView(model) if spec.role == "backbone" else SingleView(model)
 
 
 def two_stage_view(model: TwoStageViT, spec: GraphSpec) -> nn.Module:

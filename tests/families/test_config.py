@@ -134,8 +134,10 @@ FAMILY_OF = {
     "cf_": "cf_vit",
     "lf_": "lf_vit",
     "lv_": "lv_vit",
+    "stvit_r_": "stvit_r",
     "stvit_": "stvit",
     "svit_": "svit",
+    "swin_": "swin",
     "deit_": "vit",
     "demo_": "vit",
 }
