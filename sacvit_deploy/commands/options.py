@@ -13,7 +13,7 @@ import click
 
 from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.machine import this_machine
-from sacvit_deploy.engines.registry import AUTO
+from sacvit_deploy.engines.registry import AUTO, FASTEST
 from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.spec import Backend, Decode, Precision
 
@@ -40,8 +40,8 @@ backend_option = click.option(
     "--backend",
     default=AUTO,
     show_default=True,
-    type=click.Choice([AUTO, *get_args(Backend)]),
-    help="Library that computes; auto takes the fastest that works.",
+    type=click.Choice([AUTO, FASTEST, *get_args(Backend)]),
+    help="Library that computes; auto takes the one that is known to be fast, fastest measures.",
 )
 precision_option = click.option(
     "--precision", type=click.Choice(get_args(Precision)), help="Precision of the graphs."
@@ -171,18 +171,18 @@ def tell_backend(pipeline: Pipeline, asked: str) -> None:
 
     Args:
         pipeline: Open pipeline.
-        asked: Value of `--backend`; there is nothing to tell unless it is `auto`.
+        asked: Value of `--backend`; there is nothing to tell if it names one.
     """
-    if asked == AUTO:
-        for line in passed_over_lines(pipeline):
+    if asked in (AUTO, FASTEST):
+        for line in passed_over_lines(pipeline, asked):
             click.echo(line, err=True)
 
 
-def passed_over_lines(pipeline: Pipeline) -> Iterator[str]:
+def passed_over_lines(pipeline: Pipeline, asked: str = AUTO) -> Iterator[str]:
     """Name the backend that was taken, then each that was expected and the reason against it.
 
     Expected are the backends the bundle has engines for and, on a machine with a GPU, all
-    execution providers.
+    execution providers; all backends if they were measured.
 
     Yields:
         Lines for a person; none if nothing better was expected, and nothing but ONNX Runtime.
@@ -192,7 +192,9 @@ def passed_over_lines(pipeline: Pipeline) -> Iterator[str]:
     expected = {
         name: "; ".join(map(str.strip, why.splitlines())).replace(":; ", ": ")
         for name, why in pipeline.skipped.items()
-        if name in built or (has_gpu and name.startswith("onnxruntime "))
+        if name in built
+        or (has_gpu and name.startswith("onnxruntime "))
+        or (asked == FASTEST and name in get_args(Backend))
     }
     if expected or pipeline.backend == "openvino":
         yield f"computing with {pipeline.backend} in {pipeline.precision} ({pipeline.provider})"

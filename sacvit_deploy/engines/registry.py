@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from sacvit_deploy.engines.openvino_session import (
 )
 from sacvit_deploy.engines.session import Session, SessionOptions, for_any_batch
 from sacvit_deploy.engines.tensorrt_session import open_engines
+from sacvit_deploy.engines.timing import picture_ms
 from sacvit_deploy.errors import (
     BundleIntegrityError,
     EngineError,
@@ -40,6 +41,7 @@ from sacvit_deploy.records import EngineEntry, GraphEntry
 from sacvit_deploy.spec import EngineBackend, Precision, Role
 
 AUTO = "auto"
+FASTEST = "fastest"
 
 # The order where none is asked for: FP16 is fast and decides as FP32 does; INT8 is a choice.
 _ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "int8", "fp32")
@@ -111,7 +113,8 @@ def open_sessions(
 
     Args:
         bundle: Where the graphs are.
-        backend: A name from `backends()`, or `auto` for the first that works.
+        backend: A name from `backends()`; `auto` for the first that works, in the order that is
+            known to be fast; or `fastest` to open all that work, time them, and keep the fastest.
         precision: Precision of the graphs; by default FP32 in ONNX Runtime and OpenVINO, and the
             first of FP16, INT8 and FP32 that has engines.
         options: Providers or devices, threads, CUDA graphs.
@@ -124,11 +127,13 @@ def open_sessions(
     """
     table = backends()
     options = options or SessionOptions()
-    _check_choice("backend", backend, (AUTO, *table))
+    _check_choice("backend", backend, (AUTO, FASTEST, *table))
     if precision is not None:
         _check_choice("precision", precision, get_args(Precision))
     if backend == AUTO:
         return _open_first(bundle, precision, options)
+    if backend == FASTEST:
+        return _open_fastest(bundle, precision, options)
     return table[backend](bundle, precision, options)()
 
 
@@ -163,36 +168,85 @@ def _check_choice(name: str, asked: object, choices: tuple[str, ...]) -> None:
 def _open_first(
     bundle: Bundle, precision: Precision | None, options: SessionOptions
 ) -> OpenedSessions:
-    skipped: dict[str, str] = {}
-    failed: dict[str, SacvitDeployError] = {}
     table = backends()
-    if reason := _against_openvino(bundle, precision, options):
+    reason = _against_openvino(bundle, precision, options)
+    if reason:
         table.pop("openvino", None)
-        skipped["openvino"] = reason
-    for name, prepare in table.items():
-        fits = False
-        try:
-            start = prepare(bundle, precision, options)
-            fits = True
-            opened = start()
-        except (EngineError, MissingDependencyError, BundleIntegrityError) as error:
-            skipped[name] = error.problem
-            # The hash is checked last: all else about the engine fits.
-            if fits or isinstance(error, BundleIntegrityError):
-                failed[name] = error
-        else:
-            for unused, cause in failed.items():
-                warn_caller(
-                    f"{unused} fits this bundle and machine and could not be started, so {name} "
-                    f"computes, which is slower. {cause}",
-                    EngineWarning,
-                )
-            return replace(opened, skipped=skipped | dict(opened.skipped))
-    reasons = "\n".join(f"  {name}: {why}" for name, why in skipped.items())
-    raise EngineError(
-        f"No backend can run bundle {bundle.path}:\n{reasons}",
-        "Install onnxruntime, or build an engine for this machine.",
-    )
+    working = _Working(bundle, {"openvino": reason} if reason else {})
+    for opened in working.opened(table, precision, options):
+        working.warn_of_failures(opened.backend)
+        return replace(opened, skipped=working.skipped | dict(opened.skipped))
+    raise working.none()
+
+
+def _open_fastest(
+    bundle: Bundle, precision: Precision | None, options: SessionOptions
+) -> OpenedSessions:
+    working = _Working(bundle, {})
+    candidates = list(working.opened(backends(), precision, options))
+    if not candidates:
+        raise working.none()
+    graphs = {graph.role: graph for graph in bundle.manifest.graphs}
+    times = picture_ms([opened.sessions for opened in candidates], graphs)
+    ms, best = min(zip(times, candidates, strict=True), key=lambda each: each[0])
+    for other_ms, other in zip(times, candidates, strict=True):
+        if other is not best:
+            other.close()
+            working.skipped[other.backend] = (
+                f"It takes {other_ms:.1f} ms for a picture in all graphs, {best.backend} {ms:.1f}."
+            )
+    working.warn_of_failures(best.backend)
+    return replace(best, skipped=working.skipped | dict(best.skipped))
+
+
+@dataclass(frozen=True)
+class _Working:
+    """The backends that can run a bundle, and why the others cannot.
+
+    Attributes:
+        bundle: Where the graphs are.
+        skipped: Reason against a backend, by its name.
+        failed: Errors of backends that fit, but could not be started.
+    """
+
+    bundle: Bundle
+    skipped: dict[str, str]
+    failed: dict[str, SacvitDeployError] = field(default_factory=dict)
+
+    def opened(
+        self, table: Mapping[str, Prepare], precision: Precision | None, options: SessionOptions
+    ) -> Iterator[OpenedSessions]:
+        """Open one backend after another."""
+        for name, prepare in table.items():
+            fits = False
+            try:
+                start = prepare(self.bundle, precision, options)
+                fits = True
+                opened = start()
+            except (EngineError, MissingDependencyError, BundleIntegrityError) as error:
+                self.skipped[name] = error.problem
+                # The hash is checked last: all else about the engine fits.
+                if fits or isinstance(error, BundleIntegrityError):
+                    self.failed[name] = error
+            else:
+                yield opened
+
+    def warn_of_failures(self, taken: str) -> None:
+        """Warn of backends that should have worked."""
+        for unused, cause in self.failed.items():
+            warn_caller(
+                f"{unused} fits this bundle and machine and could not be started, so {taken} "
+                f"computes, which is slower. {cause}",
+                EngineWarning,
+            )
+
+    def none(self) -> EngineError:
+        """The error if no backend works."""
+        reasons = "\n".join(f"  {name}: {why}" for name, why in self.skipped.items())
+        return EngineError(
+            f"No backend can run bundle {self.bundle.path}:\n{reasons}",
+            "Install onnxruntime, or build an engine for this machine.",
+        )
 
 
 def _against_openvino(

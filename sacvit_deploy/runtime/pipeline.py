@@ -442,8 +442,9 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
         path: Folder of the bundle.
         eta: Exit threshold, in [0, 1]; None takes the one `sacvit-deploy calibrate` found for the
             precision and backend that are opened, or else the bundle's.
-        backend: `auto` for the fastest that can run this bundle, or `onnxruntime`, `openvino`,
-            `tensorrt`, `tensorrt-rtx`.
+        backend: `auto` for the one that is known to be fast here; `fastest` to time all that can
+            run this bundle, which takes seconds; or `onnxruntime`, `openvino`, `tensorrt`,
+            `tensorrt-rtx`.
         precision: Graphs of the bundle to run: `fp32`, `fp16` or `int8`; None takes FP32, and
             among the engines FP16 before INT8 before FP32.
         providers: ONNX Runtime execution providers, or OpenVINO devices, in order of preference,

@@ -73,6 +73,13 @@ def test_only_what_one_could_expect_is_named(tmp_path, monkeypatch, gpus, engine
     assert not engines or lines[0].endswith("does not fit this machine: GPU: none; CUDA: too old")
 
 
+def test_all_backends_are_named_that_were_measured():
+    skipped = {"openvino": "It takes 3.0 ms.", "tensorrt": "It is missing.", "onnxruntime CUDA": ""}
+    opened = OpenedSessions("onnxruntime", fake_sessions(SAC), skipped)
+    lines = list(options.passed_over_lines(Pipeline(fake_manifest(), opened), "fastest"))
+    assert lines[1:] == ["  not openvino: It takes 3.0 ms.", "  not tensorrt: It is missing."]
+
+
 def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with options.Progress() as progress:

@@ -96,7 +96,7 @@ def test_a_missing_engine_says_how_to_build_it(bundle, backend) -> None:
 
 
 def test_an_unknown_backend_is_refused(bundle) -> None:
-    with pytest.raises(EngineError, match=r"'openvivo'\.\nChoose auto, tensorrt"):
+    with pytest.raises(EngineError, match=r"'openvivo'\.\nChoose auto, fastest, tensorrt"):
         open_sessions(bundle, backend="openvivo")
 
 
@@ -120,6 +120,47 @@ def test_auto_takes_the_first_that_works(bundle, monkeypatch) -> None:
     opened = open_sessions(bundle)
     assert opened.backend == "onnxruntime"
     assert not {"fast", "slow"} & set(opened.skipped)
+
+
+@pytest.mark.parametrize("times", [(3.0, 2.0), (2.0, 3.0)])
+def test_the_fastest_is_measured(bundle, monkeypatch, times) -> None:
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    measured: list = []
+
+    def picture_ms(candidates, graphs):
+        assert set(graphs) == {"early_exit", "refine"}
+        measured.extend(candidates)
+        return list(times)
+
+    monkeypatch.setattr(registry, "picture_ms", picture_ms)
+    opened = open_sessions(bundle, backend="fastest")
+    names = ["openvino", "onnxruntime"]
+    taken = times.index(min(times))
+    assert opened.backend == names[taken]
+    assert opened.sessions == measured[taken]
+    assert opened.skipped[names[1 - taken]] == (
+        f"It takes 3.0 ms for a picture in all graphs, {names[taken]} 2.0."
+    )
+    assert "has no tensorrt engine" in opened.skipped["tensorrt"]
+    with pytest.raises(EngineError, match="closed"):
+        measured[1 - taken]["early_exit"].run({})
+
+
+def test_a_backend_that_cannot_run_is_not_measured(bundle, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    opened = open_sessions(bundle, backend="fastest")
+    assert opened.backend == "onnxruntime"
+    assert "not installed" in opened.skipped["openvino"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineError, match=r"No backend can run(.|\n)*onnxruntime: Running"):
+        open_sessions(bundle, backend="fastest")
+
+
+def test_the_engines_of_this_machine_are_measured_too(workplace, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "picture_ms", lambda candidates, graphs: [1.0])
+    table = {"tensorrt": backends()["tensorrt"]}
+    monkeypatch.setattr(registry, "backends", lambda: table)
+    assert open_sessions(workplace.bundle("tensorrt"), backend="fastest").backend == "tensorrt"
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
