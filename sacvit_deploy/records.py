@@ -256,7 +256,8 @@ class Agreement:
     Attributes:
         images: Pictures compared.
         exit_flip_rate: Share of pictures that exit early in one and not in the other, in [0, 1].
-        target_overlap: Mean share of the reference's targets that the candidate has too, in [0, 1].
+        target_overlap: Mean share of the reference's targets, or of the tokens that its gates keep,
+            that the candidate has too, in [0, 1].
         label_agreement: Share of pictures with the same final class, each at its own exit, in
             [0, 1].
         max_probability_error: Largest difference of a probability in either stage, in [0, 1].

@@ -134,6 +134,9 @@ def describe_results(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _stage(result: Result) -> str:
+    if result.kept_tokens is not None:
+        again = ", computed again in full" if result.stage == "refine" else ""
+        return f"kept {' '.join(map(str, result.kept_tokens))} tokens{again}"
     if result.stage == "single":
         return "one stage"
     if result.target_tokens is None:

@@ -19,6 +19,7 @@ from sacvit_deploy.families.config import preset as preset_config
 from sacvit_deploy.libraries import require
 
 if TYPE_CHECKING:
+    from sacvit_deploy.exporters.gate_capacity import CapacityRequest
     from sacvit_deploy.exporters.precision.request import PrecisionRequest
 
 
@@ -65,6 +66,25 @@ def _preset_list() -> str:
 @click.option("--eta", default=0.5, show_default=True, help="Exit threshold in [0, 1].")
 @click.option("--alpha", type=float, help="Share of the coarse tokens to refine, in (0, 1).")
 @click.option(
+    "--gates",
+    type=click.Choice(["masked", "exact", "capacity"]),
+    help="How SViT computes: all tokens; the kept ones of one picture; or as many as --capacity.",
+)
+@click.option(
+    "--capacity",
+    metavar="N,N,...",
+    help="Tokens of each gate, or of equal parts of the gates; else found on --calibration-data.",
+)
+@click.option(
+    "--capacity-quantile",
+    default=0.95,
+    show_default=True,
+    help="Share of the calibration pictures that a found capacity is enough for.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Compute pictures that need more than the capacity again."
+)
+@click.option(
     "--precision",
     "precisions",
     multiple=True,
@@ -91,7 +111,10 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
     names = ("seed", "opset", "selection", "weight_storage", "labels", "eta", "force")
     choices = ExportOptions(
         config=preset_config(chosen["preset"]) if chosen["preset"] else None,
-        overrides=parse_overrides(chosen["overrides"], alpha=chosen["alpha"]),
+        overrides=parse_overrides(
+            chosen["overrides"], alpha=chosen["alpha"], **_gate_fields(chosen)
+        ),
+        capacity=_capacity_request(chosen),
         input_kind=chosen["input"],
         precisions=_precision_requests(chosen),
         **{name: chosen[name] for name in names},
@@ -136,6 +159,45 @@ def _value(text: str) -> Any:
     with contextlib.suppress(ValueError):  # JSON wants a digit before the point
         return float(text)
     return text
+
+
+def _finds_capacity(chosen: Mapping[str, Any]) -> bool:
+    """Whether the capacities are to be found on pictures, and not given."""
+    given = chosen["capacity"] or any(o.startswith("capacity=") for o in chosen["overrides"])
+    return chosen["gates"] == "capacity" and not given
+
+
+def _gate_fields(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `GateConfig` that are given; with pictures, `with_capacity` sets them."""
+    if _finds_capacity(chosen):
+        return {}
+    counts = chosen["capacity"]
+    if counts and not all(count.strip().isdecimal() for count in counts.split(",")):
+        raise ConfigError(f"--capacity is {counts!r}.", "Give numbers with commas: 138,97,68.")
+    return {
+        "mode": chosen["gates"],
+        "capacity": tuple(map(int, counts.split(","))) if counts else None,
+        "strict": chosen["strict"] or None,
+    }
+
+
+def _capacity_request(chosen: Mapping[str, Any]) -> CapacityRequest | None:
+    if not _finds_capacity(chosen):
+        return None
+    from sacvit_deploy.exporters.gate_capacity import CapacityRequest
+
+    if chosen["calibration_data"] is None:
+        raise ConfigError(
+            "--gates capacity was given without numbers.",
+            "Give --capacity 138,97,68, or pictures to find them on: --calibration-data DATA.",
+        )
+    return CapacityRequest(
+        chosen["calibration_data"],
+        chosen["capacity_quantile"],
+        chosen["calibration_samples"],
+        chosen["calibration_seed"],
+        chosen["strict"],
+    )
 
 
 def _precision_requests(chosen: Mapping[str, Any]) -> tuple[PrecisionRequest, ...]:

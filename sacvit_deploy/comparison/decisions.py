@@ -7,7 +7,7 @@ are whether the same pictures exit early, the same tokens are refined, and the s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,20 @@ from sacvit_deploy.spec import Precision
 class Decisions:
     """Answers of both stages for n pictures, whatever the threshold.
 
-    A network of one stage has its logits in both places, and no targets.
+    A network of one stage has its logits in both places, and no targets. Of a strict one, which
+    computes some pictures again, the second logits are those that count.
 
     Attributes:
         early_logits: First stage, (n, C).
         refined_logits: Second stage for every picture, (n, C).
         target_index: Coarse indices of the targets, best first, (n, M).
+        kept_mask: Tokens that each gate kept, 0 or 1, (n, gates, N+1); (n, 0) without gates.
     """
 
     early_logits: NDArray[Any]
     refined_logits: NDArray[Any]
     target_index: NDArray[np.int64]
+    kept_mask: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> Decisions:
@@ -45,6 +48,7 @@ class Decisions:
                 each.early_logits,
                 each.logits,
                 none if each.target_index is None else each.target_index,
+                none.astype(np.uint8) if each.kept_mask is None else each.kept_mask,
             )
             for each in outcomes
         ]
@@ -73,25 +77,33 @@ def compare_decisions(
         np.where(left, d.early_logits.argmax(1), d.refined_logits.argmax(1))
         for left, d in zip(leaves, both, strict=True)
     ]
-    shared = [
-        np.isin(other, targets).mean() if targets.size else 1.0
-        for targets, other in zip(reference.target_index, candidate.target_index, strict=True)
-    ]
     wanted, found = (softmax(np.stack([d.early_logits, d.refined_logits])) for d in both)
     return Agreement(
         images=len(labels[0]),
         exit_flip_rate=float((leaves[0] != leaves[1]).mean()),
-        target_overlap=float(np.mean(shared)),
+        target_overlap=_overlap(reference, candidate),
         label_agreement=float((labels[0] == labels[1]).mean()),
         max_probability_error=float(np.abs(wanted - found).max()),
     )
+
+
+def _overlap(reference: Decisions, candidate: Decisions) -> float:
+    """Mean share of the targets, or of the kept tokens, that the candidate has too."""
+    if reference.kept_mask.size:
+        both = (reference.kept_mask & candidate.kept_mask).sum(axis=(1, 2))
+        return float((both / np.maximum(reference.kept_mask.sum(axis=(1, 2)), 1)).mean())
+    shared = [
+        np.isin(other, targets).mean() if targets.size else 1.0
+        for targets, other in zip(reference.target_index, candidate.target_index, strict=True)
+    ]
+    return float(np.mean(shared))
 
 
 def _leaves(
     decisions: Decisions, config: ModelConfig, eta: float, temperature: float
 ) -> NDArray[np.bool_]:
     if config.two_stage is None:
-        return np.ones(len(decisions.early_logits), np.bool_)
+        return np.zeros(len(decisions.early_logits), np.bool_)
     confidences = confidence(decisions.early_logits, temperature)
     return exits(confidences, eta, config.stages.exit_comparison)
 

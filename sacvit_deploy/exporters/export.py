@@ -18,6 +18,7 @@ from sacvit_deploy.decode import read_bounded
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.engines.session import for_any_batch
 from sacvit_deploy.errors import ConfigError, raised_as
+from sacvit_deploy.exporters.gate_capacity import CapacityRequest, with_capacity
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
 from sacvit_deploy.exporters.passes import DEFAULT_PASSES, Pass, run_passes
 from sacvit_deploy.exporters.passes.fold_normalisation import fold_normalisation
@@ -62,6 +63,7 @@ class ExportOptions:
         weight_storage: `fp16` halves the files. The weights are rounded once, before everything
             else, and computed with in float32.
         parity_batches: Batch sizes at which the graphs are compared with torch.
+        capacity: Pictures to find the capacities of gates on; None leaves the configuration.
         precisions: Graphs to add to the FP32 ones.
         force: Replace an existing bundle.
 
@@ -80,6 +82,7 @@ class ExportOptions:
     eta: float = 0.5
     weight_storage: WeightStorage = "fp32"
     parity_batches: tuple[int, ...] = (1, 2, 7)
+    capacity: CapacityRequest | None = None
     precisions: tuple[PrecisionRequest, ...] = ()
     force: bool = False
 
@@ -109,12 +112,15 @@ def export_bundle(
         BundleError: Something is in the way of the folder.
         CheckpointError: The checkpoint cannot be read or does not fit, or a weight is not finite.
         ConfigError: The options do not fit the network.
+        DataError: The pictures for the capacities cannot be read.
         ExportError: A graph could not be written.
         ParityError: A graph differs from the model.
         PrecisionError: A lower precision would change the decisions of the network.
     """
     check_replaceable(output, force=options.force)
     model, weights = _resolve(source, options)
+    if options.capacity is not None:
+        model.config = with_capacity(model, options.capacity, report)
     labels = _read_labels(options.labels, model.config)
     specs = graph_specs(model.config, selection=options.selection, input_kind=options.input_kind)
     with new_bundle(output, force=options.force) as folder:

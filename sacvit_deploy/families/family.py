@@ -41,6 +41,8 @@ class Family:
             `sacvit_deploy.model.layouts`.
         checkpoint_names: Prefixes of tensor names used here, by those in published checkpoints.
         stored_shapes: Gives the shapes of the weights that tell the sizes of a network, by name.
+        goes_on: Who goes on to the second graph, where there is one: pictures of low `confidence`,
+            or those whose `overflow` the first graph reports.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Family:
     layout: str
     checkpoint_names: Mapping[str, str]
     stored_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
+    goes_on: Literal["confidence", "overflow"] = "confidence"
 
     def load(self, part: Literal["model", "view", "layout"]) -> Any:
         """Import the torch class or function that the family names; this needs torch."""

@@ -198,4 +198,5 @@ SVIT = Family(
     layout="sacvit_deploy.model.svit:selective_layout",
     checkpoint_names={"selective_modules.": "gates."},
     stored_shapes=_stored_shapes,
+    goes_on="overflow",
 )

@@ -26,13 +26,15 @@ class Result:
         label: Name of the class.
         probability: Softmax probability of the class at temperature 1, in (0, 1].
         stage: Graph the picture left from: `early_exit` or `refine`, or `single` for a network of
-            one stage.
+            one stage, whose `refine` computes again what overflows its capacity.
         early_exit_probability: Largest probability after the first stage, at the temperature of
             the exit; it is compared with `eta`. None for `single`.
         top5: The five best (class index, label, probability), best first; fewer if there are
             fewer classes.
         target_tokens: Coarse tokens the second stage looked at in full resolution, best first; None
             unless `refine`.
+        kept_tokens: Tokens that each gate kept, the class token included, in the order of the
+            blocks; None for a network without gates.
         index: Position in its stream, from 0; None outside of a stream. Results are compared
             without it.
     """
@@ -45,10 +47,11 @@ class Result:
     early_exit_probability: float | None
     top5: tuple[tuple[int, str, float], ...]
     target_tokens: tuple[int, ...] | None = field(default=None, metadata=OPTIONAL)
+    kept_tokens: tuple[int, ...] | None = field(default=None, metadata=OPTIONAL)
     index: int | None = field(default=None, compare=False, metadata=OPTIONAL)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values, `target_tokens` and `index` only where they are not None."""
+        """Return JSON-ready values; optional ones only where they are not None."""
         values: dict[str, Any] = encode(self)
         return values
 
@@ -71,5 +74,6 @@ def result_from_outcome(
         early_exit_probability=outcome.early_exit_confidence,
         top5=top5,
         target_tokens=None if targets is None else tuple(targets.tolist()),
+        kept_tokens=None if outcome.kept is None else tuple(outcome.kept.tolist()),
         index=index,
     )

@@ -1,4 +1,4 @@
-"""Both stages around the exit: who leaves, who goes on, and the batch put together again."""
+"""Both graphs of a network: who leaves, who goes on, and the batch put together again."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 
 from sacvit_deploy.engines.session import DeviceSession, Session, Tensor, sharing_memory
 from sacvit_deploy.errors import EngineError
+from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.runtime.algorithm import confidence, exits, fine_index, select_tokens
 from sacvit_deploy.spec import (
     FINE_INDEX,
     IMAGE,
+    KEPT,
+    KEPT_MASK,
     LOGITS,
     NON_TARGET_INDEX,
+    OVERFLOW,
     SCORE,
     SURVIVOR_ROWS,
     TARGET_INDEX,
@@ -37,17 +41,19 @@ class Outcome:
     """What the network says about one picture.
 
     Attributes:
-        early_logits: First stage, or the only one, (C,).
+        early_logits: First graph, or the only one, (C,).
         early_exit_confidence: Largest probability after the first stage, at the temperature of the
             exit; None for a network of one stage.
         score: Class attention of every coarse token (Eq. 10), (N,); None for a network of one
             stage, and where it stayed on the device.
-        refined_logits: Second stage, (C,); None for a picture that exited early.
+        refined_logits: Second graph, (C,); None for a picture that did not need it.
         target_index: Coarse indices of the targets, best first, (M,); None for a picture that left
             early.
         early_ms: Share of this picture in the time its batch took in the first stage.
         refine_ms: The same for the second stage, token selection included; 0 for a picture that
             exited early.
+        kept: Tokens that each gate kept, (gates,); None for a network without gates.
+        kept_mask: Which of them, class token first, 0 or 1, (gates, N+1).
     """
 
     early_logits: Array
@@ -57,6 +63,8 @@ class Outcome:
     target_index: NDArray[np.int64] | None = None
     early_ms: float = 0.0
     refine_ms: float = 0.0
+    kept: NDArray[np.int64] | None = None
+    kept_mask: NDArray[np.uint8] | None = None
 
     @property
     def logits(self) -> Array:
@@ -66,15 +74,27 @@ class Outcome:
     @property
     def stage(self) -> Role:
         """Graph the picture left from."""
-        if self.early_exit_confidence is None:
-            return "single"
-        return "early_exit" if self.refined_logits is None else "refine"
+        if self.refined_logits is not None:
+            return "refine"
+        return "single" if self.early_exit_confidence is None else "early_exit"
 
-    def refined(self, logits: Array, target_index: NDArray[np.int64], ms: float) -> Outcome:
-        """Add the second stage; `dataclasses.replace` would take four times as long."""
-        confidence, score = self.early_exit_confidence, self.score
+    def refined(self, outputs: Mapping[str, Any], ms: float) -> Outcome:
+        """Add the second stage; `dataclasses.replace` would take four times as long.
+
+        Args:
+            outputs: Row of this picture in each output, and in `target_index` if it was an input.
+            ms: Share of this picture in the time.
+        """
         return Outcome(
-            self.early_logits, confidence, score, logits, target_index, self.early_ms, ms
+            self.early_logits,
+            self.early_exit_confidence,
+            self.score,
+            outputs[LOGITS],
+            outputs.get(TARGET_INDEX),
+            self.early_ms,
+            ms,
+            outputs.get(KEPT),
+            outputs.get(KEPT_MASK),
         )
 
 
@@ -149,7 +169,7 @@ class Scheduler:
 
         Args:
             config: The network.
-            sessions: `early_exit` and `refine`, or `single`.
+            sessions: `early_exit` and `refine`; or `single`, and `refine` if it is strict.
             selection: Who chooses the target tokens of the refine graph: the `host`, or the
                 `graph`.
             temperature: Divides the logits before the exit decision, above 0; no result changes.
@@ -165,9 +185,10 @@ class Scheduler:
         self._selection = selection
         specs = {spec.role: spec for spec in graph_specs(config, selection=selection)}
         self._first: Role = next(iter(specs))
+        self._goes_on = family_named(config.family).goes_on if "refine" in specs else None
         self._handed_on: set[str] = set()
         self._device_pair: tuple[DeviceSession, DeviceSession] | None = None
-        if "refine" in specs:
+        if self._goes_on == "confidence":
             left = {spec.name for spec in specs["early_exit"].outputs}
             taken = {spec.name for spec in specs["refine"].inputs}
             self._handed_on = (left & taken) | {SCORE}
@@ -216,10 +237,15 @@ class Scheduler:
             outputs = self._sessions[self._first].run({IMAGE: images})
             hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
         logits = _finite(outputs[LOGITS], self._first)
-        if self._first == "single":
+        if self._goes_on != "confidence":
             ms = self._ms_each(start, len(logits))
-            outcomes = [Outcome(row, early_ms=ms) for row in logits]
-            return FirstPass(outcomes, hand_off, np.empty(0, np.int64))
+            counts, masks = (outputs.get(name, [None] * len(logits)) for name in (KEPT, KEPT_MASK))
+            outcomes = [
+                Outcome(row, early_ms=ms, kept=count, kept_mask=mask)
+                for row, count, mask in zip(logits, counts, masks, strict=True)
+            ]
+            over = outputs[OVERFLOW] if self._goes_on == "overflow" else ()
+            return FirstPass(outcomes, hand_off, np.flatnonzero(over))
         confidences = confidence(logits, self.temperature)
         leaving = exits(confidences, policy.threshold(), self._config.stages.exit_comparison)
         ms = self._ms_each(start, len(logits))
@@ -258,20 +284,23 @@ class Scheduler:
             outputs, _ = self._device_pair[1].run_on_device(feeds, ())
         else:
             outputs = self._sessions["refine"].run(feeds)  # type: ignore[arg-type]  # all arrays
-        logits = _finite(outputs[LOGITS], "refine")
-        targets: Any = {**feeds, **outputs}[TARGET_INDEX]
+        _finite(outputs[LOGITS], "refine")
+        columns: dict[str, Any] = {n: feeds[n] for n in (TARGET_INDEX,) if n in feeds} | outputs
         ms = self._ms_each(start, len(waiting))
         refined = [
-            outcome.refined(row, target, ms)
-            for outcome, row, target in zip(waiting, logits, targets, strict=True)
+            outcome.refined({name: column[row] for name, column in columns.items()}, ms)
+            for row, outcome in enumerate(waiting)
         ]
-        policy.saw(refined)
+        if self._goes_on == "confidence":
+            policy.saw(refined)
         return refined
 
     def refine_feeds(
         self, hand_off: Mapping[str, Tensor], rows: NDArray[np.int64]
     ) -> dict[str, Tensor]:
         """Make the inputs of the refine graph; arguments as in `refine`."""
+        if self._goes_on == "overflow":
+            return dict(view_rows({IMAGE: hand_off[IMAGE]}, rows))
         if self._selection == "graph":
             return {**hand_off, SURVIVOR_ROWS: rows}
         feeds: dict[str, Any] = dict(view_rows(hand_off, rows))

@@ -10,6 +10,7 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands.export import parse_overrides
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.exporters import export
+from sacvit_deploy.families.svit import GateConfig
 from sacvit_deploy.model.checkpoints import save_checkpoint
 from sacvit_deploy.records import WeightsOrigin
 from tests.tiny_models import DENSE, SAC, strong_model
@@ -38,6 +39,42 @@ def test_random_weights_of_a_preset_with_other_fields(invoke, tmp_path):
     assert manifest.labels == ("cat", "dog", "emu")
     assert (manifest.eta, manifest.input_kind) == (0.25, "uint8")
     assert (manifest.config.depth, manifest.config.embed_dim) == (1, 24)
+
+
+GATED = ["--preset", "svit_demo_patch8_64", "--random-weights", *TINY, "--set", "first_block=0"]
+
+
+def test_the_capacity_of_gates_is_given(invoke, tmp_path):
+    path = tmp_path / "bundle"
+    chosen = ["--gates", "capacity", "--capacity", "40", "--strict"]
+    ran = invoke("export", "-o", path, *GATED, *chosen)
+    assert ran.code == 0, ran
+    manifest = Bundle.open(path).manifest
+    assert manifest.config.gating == GateConfig(0, mode="capacity", capacity=(40,), strict=True)
+    assert [graph.file for graph in manifest.graphs] == ["model.onnx", "masked.onnx"]
+
+
+def test_or_found_on_pictures(invoke, table, tmp_path):
+    path = tmp_path / "bundle"
+    ran = invoke(
+        *("export", "-o", path, *GATED, "--gates", "capacity", "--calibration-data", table)
+    )
+    assert ran.code == 0, ran
+    # New gates keep everything.
+    assert Bundle.open(path).manifest.config.gating.capacity == (65,)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        (["--gates", "capacity"], "--calibration-data"),
+        (["--gates", "capacity", "--capacity", "all"], "--capacity is 'all'"),
+        (["--gates", "capacity", "--capacity", "66"], "capacity is (66,)"),
+        (["--strict"], "strict is True"),
+    ],
+)
+def test_capacities_that_cannot_be(refused, tmp_path, nothing_exported, chosen, says):
+    assert says in refused("export", "-o", tmp_path / "bundle", *GATED, *chosen)
 
 
 def test_a_checkpoint_says_what_it_became(invoke, tmp_path, sac_checkpoint, translated):

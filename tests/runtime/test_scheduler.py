@@ -14,7 +14,7 @@ from sacvit_deploy.runtime.scheduler import (
     take_rows,
     view_rows,
 )
-from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS
+from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS, TARGET_INDEX
 from tests.fakes import CF, DENSE, SAC, FakeSession, fake_sessions, random_images
 from tests.runtime.outcomes import ETA, same
 
@@ -187,7 +187,7 @@ def test_rows_side_by_side_are_not_copied() -> None:
 
 def test_a_refined_outcome_keeps_what_the_first_stage_said() -> None:
     early = Outcome(np.zeros(3), 0.4, np.ones(2), early_ms=2.0)
-    late = early.refined(np.ones(3), np.array([1]), 5.0)
+    late = early.refined({LOGITS: np.ones(3), TARGET_INDEX: np.array([1])}, 5.0)
     wanted = dataclasses.replace(
         early, refined_logits=late.refined_logits, target_index=late.target_index, refine_ms=5.0
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -108,15 +108,20 @@ def chosen_pictures(request: PrecisionRequest) -> PictureSet:
     Raises:
         DataError: The data set cannot be read.
     """
-    generator = np.random.default_rng(request.seed)
     if request.data is None:
+        generator = np.random.default_rng(request.seed)
         noise = generator.integers(0, 256, (_NOISE_PICTURES, 64, 64, 3), dtype=np.uint8)
         return PictureSet((*sample_pictures(), *noise), _SHIPPED)
-    samples = read_pictures(request.data)
-    count = min(request.samples, len(samples))
-    picked = np.sort(generator.choice(len(samples), count, replace=False))
-    chosen = tuple(samples[index] for index in picked)
+    chosen = choose_samples(read_pictures(request.data), request.samples, request.seed)
     return PictureSet(chosen, request.data.name, _digest(chosen))
+
+
+def choose_samples(samples: Sequence[Sample], count: int, seed: int) -> tuple[Sample, ...]:
+    """Choose `count` pictures, or all if there are fewer; the same seed gives the same ones."""
+    generator = np.random.default_rng(seed)
+    count = min(count, len(samples))
+    picked = np.sort(generator.choice(len(samples), count, replace=False))
+    return tuple(samples[index] for index in picked)
 
 
 def _digest(samples: Iterable[Sample]) -> str:

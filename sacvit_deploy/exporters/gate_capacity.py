@@ -1,0 +1,92 @@
+"""Capacities of gates, from the number of tokens that they keep on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sacvit_deploy.decode import check_field
+from sacvit_deploy.exporters.precision.request import choose_samples
+from sacvit_deploy.families.config import ModelConfig, preset_preprocessing
+from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.samples import read_pictures
+
+if TYPE_CHECKING:
+    from sacvit_deploy.model.svit import SelectiveViT
+    from sacvit_deploy.model.vision_model import VisionModel
+
+_STEP = 8  # tokens: kernels compute whole multiples of it
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class CapacityRequest:
+    """Pictures to find capacities on.
+
+    Attributes:
+        data: Pictures; see `read_pictures`.
+        quantile: Share of the pictures that the capacity of each gate is enough for, in (0, 1].
+        samples: Number of pictures to use, at least one; all of them if there are fewer.
+        seed: Seed of their choice.
+        strict: Whether a second graph is to compute the other pictures; see `GateConfig`.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    data: Path
+    quantile: float = 0.95
+    samples: int = 256
+    seed: int = 0
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        share = self.quantile
+        check_field(0 < share <= 1, "the capacity quantile", share, "above 0 and at most 1")
+        check_field(self.samples >= 1, "samples", self.samples, "1 or more")
+        check_field(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+def with_capacity(
+    model: VisionModel, request: CapacityRequest, report: Callable[[str], None] = lambda _: None
+) -> ModelConfig:
+    """Find the configuration of a network in the mode `capacity`.
+
+    Each capacity is a quantile of the kept tokens on all tokens, rounded up to a multiple of 8.
+
+    Args:
+        model: In evaluation mode.
+        request: Pictures and quantile.
+        report: Called with one line.
+
+    Raises:
+        ConfigError: The network has no gates.
+        DataError: The data set cannot be read.
+        ImageError: A picture of it cannot be read.
+    """
+    _ = model.config.gating  # else there is nothing to count
+    counts = kept_counts(cast("SelectiveViT", model), request)
+    most = model.config.num_fine_tokens + 1
+    found = np.quantile(counts, request.quantile, axis=0, method="inverted_cdf")
+    capacity = tuple(int(min(most, _STEP * np.ceil(max(c, 1) / _STEP))) for c in found)
+    report(f"Capacities from {len(counts)} pictures: {', '.join(map(str, capacity))} tokens")
+    return model.config.replace(mode="capacity", capacity=capacity, strict=request.strict)
+
+
+@torch.no_grad()
+def kept_counts(model: SelectiveViT, request: CapacityRequest) -> NDArray[np.int64]:
+    """Tokens that each gate keeps of each picture, (pictures, gates); see `with_capacity`."""
+    preprocess = Preprocessor(preset_preprocessing(model.config), decode="exact")
+    pictures = choose_samples(read_pictures(request.data), request.samples, request.seed)
+    counts = []
+    for start in range(0, len(pictures), _BATCH):
+        images = np.stack([preprocess(picture) for picture in pictures[start : start + _BATCH]])
+        keep = model(torch.from_numpy(images), "masked").keep
+        counts.append(keep.sum(dim=2).numpy())
+    return np.concatenate(counts)
