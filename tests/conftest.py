@@ -199,3 +199,23 @@ def dense_bundle(made_once: MadeOnce) -> Bundle:
 
     options = ExportOptions(DENSE, seed=5)
     return made_once("dense", lambda path: export_bundle(None, path, options))
+
+
+@pytest.fixture(scope="session")
+def semantic_bundle(made_once: MadeOnce) -> Bundle:
+    """STViT with strong random weights."""
+    from sacvit_deploy.exporters.export import export_bundle
+    from tests.tiny_models import SEMANTIC, strong_model
+
+    model = strong_model(SEMANTIC)
+    return made_once("semantic", lambda path: export_bundle(model, path))
+
+
+@pytest.fixture(scope="session")
+def gated_bundle(made_once: MadeOnce) -> Bundle:
+    """SViT with strong random weights, all tokens computed."""
+    from sacvit_deploy.exporters.export import export_bundle
+    from tests.tiny_models import GATED, strong_model
+
+    model = strong_model(GATED)
+    return made_once("gated", lambda path: export_bundle(model, path))

@@ -11,7 +11,10 @@ from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_results
 from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.visualize.canvas import check_drawing_file
+from sacvit_deploy.visualize.panel_map import panel_map
+from sacvit_deploy.visualize.panel_sheet import PanelLook, PanelSheet
 from sacvit_deploy.visualize.token_map import token_map
+from sacvit_deploy.visualize.token_sheet import TokenLook, TokenSheet
 
 
 @click.command("visualize")
@@ -32,7 +35,10 @@ from sacvit_deploy.visualize.token_map import token_map
 def command(
     bundle: Path, images: tuple[Path, ...], output: Path, as_json: bool, **chosen: Any
 ) -> None:
-    """Show which tokens of each IMAGE the network of BUNDLE refined.
+    """Show which tokens of each IMAGE the network of BUNDLE looks at.
+
+    A network of two stages shows the tokens it refined, and their scores; SViT the tokens that each
+    gate keeps, STViT what each semantic token takes of the picture.
 
     \b
     Example:
@@ -40,11 +46,18 @@ def command(
     """
     check_drawing_file(output)
     with load(bundle, eta=chosen.pop("eta")) as pipeline:
-        drawn = token_map(pipeline, images, **chosen)
+        two_stages = pipeline.manifest.config.two_stage is not None
+        drawn: TokenSheet | PanelSheet
+        drawn = token_map(pipeline, images, **chosen) if two_stages else panel_map(pipeline, images)
     drawn.save(output)
     if as_json:
-        found = [{**s.result.to_dict(), "scores": s.score.tolist()} for s in drawn.looks]
-        options.echo_json({"sheet": output, "results": found})
+        options.echo_json({"sheet": output, "results": [_as_json(seen) for seen in drawn.looks]})
         return
     options.echo_lines(describe_results([seen.result for seen in drawn.looks]))
-    click.echo(f"Refined tokens: {output}")
+    click.echo(f"{drawn.title}: {output}")
+
+
+def _as_json(seen: TokenLook | PanelLook) -> dict[str, Any]:
+    if isinstance(seen, PanelLook):
+        return seen.result.to_dict()
+    return {**seen.result.to_dict(), "scores": seen.score.tolist()}

@@ -25,6 +25,7 @@ from sacvit_deploy.spec import (
     NON_TARGET_INDEX,
     OVERFLOW,
     SCORE,
+    SEMANTIC_ATTENTION,
     SURVIVOR_ROWS,
     TARGET_INDEX,
     Role,
@@ -54,6 +55,8 @@ class Outcome:
             exited early.
         kept: Tokens that each gate kept, (gates,); None for a network without gates.
         kept_mask: Which of them, class token first, 0 or 1, (gates, N+1).
+        semantic_attention: What each semantic token takes of each image token, (S, N); None for a
+            network without semantic tokens.
     """
 
     early_logits: Array
@@ -65,6 +68,7 @@ class Outcome:
     refine_ms: float = 0.0
     kept: NDArray[np.int64] | None = None
     kept_mask: NDArray[np.uint8] | None = None
+    semantic_attention: Array | None = None
 
     @property
     def logits(self) -> Array:
@@ -239,10 +243,11 @@ class Scheduler:
         logits = _finite(outputs[LOGITS], self._first)
         if self._goes_on != "confidence":
             ms = self._ms_each(start, len(logits))
-            counts, masks = (outputs.get(name, [None] * len(logits)) for name in (KEPT, KEPT_MASK))
+            shown = (KEPT, KEPT_MASK, SEMANTIC_ATTENTION)
+            columns = [outputs.get(name, [None] * len(logits)) for name in shown]
             outcomes = [
-                Outcome(row, early_ms=ms, kept=count, kept_mask=mask)
-                for row, count, mask in zip(logits, counts, masks, strict=True)
+                Outcome(row, early_ms=ms, kept=kept, kept_mask=mask, semantic_attention=attention)
+                for row, kept, mask, attention in zip(logits, *columns, strict=True)
             ]
             over = outputs[OVERFLOW] if self._goes_on == "overflow" else ()
             return FirstPass(outcomes, hand_off, np.flatnonzero(over))

@@ -50,6 +50,23 @@ def test_columns_and_scores_can_be_chosen(invoke, sac_host, tmp_path):
     assert size("--no-scores")[0] < beside[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "title"), [("semantic_bundle", "semantic token"), ("gated_bundle", "gate keeps")]
+)
+def test_networks_of_one_graph_show_their_parts(invoke, request, tmp_path, name, title):
+    file = tmp_path / "parts.png"
+    bundle = request.getfixturevalue(name)
+    ran = invoke("visualize", bundle.path, CAT, COFFEE, "-o", file)
+    assert ran.code == 0, ran
+    assert CAT.name in ran.out
+    assert title in ran.out
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+    ran = invoke("visualize", bundle.path, CAT, "-o", file, "--json")
+    (entry,) = json.loads(ran.out)["results"]
+    assert entry["stage"] == "single"
+
+
 def test_what_cannot_be_shown(refused, sac_host, dense_bundle, tmp_path):
     good = ("visualize", sac_host.path, CAT, "-o")
     (tmp_path / "bad.jpg").write_text("no")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from sacvit_deploy.exporters.export import export_bundle
 from sacvit_deploy.runtime.algorithm import confidence, fine_index, select_tokens
 from sacvit_deploy.runtime.pipeline import Pipeline, load
 from sacvit_deploy.samples import sample_pictures
@@ -129,9 +128,9 @@ def test_the_bundle_equals_the_model_end_to_end(bundle, model, request):
 
 
 @torch.no_grad()
-def test_semantic_tokens_in_a_bundle_equal_the_model(tmp_path):
+def test_semantic_tokens_in_a_bundle_equal_the_model(semantic_bundle):
     model = strong_model(SEMANTIC)
-    pipeline = load(export_bundle(model, tmp_path / "bundle").path, threads=1)
+    pipeline = load(semantic_bundle.path, threads=1)
     images = np.stack([pipeline.preprocess(picture) for picture in PICTURES])
     wanted = model(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(logits_of(pipeline.outcomes(images, 0.5)), wanted, atol=2e-4)
