@@ -160,6 +160,9 @@ def describe_evaluation(evaluation: Evaluation) -> Iterator[str]:
     early, late = evaluation.early_alone, evaluation.refine_alone
     if late:
         yield f"early exit alone {_alone(early)}; second stage alone {_alone(late)}"
+    if evaluation.kept_tokens_mean:
+        kept = " ".join(f"{count:.1f}" for count in evaluation.kept_tokens_mean)
+        yield f"tokens kept by the gates, mean: {kept}"
     yield f"expected calibration error of the confidence {evaluation.reliability.ece:.1%}"
     if evaluation.skipped:
         yield f"pictures that could not be read: {len(evaluation.skipped)}"

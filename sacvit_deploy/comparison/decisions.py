@@ -31,24 +31,30 @@ class Decisions:
         early_logits: First stage, (n, C).
         refined_logits: Second stage for every picture, (n, C).
         target_index: Coarse indices of the targets, best first, (n, M).
-        kept_mask: Tokens that each gate kept, 0 or 1, (n, gates, N+1); (n, 0) without gates.
+        kept_mask: Tokens that each gate kept, 0 or 1, (n, gates, N+1); (n, 0, 0) without gates.
     """
 
     early_logits: NDArray[Any]
     refined_logits: NDArray[Any]
     target_index: NDArray[np.int64]
-    kept_mask: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    kept_mask: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Tokens that each gate kept, (n, gates); (n, 0) without gates."""
+        kept: NDArray[np.int64] = self.kept_mask.sum(axis=2, dtype=np.int64)
+        return kept
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> Decisions:
         """Collect outcomes of `EVERY_PICTURE`, at least one."""
-        none = np.empty(0, np.int64)
+        none, no_gates = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
         rows = [
             (
                 each.early_logits,
                 each.logits,
                 none if each.target_index is None else each.target_index,
-                none.astype(np.uint8) if each.kept_mask is None else each.kept_mask,
+                no_gates if each.kept_mask is None else each.kept_mask,
             )
             for each in outcomes
         ]

@@ -23,7 +23,7 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.session import closed_error
 from sacvit_deploy.errors import ConfigError, EngineError
 from sacvit_deploy.files import open_regular
-from sacvit_deploy.spec import Role
+from sacvit_deploy.spec import KEPT_MASK, Role
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -140,8 +140,27 @@ def linear_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def matmuls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """MatMul nodes of the linear layers of the blocks and of the fusion, in order."""
-    return [node for node in linear_nodes(model) if node.op_type == "MatMul"]
+    """MatMul nodes of the linear layers of the blocks and of the fusion, in order.
+
+    Those of gates are left out: they are a few percent of the work, and decide.
+    """
+    gates = _gate_nodes(model)
+    return [
+        node for node in linear_nodes(model) if node.op_type == "MatMul" and node.name not in gates
+    ]
+
+
+def _gate_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes between the LayerNorm of a gate and its decisions."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found: set[str] = set()
+    pending = [KEPT_MASK]
+    while pending:
+        node = makers.get(pending.pop())
+        if node is not None and node.op_type != "LayerNormalization" and node.name not in found:
+            found.add(node.name)
+            pending += node.input
+    return found
 
 
 def _places(model: onnx.ModelProto) -> dict[str, str]:

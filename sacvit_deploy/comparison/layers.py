@@ -224,7 +224,10 @@ def layer_errors(
             ),
         )
         for probe in found
-        if probe.spot in wanted and probe.spot in measured
+        if probe.spot in wanted
+        and probe.spot in measured
+        # A gate may have chosen another number of tokens.
+        and wanted[probe.spot].size == measured[probe.spot].size
     ]
 
 

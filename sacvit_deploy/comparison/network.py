@@ -17,7 +17,7 @@ from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import Session
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.libraries import require
 from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.runtime.preprocess import Preprocessor
@@ -73,6 +73,11 @@ class Network:
     def scheduler(self) -> Scheduler:
         """Runs both stages."""
         return Scheduler(self.config, self.sessions, self.selection)
+
+    @property
+    def takes_one_picture(self) -> bool:
+        """Whether its graphs have a fixed batch of 1; sessions run larger ones row by row."""
+        return graph_specs(self.config)[0].inputs[0].shape[0] == 1
 
     def pixels(self, pictures: Sequence[PictureSource]) -> NDArray[np.uint8]:
         """Resize and crop pictures, at least one, to (B, 3, H, W).

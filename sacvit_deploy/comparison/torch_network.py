@@ -12,7 +12,7 @@ import torch
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.comparison.network import TORCH, Network
-from sacvit_deploy.engines.session import for_any_batch
+from sacvit_deploy.engines.session import row_by_row
 from sacvit_deploy.errors import CheckpointError
 from sacvit_deploy.families.config import graph_specs
 from sacvit_deploy.model.build import as_stored, model_of_origin
@@ -38,9 +38,13 @@ class TorchSession:
         self._view = view_for(model, spec)
         self._spec = spec
 
-    @torch.no_grad()
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
+        one = self._spec.inputs[0].shape[0] == 1
+        return row_by_row(self._compute, feeds) if one else self._compute(feeds)
+
+    @torch.no_grad()
+    def _compute(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         tensors = [torch.from_numpy(feeds[spec.name]) for spec in self._spec.inputs]
         names = [spec.name for spec in self._spec.outputs]
         return {k: v.numpy() for k, v in zip(names, self._view(*tensors), strict=True)}
@@ -80,7 +84,7 @@ def torch_network(
         random: Whether the weights were never trained.
     """
     specs = graph_specs(model.config, selection="graph")
-    sessions = {spec.role: for_any_batch(TorchSession(model, spec), spec) for spec in specs}
+    sessions = {spec.role: TorchSession(model, spec) for spec in specs}
     preprocess = Preprocessor(preprocessing)
     return Network(name, model.config, preprocess, sessions, "graph", backend=TORCH, random=random)
 

@@ -165,7 +165,8 @@ def _compare_layers(
     require("onnx", "Comparing layer by layer")
     from sacvit_deploy.comparison.layers import compare_layers, worst_step
 
-    found = compare_layers(reference, candidate, _pixels(candidate, pictures, _LAYER_BATCH))
+    size = 1 if candidate.takes_one_picture else _LAYER_BATCH
+    found = compare_layers(reference, candidate, _pixels(candidate, pictures, size))
     return tuple(found), worst_step(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -115,18 +115,23 @@ class RowByRow:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Session.run`; the inputs have one row per picture."""
-        size = len(next(iter(feeds.values()), ()))
-        if size <= 1:
-            return self._session.run(feeds)
-        rows = [
-            self._session.run({name: array[row : row + 1] for name, array in feeds.items()})
-            for row in range(size)
-        ]
-        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        return row_by_row(self._session.run, feeds)
 
     def close(self) -> None:
         """See `Session.close`."""
         self._session.close()
+
+
+def row_by_row(
+    run: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]],
+    feeds: Mapping[str, NDArray[Any]],
+) -> dict[str, NDArray[Any]]:
+    """Run a graph once for each row of its inputs, and join the rows of its outputs."""
+    size = len(next(iter(feeds.values()), ()))
+    if size <= 1:
+        return run(feeds)
+    rows = [run({name: array[i : i + 1] for name, array in feeds.items()}) for i in range(size)]
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def for_any_batch(session: Session, graph: GraphSpec | GraphEntry) -> Session:

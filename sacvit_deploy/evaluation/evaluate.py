@@ -88,6 +88,7 @@ class Evaluation:
         curve: Points at 101 thresholds from 0 to 1; a single one for a network of one stage.
         macs_g: Cost of each graph, and of the `dense` network of the same body, in 10^9
             multiply-accumulates.
+        kept_tokens_mean: Mean of the tokens that each gate kept; None for a network without gates.
         reliability: Calibration of the confidence that decides the exit, or of the only stage.
         classes: Classes that have pictures.
         confusions: Pairs of true and predicted class.
@@ -105,6 +106,7 @@ class Evaluation:
     classes: tuple[ClassRow, ...]
     confusions: tuple[Confusion, ...]
     labels: tuple[str, ...]
+    kept_tokens_mean: tuple[float, ...] | None = None
 
     @property
     def early_alone(self) -> OperatingPoint:
@@ -133,6 +135,7 @@ class Evaluation:
             "images": self.images,
             "skipped": self.skipped,
             "macs_g": self.macs_g,
+            "kept_tokens_mean": self.kept_tokens_mean,
             "early_path": self.early_alone.latency_ms(),
             "late_path": self.refine_alone and self.refine_alone.latency_ms(),
             "ece": self.reliability.ece,
@@ -228,7 +231,13 @@ def evaluate_answers(
         classes=class_rows(sweep.true_class, labels, shares),
         confusions=confusions(sweep.true_class, sweep.predicted(index)),
         labels=labels,
+        kept_tokens_mean=_kept_mean(answers),
     )
+
+
+def _kept_mean(answers: StageAnswers) -> tuple[float, ...] | None:
+    kept = answers.decisions.kept
+    return tuple(kept.mean(axis=0).tolist()) if kept.size else None
 
 
 def _exits_asked(pipeline: Pipeline, etas: Sequence[float]) -> list[Exit]:

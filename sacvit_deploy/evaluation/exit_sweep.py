@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sacvit_deploy.families.config import ModelConfig, mean_macs_g
+from sacvit_deploy.families import family_named
+from sacvit_deploy.families.config import ModelConfig, graph_macs, mean_macs_g
 from sacvit_deploy.records import HISTOGRAM_BINS, CalibrationPoint
 from sacvit_deploy.runtime.algorithm import confidence, exits
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 LARGEST_CURVE = 101
+
+_GIGA = 1e9
 
 ExitSource = Literal["given", "bundle", "calibrated", "fp32", "sweep"]
 
@@ -254,9 +257,24 @@ def sweep_exits(answers: StageAnswers, config: ModelConfig, temperature: float =
         late_ms=(answers.early_ms + answers.refine_ms)[order],
         num_refined=num_refined,
         eta=eta,
-        macs_g=(mean_macs_g(config, 0.0), mean_macs_g(config, 1.0)),
+        macs_g=_costs_g(answers, config),
         comparison=comparison,
     )
+
+
+def _costs_g(answers: StageAnswers, config: ModelConfig) -> tuple[float, float]:
+    """Cost of a picture that exits early, and of one that is refined; the mean at one stage.
+
+    Where the cost of a picture depends on the tokens it keeps, those are counted. A strict network
+    computes some pictures again.
+    """
+    if config.two_stage is not None:
+        return mean_macs_g(config, 0.0), mean_macs_g(config, 1.0)
+    first, *second = graph_macs(config).values()
+    kept_macs = family_named(config.family).kept_macs
+    mean = first if kept_macs is None else kept_macs(config, answers.decisions.kept)
+    mean += float((answers.refine_ms > 0).mean()) * sum(second)
+    return mean / _GIGA, mean / _GIGA
 
 
 def candidate_exits(

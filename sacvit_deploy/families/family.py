@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from sacvit_deploy.spec import InputKind, Role, Selection, TensorSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from sacvit_deploy.families.config import ModelConfig
 
     Tensors = tuple[TensorSpec, ...]
@@ -41,6 +44,8 @@ class Family:
             `sacvit_deploy.model.layouts`.
         checkpoint_names: Prefixes of tensor names used here, by those in published checkpoints.
         stored_shapes: Gives the shapes of the weights that tell the sizes of a network, by name.
+        kept_macs: Counts mean multiply-accumulates of the first graph over pictures, from the
+            tokens that each gate kept, (n, gates); None if all pictures cost the same.
         goes_on: Who goes on to the second graph, where there is one: pictures of low `confidence`,
             or those whose `overflow` the first graph reports.
     """
@@ -58,6 +63,7 @@ class Family:
     layout: str
     checkpoint_names: Mapping[str, str]
     stored_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
+    kept_macs: Callable[[ModelConfig, NDArray[np.int64]], float] | None = None
     goes_on: Literal["confidence", "overflow"] = "confidence"
 
     def load(self, part: Literal["model", "view", "layout"]) -> Any:

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sacvit_deploy.decode import check_field, check_types
 from sacvit_deploy.families.family import Family
 from sacvit_deploy.families.vit import (
@@ -165,6 +168,15 @@ def _macs(config: ModelConfig, counted: Counted) -> dict[Role, int]:
     return macs
 
 
+def _kept_macs(config: ModelConfig, kept: NDArray[np.int64]) -> float:
+    """Mean over pictures: in the mode `exact` each computes what it keeps."""
+    if config.gating.mode != "exact":
+        return _macs(config, "papers")["single"]
+    rows, counts = np.unique(kept, axis=0, return_counts=True)
+    costs = [gated_macs(config, row) for row in rows.tolist()]
+    return float(np.average(costs, weights=counts))
+
+
 def _stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     hidden = config.embed_dim // 4
     gates = {
@@ -198,5 +210,6 @@ SVIT = Family(
     layout="sacvit_deploy.model.svit:selective_layout",
     checkpoint_names={"selective_modules.": "gates."},
     stored_shapes=_stored_shapes,
+    kept_macs=_kept_macs,
     goes_on="overflow",
 )

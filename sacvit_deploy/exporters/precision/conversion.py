@@ -31,7 +31,7 @@ from sacvit_deploy.comparison.layers import (
 from sacvit_deploy.comparison.network import Network
 from sacvit_deploy.comparison.tensors import ReferenceTensors
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
-from sacvit_deploy.engines.session import Session
+from sacvit_deploy.engines.session import Session, for_any_batch
 from sacvit_deploy.errors import EngineError, PrecisionError
 from sacvit_deploy.exporters.precision.half_precision import HalfConversion
 from sacvit_deploy.exporters.precision.int8 import Int8Conversion
@@ -69,6 +69,8 @@ class Original:
     def network(self, sessions: Mapping[Role, Session]) -> Network:
         """The network with sessions of any precision."""
         manifest = self.bundle.manifest
+        entries = {graph.role: graph for graph in manifest.graphs}
+        sessions = {role: for_any_batch(s, entries[role]) for role, s in sessions.items()}
         preprocess = Preprocessor(manifest.preprocessing, manifest.input_kind)
         name = str(self.bundle.path)
         return Network(name, manifest.config, preprocess, sessions, manifest.selection, _BATCH)
@@ -226,7 +228,8 @@ class Trial:
     def _layer_errors(self, kept: Kept) -> list[LayerError]:
         """Measure every layer; each graph gets the FP32 tensors of one batch of pictures."""
         network = self.original.network(self.original.sessions())
-        pixels = network.pixels(self.original.pictures.sources[:_BATCH])
+        size = 1 if network.takes_one_picture else _BATCH
+        pixels = network.pixels(self.original.pictures.sources[:size])
         known = ReferenceTensors(network, pixels)
         errors: list[LayerError] = []
         for role, graph in self.original.graphs.items():

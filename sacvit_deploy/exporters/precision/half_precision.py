@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.comparison.graphs import redirect, to_model
-from sacvit_deploy.spec import LOGITS, SCORE, Role
+from sacvit_deploy.spec import KEPT_MASK, LOGITS, SCORE, Role
 
 if TYPE_CHECKING:
     from sacvit_deploy.exporters.precision.conversion import Original
@@ -58,7 +58,8 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
     """The same graph with half weights and tensors; inputs and outputs stay as they are.
 
     FP32 stay: the path from the attention of the class token to the score and to the choice of
-    tokens, because neighbouring scores differ by 1e-6 to 1e-5; the heads' products and what is made
+    tokens, because neighbouring scores differ by 1e-6 to 1e-5; the last product of each gate and
+    its decisions; the heads' products and what is made
     of them, because the exit acts on the softmax (their weights are stored in half); the resize;
     and the nodes of `keep`.
     LayerNormalization stays one operator, which computes its statistics in FP32. INT8 tensors stay
@@ -83,9 +84,9 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
 
 
 def _decision_nodes(graph: gs.Graph) -> set[str]:
-    """Names of the nodes that decide: score, choice of tokens, head."""
+    """Names of the nodes that decide: score, choice of tokens, gates, head."""
     outputs = {tensor.name: tensor for tensor in graph.outputs}
-    starts = [outputs[SCORE]] if SCORE in outputs else []
+    starts = [outputs[name] for name in (SCORE, KEPT_MASK) if name in outputs]
     starts += [node.outputs[0] for node in graph.nodes if node.op == "TopK"]
     return _ancestors(starts, "MatMul") | _ancestors([outputs[LOGITS]], "Gemm")
 

@@ -109,6 +109,7 @@ class ChannelSession:
         """
         inputs = [node.input[0] for node in graph.linear_layers.values()]
         self._tensors = list(dict.fromkeys(inputs))
+        self._outputs = [output.name for output in graph.model.graph.output]
         self._session = LiteralSession(with_outputs(graph.model, self._tensors), file)
         self.provider, self.close = self._session.provider, self._session.close
         self.channels: dict[str, Channels] = {}
@@ -120,7 +121,7 @@ class ChannelSession:
             found = Channels.of(outputs[name])
             known = self.channels.get(name)
             self.channels[name] = known.joined(found) if known else found
-        return outputs
+        return {name: outputs[name] for name in self._outputs}
 
 
 def channels_by_place(
