@@ -27,7 +27,16 @@ from sacvit_deploy.families.vit import (
     table_shapes,
     unread_macs,
 )
-from sacvit_deploy.spec import KEPT, KEPT_MASK, OVERFLOW, InputKind, Role, Selection, TensorSpec
+from sacvit_deploy.spec import (
+    BATCH,
+    KEPT,
+    KEPT_MASK,
+    OVERFLOW,
+    InputKind,
+    Role,
+    Selection,
+    TensorSpec,
+)
 
 if TYPE_CHECKING:
     from sacvit_deploy.families.config import ModelConfig
@@ -77,6 +86,11 @@ def gate_count(config: ModelConfig) -> int:
     return config.depth - config.gating.first_block
 
 
+def gated_length(config: ModelConfig) -> int:
+    """Number of tokens that every gate sees: the patches, and the class token if there is one."""
+    return config.num_fine_tokens + (config.gating.class_token != "none")
+
+
 def capacities(config: ModelConfig) -> tuple[int, ...]:
     """Tokens that each gated block computes in the mode `capacity`, by gate."""
     return _spread(config.gating.capacity, gate_count(config))
@@ -92,16 +106,31 @@ def gated_macs(config: ModelConfig, kept: Sequence[int], counted: Counted = "pap
 
     See `graph_macs` for what is counted.
     """
-    tokens = config.num_fine_tokens + 1
-    width, first = config.embed_dim, config.gating.first_block
     # The last block computes the class token, kept or not.
-    *lengths, last = [tokens] * first + [max(1, count) for count in kept]
-    blocks = sum(block_macs(config, length, length**2) for length in (*lengths, last))
-    # LayerNorm aside, a gate is two linear layers on every token: D to D/4, and to 2.
-    gates = len(kept) * tokens * (width // 4) * (width + 2)
+    *others, last = (max(1, count) for count in kept)
+    blocks = encoder_macs(config, (*others, last))
     unread = 0 if counted == "papers" else unread_macs(config, last, last**2)
-    ends = patch_macs(config, config.num_fine_tokens) + width * config.num_classes
-    return blocks - unread + gates + ends
+    ends = patch_macs(config, config.num_fine_tokens) + config.embed_dim * config.num_classes
+    return blocks - unread + ends
+
+
+def encoder_macs(config: ModelConfig, kept: Sequence[int]) -> int:
+    """The same of the blocks and the gates alone, each block on all of its tokens."""
+    tokens, width = gated_length(config), config.embed_dim
+    lengths = [tokens] * config.gating.first_block + [*kept]
+    blocks = sum(block_macs(config, length, length**2) for length in lengths)
+    # LayerNorm aside, a gate is two linear layers on every token: D to D/4, and to 2.
+    return blocks + len(kept) * tokens * (width // 4) * (width + 2)
+
+
+def counted_tokens(config: ModelConfig) -> Sequence[int]:
+    """Tokens that each gated block computes; in `exact` as if the published shares were kept."""
+    tokens, gates = gated_length(config), gate_count(config)
+    if config.gating.mode == "capacity":
+        return capacities(config)
+    if config.gating.mode == "exact":
+        return [round(tokens * share) for share in published_shares(gates)]
+    return [tokens] * gates
 
 
 def _spread(counts: tuple[int, ...], gates: int) -> tuple[int, ...]:
@@ -110,13 +139,19 @@ def _spread(counts: tuple[int, ...], gates: int) -> tuple[int, ...]:
 
 
 def _check(config: ModelConfig) -> None:
+    class_token = config.gating.class_token
+    wanted = "always or gated_last: the class token answers"
+    check_field(class_token != "none", "class_token", class_token, wanted)
+    check_gates(config)
+
+
+def check_gates(config: ModelConfig) -> None:
+    """Raise `ConfigError` if body and gates do not fit together."""
     check_patches(config)
-    gating, tokens = config.gating, config.num_fine_tokens + 1
+    gating, tokens = config.gating, gated_length(config)
     first, counts = gating.first_block, gating.capacity
     wanted = f"a block of this network, 0 to {config.depth - 1}"
     check_field(first < config.depth, "first_block", first, wanted)
-    wanted = "always or gated_last: the class token answers"
-    check_field(gating.class_token != "none", "class_token", gating.class_token, wanted)
     check_field(config.aux_weight == 0, "aux_weight", config.aux_weight, "0: only DeiT has gates")
     if gating.mode == "capacity":
         gates = gate_count(config)
@@ -133,19 +168,28 @@ def _tensors(
 ) -> dict[Role, tuple[Tensors, Tensors]]:
     """Inputs and outputs: one graph, and if it is strict a second one for what overflows."""
     image, logits = image_spec(config, input_kind), logits_spec(config)
-    gates = gate_count(config)
-    kept = TensorSpec(KEPT, "int64", ("batch", gates))
-    mask = TensorSpec(KEPT_MASK, "uint8", ("batch", gates, config.num_fine_tokens + 1))
-    outputs: Tensors = (logits, kept, mask)
-    tensors: dict[Role, tuple[Tensors, Tensors]] = {"single": ((image,), outputs)}
-    if config.gating.mode == "capacity":
-        overflow = TensorSpec(OVERFLOW, "int64", ("batch",))
-        tensors["single"] = (image,), (*outputs, overflow)
-    if config.gating.mode == "exact":
-        tensors["single"] = (_of_one(image),), tuple(map(_of_one, outputs))
+    tensors: dict[Role, tuple[Tensors, Tensors]] = {"single": gated_graph(config, image, (logits,))}
     if config.gating.strict:
-        tensors["refine"] = (image,), outputs
+        tensors["refine"] = (image,), (logits, *_decisions(config))
     return tensors
+
+
+def gated_graph(
+    config: ModelConfig, image: TensorSpec, answers: Tensors
+) -> tuple[Tensors, Tensors]:
+    """Inputs and outputs of a graph in the configured mode: answers, and what gates decided."""
+    outputs = (*answers, *_decisions(config))
+    if config.gating.mode == "capacity":
+        outputs = (*outputs, TensorSpec(OVERFLOW, "int64", (BATCH,)))
+    if config.gating.mode == "exact":
+        return (_of_one(image),), tuple(map(_of_one, outputs))
+    return (image,), outputs
+
+
+def _decisions(config: ModelConfig) -> Tensors:
+    gates = gate_count(config)
+    kept = TensorSpec(KEPT, "int64", (BATCH, gates))
+    return kept, TensorSpec(KEPT_MASK, "uint8", (BATCH, gates, gated_length(config)))
 
 
 def _of_one(tensor: TensorSpec) -> TensorSpec:
@@ -154,16 +198,9 @@ def _of_one(tensor: TensorSpec) -> TensorSpec:
 
 
 def _macs(config: ModelConfig, counted: Counted) -> dict[Role, int]:
-    """Multiply-accumulates; the mode `exact` as if a picture kept the published shares."""
-    tokens, gates = config.num_fine_tokens + 1, gate_count(config)
-    every: Sequence[int] = [tokens] * gates
-    kept = every
-    if config.gating.mode == "capacity":
-        kept = capacities(config)
-    elif config.gating.mode == "exact":
-        kept = [round(tokens * share) for share in published_shares(gates)]
-    macs: dict[Role, int] = {"single": gated_macs(config, kept, counted)}
+    macs: dict[Role, int] = {"single": gated_macs(config, counted_tokens(config), counted)}
     if config.gating.strict:
+        every = [gated_length(config)] * gate_count(config)
         macs["refine"] = gated_macs(config, every, counted)
     return macs
 
@@ -178,12 +215,13 @@ def _kept_macs(config: ModelConfig, kept: NDArray[np.int64]) -> float:
 
 
 def _stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    hidden = config.embed_dim // 4
-    gates = {
-        f"gates.{gate}.mlp.fc1.weight": (hidden, config.embed_dim)
-        for gate in range(gate_count(config))
-    }
-    return body_shapes(config) | table_shapes(config, "pos_embed") | gates
+    return body_shapes(config) | table_shapes(config, "pos_embed") | gate_shapes(config)
+
+
+def gate_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that tell the number of gates, by name."""
+    shape = config.embed_dim // 4, config.embed_dim
+    return {f"gates.{gate}.mlp.fc1.weight": shape for gate in range(gate_count(config))}
 
 
 def _presets() -> dict[str, dict[str, Any]]:

@@ -135,12 +135,22 @@ class SelectiveViT(ClassTokenBackbone):
         return _with_class(margin)
 
     def _choose(self, x: Tensor, margin: Tensor, number: int, mode: GateMode | None) -> Chosen:
-        mode = mode or self.config.gating.mode
-        if mode == "exact":
-            return choose_exact(x, margin)
-        if mode == "capacity":
-            return choose_most_certain(x, margin, capacities(self.config)[number])
-        return choose_all(x, margin)
+        return choose_tokens(self.config, number, x, margin, mode)
+
+
+def choose_tokens(
+    config: ModelConfig, number: int, x: Tensor, margin: Tensor, mode: GateMode | None
+) -> Chosen:
+    """Choose the tokens of (B, L, D) that the block of gate `number` computes, by (B, L) margins.
+
+    The mode None is that of the configuration.
+    """
+    mode = mode or config.gating.mode
+    if mode == "exact":
+        return choose_exact(x, margin)
+    if mode == "capacity":
+        return choose_most_certain(x, margin, capacities(config)[number])
+    return choose_all(x, margin)
 
 
 def _with_class(margin: Tensor) -> Tensor:
@@ -160,12 +170,16 @@ class SelectiveView(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Outputs: logits, kept tokens, their mask, and in `capacity` whether one has no place."""
         logits, keep = self.model(image, self.mode)
-        kept = keep.sum(dim=2)
-        outputs = (logits, kept, keep.to(torch.uint8))
-        if self.mode != "capacity":
-            return outputs
-        most = torch.tensor(capacities(self.model.config), device=kept.device)
-        return (*outputs, (kept > most).any(dim=1).to(torch.int64))
+        return (logits, *gate_outputs(self.model.config, keep, self.mode))
+
+
+def gate_outputs(config: ModelConfig, keep: Tensor, mode: GateMode) -> tuple[Tensor, ...]:
+    """What a graph tells of its gates' decisions (B, gates, L); see `SelectiveView.forward`."""
+    kept = keep.sum(dim=2)
+    if mode != "capacity":
+        return kept, keep.to(torch.uint8)
+    most = torch.tensor(capacities(config), device=kept.device)
+    return kept, keep.to(torch.uint8), (kept > most).any(dim=1).to(torch.int64)
 
 
 def selective_view(model: SelectiveViT, spec: GraphSpec) -> nn.Module:
@@ -182,13 +196,18 @@ def selective_layout(
     Published blocks have the names of PyTorch's encoder layer. A dense DeiT starts the training:
     its new gates keep everything.
     """
-    for name in list(own):
-        if match := _BLOCK.fullmatch(name):
-            own[match[1] + _layer(match[2])] = own.pop(name)
+    rename_encoder_layers(own)
     if not any(name.startswith("gates.") for name in own):
         warn_of_start(config)
         own.update(_new_gates(config))
     dense_layout(own, config, stored)
+
+
+def rename_encoder_layers(own: dict[str, Tensor]) -> None:
+    """Rename the tensors of PyTorch's encoder layers to those of a block, in place."""
+    for name in list(own):
+        if match := _BLOCK.fullmatch(name):
+            own[match[1] + _layer(match[2])] = own.pop(name)
 
 
 def _layer(name: str) -> str:

@@ -95,15 +95,13 @@ class Block(ResidualBlock):
         return self.after_attention(x[:, :1], self.attn.class_token(self.norm1(x), clusters, mask))
 
 
-class Backbone(VisionModel):
-    """The common part of networks of DeiT's blocks, with DeiT's and LV-ViT's names."""
+class Body(VisionModel):
+    """Stem and blocks of networks of DeiT's blocks, with DeiT's and LV-ViT's names."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.patch_embed: nn.Module = STEMS[config.stem](config)
         self.blocks = nn.ModuleList(self.make_block(index) for index in range(config.depth))
-        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
-        self.head = nn.Linear(config.embed_dim, config.num_classes)
 
     def make_block(self, index: int) -> ResidualBlock:
         """Make block `index`."""
@@ -134,6 +132,15 @@ class Backbone(VisionModel):
         for name, parameter in self.named_parameters():
             if name == "cls_token" or name.startswith("pos_embed"):
                 nn.init.trunc_normal_(parameter, std=_INIT_STD)
+
+
+class Backbone(Body):
+    """A body with a norm and a head at its end."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
 
 
 class ClassTokenBackbone(Backbone):
