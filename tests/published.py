@@ -21,6 +21,7 @@ _SMALL = {"embed_dim": 48, "num_heads": 3, "num_classes": 16}
 CONFIGS = {
     "lfvit_small_7x7": preset("lf_deit_small_patch16_224").replace(**_SMALL),
     "cflvvit_small_7x7": preset("cf_lv_vit_small_224").replace(**_SMALL),
+    "svit_det_adapter": preset("svit_adapter_demo_160"),
 }
 GATED = preset("svit_deit_small_patch16_224").replace(**{**_SMALL, "num_heads": 4})
 

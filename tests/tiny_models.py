@@ -10,9 +10,12 @@ import torch
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.families.stvit import SemanticConfig
 from sacvit_deploy.families.svit import GateConfig
+from sacvit_deploy.families.svit_adapter import AdapterConfig
 from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.model.build import random_model
+from sacvit_deploy.model.gating import Gate
 from sacvit_deploy.model.svit import SelectiveViT
+from sacvit_deploy.model.svit_adapter import SelectiveAdapter
 from sacvit_deploy.model.two_stage import TwoStageViT
 
 if TYPE_CHECKING:
@@ -55,6 +58,18 @@ SEMANTIC = ModelConfig(
     semantic=SemanticConfig(first_block=1, side=3),
 )
 GATED = DENSE.replace(family="svit", depth=3, layer_norm_eps=1e-5, gates=GateConfig(first_block=1))
+ADAPTED = ModelConfig(
+    "svit_adapter",
+    (64, 96),
+    16,
+    24,
+    4,
+    3,
+    layer_norm_eps=1e-5,
+    adapter=AdapterConfig(
+        first_block=1, interactions=2, deform_heads=3, num_points=2, prior_width=4
+    ),
+)
 GOLDEN_CF = ModelConfig(
     "cf_vit",
     (224, 224),
@@ -96,4 +111,16 @@ def strong_gated(config: ModelConfig, seed: int = 0) -> SelectiveViT:
     for _, gate in model.gated_blocks():
         gate.mlp.fc1.weight.mul_(4)
         gate.mlp.fc2.bias.zero_()
+    return model
+
+
+@torch.no_grad()
+def strong_adapted(config: ModelConfig, seed: int = 0) -> SelectiveAdapter:
+    """`strong_model` of a network with an adapter, whose gates keep some half of the tokens."""
+    model = strong_model(config, seed)
+    assert isinstance(model, SelectiveAdapter)
+    for module in model.modules():
+        if isinstance(module, Gate):
+            module.mlp.fc1.weight.mul_(4)
+            module.mlp.fc2.bias.zero_()
     return model

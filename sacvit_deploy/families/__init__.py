@@ -19,6 +19,7 @@ from sacvit_deploy.families.sac_vit import SAC_VIT
 from sacvit_deploy.families.stvit import STVIT
 from sacvit_deploy.families.stvit_r import STVIT_R
 from sacvit_deploy.families.svit import SVIT
+from sacvit_deploy.families.svit_adapter import SVIT_ADAPTER
 from sacvit_deploy.families.swin import SWIN
 from sacvit_deploy.families.vit import VIT
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.families.family import Family
 
 
-_ALL = (SAC_VIT, CF_VIT, LF_VIT, CF_LV_VIT, STVIT, SVIT, STVIT_R, VIT, LV_VIT, SWIN)
+_ALL = (SAC_VIT, CF_VIT, LF_VIT, CF_LV_VIT, STVIT, SVIT, STVIT_R, SVIT_ADAPTER, VIT, LV_VIT, SWIN)
 FAMILIES = {family.name: family for family in _ALL}
 
 

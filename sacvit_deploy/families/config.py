@@ -17,6 +17,7 @@ from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import FAMILIES, family_named
 from sacvit_deploy.families.stvit import SemanticConfig
 from sacvit_deploy.families.svit import GateConfig
+from sacvit_deploy.families.svit_adapter import AdapterConfig
 from sacvit_deploy.families.swin import SwinConfig
 from sacvit_deploy.families.two_stage import TwoStageConfig
 from sacvit_deploy.spec import (
@@ -42,6 +43,7 @@ _SECTIONS: dict[str, Any] = {
     "semantic": SemanticConfig,
     "gates": GateConfig,
     "swin": SwinConfig,
+    "adapter": AdapterConfig,
 }
 
 # Far above every network of these families, and small enough to count with.
@@ -79,6 +81,7 @@ class ModelConfig:
         gates: Configuration of the gates; None in families without gates.
         swin: Stages and windows of Swin and STViT-R; None in other families. Then `embed_dim` and
             `num_heads` are those of the first stage, and `depth` is the sum of all stages.
+        adapter: Gates and adapter of a backbone for detection (SViT); None in other families.
 
     Raises:
         ConfigError: A value is of another type, out of range, or does not fit the others.
@@ -101,6 +104,7 @@ class ModelConfig:
     semantic: SemanticConfig | None = field(default=None, metadata=OPTIONAL)
     gates: GateConfig | None = field(default=None, metadata=OPTIONAL)
     swin: SwinConfig | None = field(default=None, metadata=OPTIONAL)
+    adapter: AdapterConfig | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -161,12 +165,13 @@ class ModelConfig:
     @property
     def gating(self) -> GateConfig:
         """Configuration of the gates; `ConfigError` if the family has none."""
-        if self.gates is None:
+        gates = self.gates or self.adapter
+        if gates is None:
             raise ConfigError(
                 f"The family {self.family!r} has no gates, and this needs them.",
                 "Use a preset of SViT, such as svit_deit_small_patch16_224.",
             )
-        return self.gates
+        return gates
 
     @property
     def fine_grid(self) -> tuple[int, int]:

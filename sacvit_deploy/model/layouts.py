@@ -32,6 +32,7 @@ _COARSE_TABLE = "pos_embed_coarse"
 _FINE_TABLE = "pos_embed_fine"
 _FUSION = "fusion."
 _BATCH_COUNT = ".num_batches_tracked"  # of BatchNorm; nothing depends on it
+_BACKBONE = "backbone."  # in checkpoints of detectors
 _DISTILLATION = ("dist_token", "head_dist.")
 _INIT_STD = 0.02  # DeiT's
 
@@ -43,7 +44,8 @@ def to_own_layout(
 ) -> dict[str, Tensor]:
     """Rename, interpolate and complete the tensors of a checkpoint for a model.
 
-    Tensors that do not belong to the model are kept for `check_fit` to report.
+    Of a detector, the backbone is taken. Tensors that do not belong to the model are kept for
+    `check_fit` to report.
 
     Args:
         tensors: Tensors by the file's names.
@@ -57,7 +59,7 @@ def to_own_layout(
     _refuse_distilled(tensors)
     own = {
         _own_name(name, config): tensor
-        for name, tensor in tensors.items()
+        for name, tensor in _backbone_of(tensors).items()
         if not name.endswith(_BATCH_COUNT)
     }
     family_named(config.family).load("layout")(own, config, stored)
@@ -102,6 +104,12 @@ def _refuse_distilled(tensors: Mapping[str, Tensor]) -> None:
             "Use the undistilled weights of the same size (deit_*, not deit_*_distilled): without "
             "its second token a distilled network is a worse one.",
         )
+
+
+def _backbone_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a detector's backbone; all tensors if none is called so."""
+    backbone = {name: tensor for name, tensor in tensors.items() if name.startswith(_BACKBONE)}
+    return {n.removeprefix(_BACKBONE): tensor for n, tensor in backbone.items()} or tensors
 
 
 def _own_name(name: str, config: ModelConfig) -> str:

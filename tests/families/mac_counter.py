@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.spec import Role
 
 # A new operator that multiplies has to be counted, or the test that uses this says nothing.
-_UNCOUNTED = {"Einsum", "ConvTranspose", "QLinearMatMul", "MatMulInteger", "Attention"}
+_UNCOUNTED = {"Einsum", "QLinearMatMul", "MatMulInteger", "Attention"}
 
 
 def exported(config: ModelConfig, role: Role, **options: Any) -> onnx.ModelProto:
@@ -28,7 +28,7 @@ def exported(config: ModelConfig, role: Role, **options: Any) -> onnx.ModelProto
 
 
 def counted_macs(model: onnx.ModelProto) -> int:
-    """Of one picture: MatMul, Gemm and Conv."""
+    """Of one picture: MatMul, Gemm, convolutions, and the weighted sum of what is sampled."""
     shapes = _shapes(_for_one_picture(model))
     total = 0
     for node in model.graph.node:
@@ -38,6 +38,11 @@ def counted_macs(model: onnx.ModelProto) -> int:
             inner = shapes[node.input[0]][-2 if flipped else -1]
         elif node.op_type == "Conv":
             inner = math.prod(shapes[node.input[1]][1:])
+        elif node.op_type == "ConvTranspose":
+            # Stride and kernel are the same, so that no two products meet in a pixel.
+            inner = shapes[node.input[1]][0]
+        elif node.op_type == "GridSample":
+            inner = 1
         else:
             continue
         total += math.prod(shapes[node.output[0]]) * inner

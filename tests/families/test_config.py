@@ -136,6 +136,7 @@ FAMILY_OF = {
     "lv_": "lv_vit",
     "stvit_r_": "stvit_r",
     "stvit_": "stvit",
+    "svit_adapter_": "svit_adapter",
     "svit_": "svit",
     "swin_": "swin",
     "deit_": "vit",
