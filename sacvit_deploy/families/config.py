@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -195,7 +196,7 @@ class ModelConfig:
         """N: patches of the half-size image."""
         return math.prod(self.coarse_grid)
 
-    @property
+    @functools.cached_property  # asked for in every batch
     def num_targets(self) -> int:
         """M: coarse tokens refined in full resolution."""
         return self.stages.num_targets(self.num_coarse_tokens)

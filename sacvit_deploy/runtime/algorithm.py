@@ -38,7 +38,8 @@ def confidence(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.flo
     if temperature != 1.0:
         values /= temperature
     np.exp(values, out=values)
-    largest: NDArray[np.float64] = 1.0 / values.sum(axis=-1)
+    # Functions of numpy in Python cost twice as much after a graph has used the caches.
+    largest: NDArray[np.float64] = 1.0 / np.add.reduce(values, axis=-1)
     return largest
 
 
@@ -77,8 +78,9 @@ def select_tokens(
     if config.stages.window is not None:
         score = np.where(window_tokens(score, config), score, OUTSIDE)
     # Negated, because numpy sorts upwards and reversing a stable sort would put ties backwards.
-    order = np.argsort(-score, axis=1, kind="stable").astype(np.int64, copy=False)
-    return order[:, : config.num_targets], order[:, config.num_targets :]
+    order = (-score).argsort(axis=1, kind="stable").astype(np.int64, copy=False)
+    targets = config.num_targets
+    return order[:, :targets], order[:, targets:]
 
 
 def window_tokens(score: NDArray[Any], config: ModelConfig) -> NDArray[np.bool_]:
@@ -113,5 +115,5 @@ def fine_index(coarse: NDArray[np.int64], coarse_columns: int) -> NDArray[np.int
 def _below_maximum(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Subtract the largest logit of each row, so that no exponential overflows."""
     wide = logits.astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
+    wide -= np.maximum.reduce(wide, axis=-1, keepdims=True)
     return wide

@@ -260,7 +260,7 @@ class Scheduler:
             for row, value, score in zip(logits, confidences.tolist(), scores, strict=True)
         ]
         policy.saw(outcomes)
-        return FirstPass(outcomes, hand_off, np.flatnonzero(~leaving))
+        return FirstPass(outcomes, hand_off, (~leaving).nonzero()[0])
 
     def refine(
         self,
