@@ -261,6 +261,8 @@ class Agreement:
         label_agreement: Share of pictures with the same final class, each at its own exit, in
             [0, 1].
         max_probability_error: Largest difference of a probability in either stage, in [0, 1].
+        max_tensor_error: Largest error of a feature over its largest value; None for a network
+            with classes.
     """
 
     images: int
@@ -268,6 +270,7 @@ class Agreement:
     target_overlap: float
     label_agreement: float
     max_probability_error: float
+    max_tensor_error: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

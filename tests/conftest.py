@@ -219,3 +219,12 @@ def gated_bundle(made_once: MadeOnce) -> Bundle:
 
     model = strong_model(GATED)
     return made_once("gated", lambda path: export_bundle(model, path))
+
+
+@pytest.fixture(scope="session")
+def backbone_bundle(made_once: MadeOnce) -> Bundle:
+    """STViT-R with random weights, for features of pictures whose windows need padding."""
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
+    from tests.tiny_models import BACKBONE
+
+    return made_once("backbone", lambda path: export_bundle(None, path, ExportOptions(BACKBONE)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.families.stvit import SemanticConfig
 from sacvit_deploy.families.svit import GateConfig
 from sacvit_deploy.families.svit_adapter import AdapterConfig
@@ -69,6 +69,9 @@ ADAPTED = ModelConfig(
     adapter=AdapterConfig(
         first_block=1, interactions=2, deform_heads=3, num_points=2, prior_width=4
     ),
+)
+BACKBONE = preset("stvit_r_swin_demo_128").replace(
+    image_size=(64, 96), embed_dim=12, depths=(1, 2, 6, 1), depth=10, task="features"
 )
 GOLDEN_CF = ModelConfig(
     "cf_vit",

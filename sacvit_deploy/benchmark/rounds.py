@@ -112,7 +112,7 @@ class Round:
     def _pictures(self, network: Network, index: int, etas: Sequence[float]) -> dict[Role, int]:
         """Pictures in each graph for one batch."""
         if not network.has_two_stages:
-            return {"single": self._batch}
+            return {graph.role: self._batch for graph in network.bundle.manifest.graphs}
         call = network.timed.run(self._batches(network)[index], etas[index])
         return {"early_exit": self._batch, "refine": call.refined}
 

@@ -9,7 +9,7 @@ import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_results
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.pipeline import load_classifier
 
 
 @click.command("run")
@@ -27,7 +27,7 @@ def command(bundle: Path, images: tuple[Path, ...], as_json: bool, **chosen: Any
     Example:
       sacvit-deploy run bundle cat.jpg dog.jpg --eta 0.6
     """
-    with load(bundle, **chosen) as pipeline:
+    with load_classifier(bundle, **chosen) as pipeline:
         options.tell_backend(pipeline, chosen["backend"])
         results = pipeline(list(images))
     if as_json:

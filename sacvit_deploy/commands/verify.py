@@ -10,6 +10,7 @@ import click
 
 from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.describe import describe_agreement
 from sacvit_deploy.comparison.network import of_bundle, reference_for
 from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
 from sacvit_deploy.samples import read_pictures, sample_pictures
@@ -94,12 +95,7 @@ def _echo(verification: Verification) -> None:
             f"({record.relative_error:.2g} of its largest value) at batch {record.batch}"
         )
     if agreement := verification.agreement:
-        click.echo(
-            f"decisions on {agreement.images} pictures: {agreement.exit_flip_rate:.1%} exit flips, "
-            f"{agreement.target_overlap:.1%} of target tokens the same, "
-            f"{agreement.label_agreement:.1%} of labels the same, "
-            f"probabilities off by {agreement.max_probability_error:.2g} at most"
-        )
+        click.echo(describe_agreement(agreement))
     else:
         click.echo("decisions: not compared, since a graph gives numbers that are not finite")
     if verification.layers is not None:

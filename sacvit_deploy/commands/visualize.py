@@ -9,7 +9,7 @@ import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_results
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.pipeline import load_classifier
 from sacvit_deploy.visualize.canvas import check_drawing_file
 from sacvit_deploy.visualize.panel_map import panel_map
 from sacvit_deploy.visualize.panel_sheet import PanelLook, PanelSheet
@@ -45,7 +45,7 @@ def command(
       sacvit-deploy visualize bundle cat.jpg dog.jpg -o tokens.png
     """
     check_drawing_file(output)
-    with load(bundle, eta=chosen.pop("eta")) as pipeline:
+    with load_classifier(bundle, eta=chosen.pop("eta")) as pipeline:
         two_stages = pipeline.manifest.config.two_stage is not None
         drawn: TokenSheet | PanelSheet
         drawn = token_map(pipeline, images, **chosen) if two_stages else panel_map(pipeline, images)

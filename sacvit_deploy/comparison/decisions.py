@@ -6,7 +6,7 @@ are whether the same pictures exit early, the same tokens are refined, and the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -32,12 +32,14 @@ class Decisions:
         refined_logits: Second stage for every picture, (n, C).
         target_index: Coarse indices of the targets, best first, (n, M).
         kept_mask: Tokens that each gate kept, 0 or 1, (n, gates, N+1); (n, 0, 0) without gates.
+        features: Features of a backbone, (n, D, rows, columns) each, by name; else empty.
     """
 
     early_logits: NDArray[Any]
     refined_logits: NDArray[Any]
     target_index: NDArray[np.int64]
     kept_mask: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))
+    features: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def kept(self) -> NDArray[np.int64]:
@@ -49,6 +51,9 @@ class Decisions:
     def of(cls, outcomes: Iterable[Outcome]) -> Decisions:
         """Collect outcomes of `EVERY_PICTURE`, at least one."""
         none, no_gates = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
+        outcomes = list(outcomes)
+        names = outcomes[0].features or ()
+        features = {name: np.stack([(o.features or {})[name] for o in outcomes]) for name in names}
         rows = [
             (
                 each.early_logits,
@@ -58,7 +63,8 @@ class Decisions:
             )
             for each in outcomes
         ]
-        return cls(*map(np.stack, zip(*rows, strict=True)))
+        early, refined, targets, masks = map(np.stack, zip(*rows, strict=True))
+        return cls(early, refined, targets, masks, features)
 
 
 def compare_decisions(
@@ -77,6 +83,8 @@ def compare_decisions(
         eta: Exit threshold in [0, 1]; has no effect on a network of one stage.
         temperature: Divides the logits of both before the exit decision, above 0.
     """
+    if reference.features:
+        return _features_agreement(reference, candidate)
     both = (reference, candidate)
     leaves = [_leaves(decisions, config, eta, temperature) for decisions in both]
     labels = [
@@ -90,6 +98,22 @@ def compare_decisions(
         target_overlap=_overlap(reference, candidate),
         label_agreement=float((labels[0] == labels[1]).mean()),
         max_probability_error=float(np.abs(wanted - found).max()),
+    )
+
+
+def _features_agreement(reference: Decisions, candidate: Decisions) -> Agreement:
+    """The agreement of two backbones, which decide nothing."""
+    errors = [
+        np.abs(candidate.features[name] - wanted).max() / max(np.abs(wanted).max(), 1e-30)
+        for name, wanted in reference.features.items()
+    ]
+    return Agreement(
+        images=len(reference.early_logits),
+        exit_flip_rate=0.0,
+        target_overlap=_overlap(reference, candidate),
+        label_agreement=1.0,
+        max_probability_error=0.0,
+        max_tensor_error=float(max(errors)),
     )
 
 
@@ -186,6 +210,7 @@ class Limits:
         found = asdict(agreement) if agreement else {}
         for limit, allowed in asdict(self).items():
             value = found.get(limit, found.get(limit.partition("_")[2], allowed))
+            value = allowed if value is None else value
             over = value - allowed if limit.startswith("max_") else allowed - value
             if not over <= 0:  # NaN is beyond every limit
                 missed.append(MissedLimit(limit, value, allowed))

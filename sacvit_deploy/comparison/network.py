@@ -17,7 +17,7 @@ from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import Session
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.families.config import ModelConfig, graph_specs
+from sacvit_deploy.families.config import ModelConfig, graph_specs, number_of_classes
 from sacvit_deploy.libraries import require
 from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.runtime.preprocess import Preprocessor
@@ -28,6 +28,7 @@ ONNXRUNTIME = "onnxruntime"
 TORCH = "torch"
 
 _BATCH = 16
+_PICTURES_WITH_FEATURES = 4
 _NAMED = re.compile(
     rf"(?:(?P<bundle>.+):)?(?P<precision>{'|'.join(get_args(Precision))})"
     rf"(?:@(?P<backend>{'|'.join(get_args(Backend))}))?"
@@ -104,6 +105,9 @@ class Network:
             EngineError: A session failed, or gave logits that are not finite.
         """
         size = min(_BATCH, self.largest_batch or _BATCH)
+        if not number_of_classes(self.config):
+            # Features of a picture take some ten megabytes.
+            pictures, size = pictures[:_PICTURES_WITH_FEATURES], 1
         starts = range(0, len(pictures), size)
         batches = (self.images(self.pixels(pictures[s : s + size])) for s in starts)
         scheduler = self.scheduler

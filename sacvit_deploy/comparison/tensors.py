@@ -22,10 +22,19 @@ if TYPE_CHECKING:
     Arrays = dict[str, NDArray[Any]]
 
 
+_BATCHES, _BATCHES_OF_LARGE = (1, 2, 7), (1, 2)
+_LARGE_PICTURE = 512**2
+
+
 def finite_fields(record: Any) -> dict[str, Any]:
     """Turn a dataclass into a mapping; NaN and infinity, which JSON cannot say, become None."""
     values = asdict(record).items()
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values}
+
+
+def parity_batches(crop: tuple[int, int]) -> tuple[int, ...]:
+    """Batch sizes to compare networks at; of large pictures, as for detection, only few fit."""
+    return _BATCHES if math.prod(crop) <= _LARGE_PICTURE else _BATCHES_OF_LARGE
 
 
 def random_pixels(crop: tuple[int, int], batch: int) -> NDArray[np.uint8]:
@@ -63,8 +72,9 @@ def compare_tensors(
             names = [name for name in found if name not in (KEPT_MASK, KEPT, OVERFLOW)]
             pairs = [(name, wanted[name][alike], found[name][alike]) for name in names]
             with np.errstate(invalid="ignore"):
-                logits = [softmax(tensors[LOGITS][alike]) for tensors in (wanted, found)]
-                pairs.append((PROBABILITIES, logits[0], logits[1]))
+                if LOGITS in found:
+                    logits = [softmax(tensors[LOGITS][alike]) for tensors in (wanted, found)]
+                    pairs.append((PROBABILITIES, logits[0], logits[1]))
                 records += [TensorParity(role, n, len(pixels), *_error(w, f)) for n, w, f in pairs]
     return records
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.comparison.decisions import LIMITS, Limits, MissedLimit, compare_decisions
-from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields
+from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields, parity_batches
+from sacvit_deploy.decode import OPTIONAL, encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.libraries import require
 from sacvit_deploy.records import Agreement, TensorParity
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from sacvit_deploy.comparison.network import Network
 
 
-_BATCHES = (1, 2, 7)
 _LAYER_BATCH = 4
 
 
@@ -92,12 +92,12 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, by the contract of `verify`; a number that is not finite is null."""
-        unknown = dict.fromkeys(field.name for field in fields(Agreement))
+        unknown = dict.fromkeys(f.name for f in fields(Agreement) if f.metadata != OPTIONAL)
         document = {
             "reference": self.reference,
             "candidate": self.candidate,
             "graphs": [finite_fields(record) for record in self.graphs],
-            **(asdict(self.agreement) if self.agreement else unknown),
+            **(encode(self.agreement) if self.agreement else unknown),
             "limits": asdict(self.limits),
             "missed": [finite_fields(missed) for missed in self.missed],
             "passed": self.passed,
@@ -127,10 +127,11 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
     """
     precision = max(reference.precision, candidate.precision, key=list(LIMITS).index)
     random = reference.random or candidate.random
-    usual = Limits.of(precision, len(request.pictures), random=random)
-    limits = replace(usual, **request.limits)
-    largest = min(network.largest_batch or _BATCHES[-1] for network in (reference, candidate))
-    sizes = dict.fromkeys(min(size, largest) for size in _BATCHES)
+    limits = Limits.of(precision, len(request.pictures), random=random)
+    limits = replace(limits, **request.limits)
+    usual = parity_batches(candidate.config.image_size)
+    largest = min(network.largest_batch or usual[-1] for network in (reference, candidate))
+    sizes = dict.fromkeys(min(size, largest) for size in usual)
     batches = (_pixels(candidate, request.pictures, size) for size in sizes)
     records = compare_tensors(reference, candidate, batches)
     layers, worst_step = None, None

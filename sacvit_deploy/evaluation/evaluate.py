@@ -31,7 +31,7 @@ from sacvit_deploy.evaluation.statistics import (
 from sacvit_deploy.families.config import graph_macs
 from sacvit_deploy.families.vit import dense_macs
 from sacvit_deploy.runtime.algorithm import confidence
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.pipeline import Pipeline, load_classifier
 from sacvit_deploy.samples import read_samples
 from sacvit_deploy.spec import Decode, Precision, check_eta
 
@@ -178,7 +178,7 @@ def run_evaluation(
     """
     names = read_class_names(request.class_names) if request.class_names else None
     samples = read_samples(request.data)
-    with load(
+    with load_classifier(
         request.bundle,
         backend=request.backend,
         precision=request.precision,

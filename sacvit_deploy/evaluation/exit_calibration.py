@@ -20,7 +20,7 @@ from sacvit_deploy.evaluation.exit_threshold import (
 )
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.records import ExitCalibration
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.pipeline import Pipeline, load_classifier
 from sacvit_deploy.samples import read_samples
 from sacvit_deploy.spec import Backend, Precision
 
@@ -92,7 +92,7 @@ def calibrate_bundle(
         EngineError: The backend cannot run it.
     """
     names = read_class_names(request.class_names) if request.class_names else None
-    with load(
+    with load_classifier(
         path, backend=request.backend, precision=request.precision, decode="exact"
     ) as pipeline:
         _check_can_be_calibrated(path, pipeline.manifest, write=request.write)

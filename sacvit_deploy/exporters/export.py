@@ -12,7 +12,12 @@ import onnx
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.bundle_changes import check_replaceable, new_bundle, write_manifest
 from sacvit_deploy.comparison.network import Network
-from sacvit_deploy.comparison.tensors import check_parity, compare_tensors, random_pixels
+from sacvit_deploy.comparison.tensors import (
+    check_parity,
+    compare_tensors,
+    parity_batches,
+    random_pixels,
+)
 from sacvit_deploy.comparison.torch_network import torch_network
 from sacvit_deploy.decode import read_bounded
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
@@ -62,7 +67,8 @@ class ExportOptions:
         eta: Default exit threshold in [0, 1].
         weight_storage: `fp16` halves the files. The weights are rounded once, before everything
             else, and computed with in float32.
-        parity_batches: Batch sizes at which the graphs are compared with torch.
+        parity_batches: Batch sizes at which the graphs are compared with torch; none for the usual
+            ones, see `comparison.tensors.parity_batches`.
         capacity: Pictures to find the capacities of gates on; None leaves the configuration.
         precisions: Graphs to add to the FP32 ones.
         force: Replace an existing bundle.
@@ -81,7 +87,7 @@ class ExportOptions:
     input_kind: InputKind = "float"
     eta: float = 0.5
     weight_storage: WeightStorage = "fp32"
-    parity_batches: tuple[int, ...] = (1, 2, 7)
+    parity_batches: tuple[int, ...] = ()
     capacity: CapacityRequest | None = None
     precisions: tuple[PrecisionRequest, ...] = ()
     force: bool = False
@@ -126,8 +132,9 @@ def export_bundle(
     with new_bundle(output, force=options.force) as folder:
         graphs = {spec.file: _export_graph(model, spec, options, report) for spec in specs}
         save_with_shared_weights(graphs, folder)
-        report(f"Comparing with torch at batches {', '.join(map(str, options.parity_batches))}")
-        parity = _compare_with_torch(model, specs, options, folder)
+        batches = options.parity_batches or parity_batches(model.config.image_size)
+        report(f"Comparing with torch at batches {', '.join(map(str, batches))}")
+        parity = _compare_with_torch(model, specs, replace(options, parity_batches=batches), folder)
         check_parity(parity)
         manifest = Manifest(
             config=model.config,

@@ -299,7 +299,12 @@ def preset(name: str) -> ModelConfig:
 
 
 def preset_preprocessing(config: ModelConfig) -> Preprocessing:
-    """DeiT's evaluation transform; networks for small pictures take them whole."""
+    """DeiT's evaluation transform; networks for small pictures take them whole.
+
+    A network that gives features sees all of a picture, at its own ratio of the sides.
+    """
+    if not number_of_classes(config):
+        return Preprocessing(config.image_size, 1.0, interpolation="bilinear", fit="pad")
     return Preprocessing(
         config.image_size, crop_ratio=0.875 if min(config.image_size) > 64 else 1.0
     )

@@ -16,11 +16,13 @@ from sacvit_deploy.decode import check_field, shown
 from sacvit_deploy.engines.registry import AUTO, OpenedSessions, open_sessions
 from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.families.config import number_of_classes
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal
 from sacvit_deploy.runtime.control.budget_controller import BudgetController
 from sacvit_deploy.runtime.control.drift import DriftMonitor, DriftReport
 from sacvit_deploy.runtime.control.stats import Stats
+from sacvit_deploy.runtime.features import FeaturePipeline
 from sacvit_deploy.runtime.pictures import PictureSource, name_of
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.readers import Read, Reader, reader_threads
@@ -433,7 +435,11 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     workers: int = 1,
     decode: Decode = "fast",
 ) -> Pipeline:
-    """Open a bundle for classification; torch is not needed.
+    """Open a bundle; torch is not needed.
+
+    A bundle of a backbone gives features instead of classes. Then the result is a
+    `FeaturePipeline` (see `sacvit_deploy.runtime.features`), and `eta` and `workers` have no
+    effect.
 
     If another process replaces the bundle meanwhile, the pipeline is of the old one or of the new
     one, as a whole.
@@ -472,8 +478,24 @@ def load(  # noqa: PLR0913  the one call of most users; all but the path have a 
     names = (providers,) if isinstance(providers, str) else names
     options = SessionOptions(names, threads, workers)
 
-    def make(bundle: Bundle) -> Pipeline:
+    def make(bundle: Bundle) -> Any:
         opened = open_sessions(bundle, backend=backend, precision=precision, options=options)
+        if not number_of_classes(bundle.manifest.config):
+            return FeaturePipeline(bundle.manifest, opened, decode=decode)
         return Pipeline(bundle.manifest, opened, eta=eta, decode=decode)
 
-    return from_bundle(path, make)
+    pipeline: Pipeline = from_bundle(path, make)
+    return pipeline
+
+
+def load_classifier(path: str | os.PathLike[str], **options: Any) -> Pipeline:
+    """`load`, for what needs classes; `ConfigError` for a bundle of a backbone."""
+    pipeline: Pipeline | FeaturePipeline = load(path, **options)
+    if isinstance(pipeline, Pipeline):
+        return pipeline
+    pipeline.close()
+    raise ConfigError(
+        f"{os.fspath(path)} is a backbone: it gives the features c2 to c5, and no classes.",
+        "Get them with sacvit_deploy.load(path)(picture).features; the commands verify, benchmark, "
+        "inspect and build-engine work with it too.",
+    )

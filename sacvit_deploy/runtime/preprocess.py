@@ -28,7 +28,7 @@ _QUICK_TO_COPY = 1 << 20
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Resize, centre crop and, for float graphs, normalise. Safe to share between threads.
+    """Resize, crop or pad and, for float graphs, normalise. Safe to share between threads.
 
     Rounding follows timm and torchvision. The picture is resized to cover
     `floor(crop / crop_ratio)` in both axes, one axis exactly and the other rounded down
@@ -39,6 +39,10 @@ class Preprocessor:
     becomes 256x1,280,000. Compared with resizing the whole picture, few values differ, and by at
     most 2 of 255, because Pillow stores the crop's corners in single precision. Pictures many
     times as high as wide can differ more under Pillow 13, which resizes them columns first.
+
+    With `fit="pad"`, the picture is resized by one factor for both axes, to round numbers of
+    pixels, and lies in the upper left corner. The rest has the mean colour, rounded to 8 bits,
+    which is about 0 after the normalisation.
 
     With `decode="fast"`, large pictures are reduced by whole numbers before they are resampled:
     JPEG files of at least 5 times the size of the resized picture while they are decoded, others
@@ -104,6 +108,8 @@ class Preprocessor:
         Returns:
             (left, top, right, bottom) in pixels of the picture, with fractions.
         """
+        if self.spec.fit == "pad":
+            return 0.0, 0.0, float(width), float(height)
         crop_height, crop_width = self.spec.crop
         cover_width, cover_height = self._cover
         if width * cover_height <= height * cover_width:
@@ -117,6 +123,25 @@ class Preprocessor:
             top * height / resized_height,
             (left + crop_width) * width / resized_width,
             (top + crop_height) * height / resized_height,
+        )
+
+    def filled(self, width: int, height: int) -> tuple[int, int]:
+        """Find the part of the input tensor that shows a picture, in its upper left corner.
+
+        Args:
+            width: Width of the picture in pixels.
+            height: Height of the picture in pixels.
+
+        Returns:
+            (height, width) in pixels of the input; all of it unless `fit` is `pad`.
+        """
+        most_high, most_wide = self.spec.crop
+        if self.spec.fit == "crop":
+            return most_high, most_wide
+        scale = min(most_high / height, most_wide / width)
+        return (
+            min(most_high, max(1, round(height * scale))),
+            min(most_wide, max(1, round(width * scale))),
         )
 
     @property
@@ -134,7 +159,7 @@ class Preprocessor:
 
     def _crop(self, reading: Reading) -> npt.NDArray[np.uint8]:
         """Resample only the crop box, rows first; each pass rounds to 8 bits."""
-        height, width = self.spec.crop
+        height, width = self.filled(*reading.size)
         picture, box = reading.picture, reading.located(self.crop_box(*reading.size))
         if self.decode == "fast":
             picture, box = _box_reduced(picture, box, (width, height))
@@ -151,7 +176,15 @@ class Preprocessor:
         cropped = strip.resize(
             (width, height), self.resampling, (0, top - first, width, bottom - first)
         )
-        return np.array(np.asarray(cropped).transpose(2, 0, 1), order="C")
+        pixels = np.array(np.asarray(cropped).transpose(2, 0, 1), order="C")
+        return pixels if (height, width) == self.spec.crop else self._padded(pixels)
+
+    def _padded(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        mean = np.rint(255 * np.array(self.spec.mean)).clip(0, 255).astype(np.uint8)
+        canvas = np.empty((3, *self.spec.crop), np.uint8)
+        canvas[:] = mean.reshape(3, 1, 1)
+        canvas[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+        return canvas
 
 
 def _reach(low: float, high: float, pixels: int) -> float:

@@ -17,6 +17,7 @@ from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig, graph_specs
 from sacvit_deploy.runtime.algorithm import confidence, exits, fine_index, select_tokens
 from sacvit_deploy.spec import (
+    FEATURES,
     FINE_INDEX,
     IMAGE,
     KEPT,
@@ -57,6 +58,8 @@ class Outcome:
         kept_mask: Which of them, class token first, 0 or 1, (gates, N+1).
         semantic_attention: What each semantic token takes of each image token, (S, N); None for a
             network without semantic tokens.
+        features: Features of a backbone, (D, rows, columns) each, by name; None for a network with
+            classes. A backbone has no logits, (0,).
     """
 
     early_logits: Array
@@ -69,6 +72,7 @@ class Outcome:
     kept: NDArray[np.int64] | None = None
     kept_mask: NDArray[np.uint8] | None = None
     semantic_attention: Array | None = None
+    features: Tensors | None = None
 
     @property
     def logits(self) -> Array:
@@ -80,6 +84,8 @@ class Outcome:
         """Graph the picture left from."""
         if self.refined_logits is not None:
             return "refine"
+        if self.features is not None:
+            return "backbone"
         return "single" if self.early_exit_confidence is None else "early_exit"
 
     def refined(self, outputs: Mapping[str, Any], ms: float) -> Outcome:
@@ -240,6 +246,8 @@ class Scheduler:
         else:
             outputs = self._sessions[self._first].run({IMAGE: images})
             hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
+        if LOGITS not in outputs:
+            return self._features(outputs, start)
         logits = _finite(outputs[LOGITS], self._first)
         if self._goes_on != "confidence":
             ms = self._ms_each(start, len(logits))
@@ -261,6 +269,23 @@ class Scheduler:
         ]
         policy.saw(outcomes)
         return FirstPass(outcomes, hand_off, (~leaving).nonzero()[0])
+
+    def _features(self, outputs: Tensors, start: float) -> FirstPass:
+        features = {name: _finite(outputs[name], self._first) for name in FEATURES}
+        count = len(features[FEATURES[0]])
+        kept, masks = (outputs.get(name, [None] * count) for name in (KEPT, KEPT_MASK))
+        ms, none = self._ms_each(start, count), np.empty(0, np.float32)
+        outcomes = [
+            Outcome(
+                none,
+                early_ms=ms,
+                kept=kept[row],
+                kept_mask=masks[row],
+                features={name: array[row] for name, array in features.items()},
+            )
+            for row in range(count)
+        ]
+        return FirstPass(outcomes, {}, np.empty(0, np.int64))
 
     def refine(
         self,
@@ -341,14 +366,15 @@ def join_rows(parts: Sequence[Tensors]) -> Tensors:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _finite(logits: Array, role: Role) -> Array:
+def _finite(values: Array, role: Role) -> Array:
     """Refuse a NaN, which would leave or stay by accident and be reported as a class."""
     # The sum of squares is one call, and takes half the time after a session has used the caches.
     # It overflows only far beyond the logits of a network, and then each is looked at.
-    if not math.isfinite(np.vdot(logits, logits)) and not np.isfinite(logits).all():
+    if not math.isfinite(np.vdot(values, values)) and not np.isfinite(values).all():
+        what = "features" if role == "backbone" else "logits"
         raise EngineError(
-            f"The {role} graph gave logits that are not finite (NaN or infinite).",
+            f"The {role} graph gave {what} that are not finite (NaN or infinite).",
             "Check the bundle with sacvit-deploy verify; if it runs in half precision, export it "
             "with --precision fp32.",
         )
-    return logits
+    return values

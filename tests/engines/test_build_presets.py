@@ -28,6 +28,8 @@ _NETWORKS = {
     "cf-lv-224-graph": ("cf_lv_vit_small_224", "graph"),
     "cf-lv-288-host": ("cf_lv_vit_small_288", "host"),
     "stvit-224": ("stvit_deit_small_patch16_224", "host"),
+    "stvit-r-224": ("stvit_r_swin_small_224", "host"),
+    "swin-224": ("swin_tiny_224", "host"),
 }
 
 
@@ -76,3 +78,22 @@ def _check_share(precision, engine) -> None:
         assert engine.linear_share["int8"] >= 0.80
         assert engine.layer_share["int8"] > 0.05, "activations are quantised too"
         assert engine.layer_share["half"] > 0.7, "and the rest is half"
+
+
+@pytest.mark.parametrize("name", ["stvit_r_swin_tiny_backbone", "swin_tiny_backbone"])
+def test_a_backbone_becomes_engines(name, tmp_path, monkeypatch):
+    from sacvit_deploy.exporters.export import ExportOptions, export_bundle
+    from sacvit_deploy.exporters.precision import PrecisionRequest
+
+    monkeypatch.setattr(build, "this_machine", lambda: Machine("linux-x86_64", None, ()))
+    options = ExportOptions(
+        preset(name).replace(image_size=(320, 544)), precisions=(PrecisionRequest("fp16"),)
+    )
+    bundle = export_bundle(None, tmp_path / "bundle", options)
+    for precision in ("fp32", "fp16"):
+        request = EngineRequest(
+            precision, "tensorrt-rtx", BatchRange(1, 1, 4), compute_capabilities=_TARGETS
+        )
+        bundle, (engine,) = build_engines(bundle, request, lambda *_: None)
+        assert engine.role == "backbone"
+        _check_share(precision, engine)

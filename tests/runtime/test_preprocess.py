@@ -139,3 +139,35 @@ def test_crop_box_inside_for_every_small_size():
             left, top, right, bottom = preprocess.crop_box(width, height)
             assert 0 <= left < right <= width
             assert 0 <= top < bottom <= height
+
+
+def test_a_padded_picture_lies_in_the_corner_at_its_own_ratio():
+    spec = Preprocessing((60, 100), crop_ratio=1.0, interpolation="bilinear", fit="pad")
+    prepare = Preprocessor(spec, "uint8")
+    picture = noise(80, 60)
+    found = prepare(picture)
+    assert found.shape == (3, 60, 100)
+    np.testing.assert_array_equal(found[:, :, :80], np.asarray(picture).transpose(2, 0, 1))
+    assert found[:, 0, 90].tolist() == [124, 116, 104]
+    assert np.abs(Preprocessor(spec)(picture)[:, :, 80:]).max() < 0.01
+
+
+@pytest.mark.parametrize("size", [(500, 300), (300, 500), (1, 900), (900, 1), (40, 31)])
+def test_a_padded_picture_is_resized_by_one_factor(size):
+    width, height = size
+    prepare = Preprocessor(Preprocessing((64, 96), 1.0, "bilinear", fit="pad"), "uint8")
+    filled = prepare.filled(width, height)
+    scale = min(64 / height, 96 / width)
+    assert filled == (max(1, round(height * scale)), max(1, round(width * scale)))
+    picture = noise(width, height)
+    resized = picture.resize(filled[::-1], Image.Resampling.BILINEAR)
+    found = prepare(picture)[:, : filled[0], : filled[1]].transpose(1, 2, 0)
+    assert np.abs(found.astype(int) - np.asarray(resized).astype(int)).max() <= 2
+
+
+def test_a_large_padded_picture_is_reduced_first():
+    spec = Preprocessing((64, 96), 1.0, "bilinear", fit="pad")
+    picture = noise(48, 32).resize((960, 640), Image.Resampling.BICUBIC)
+    exact, fast = (Preprocessor(spec, "uint8", decode)(picture) for decode in ("exact", "fast"))
+    assert np.abs(exact.astype(int) - fast.astype(int)).max() < 24
+    assert np.abs(exact.astype(int) - fast.astype(int)).mean() < 2

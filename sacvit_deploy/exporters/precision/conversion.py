@@ -36,6 +36,7 @@ from sacvit_deploy.errors import EngineError, PrecisionError
 from sacvit_deploy.exporters.precision.half_precision import HalfConversion
 from sacvit_deploy.exporters.precision.int8 import Int8Conversion
 from sacvit_deploy.exporters.precision.request import PictureSet, PrecisionRequest, chosen_pictures
+from sacvit_deploy.families.config import number_of_classes
 from sacvit_deploy.records import Agreement
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.spec import Role
@@ -120,6 +121,12 @@ def converted(
         ImageError: A picture cannot be read.
         PrecisionError: The FP32 graphs compute values that are not finite.
     """
+    if request.precision == "int8" and not number_of_classes(bundle.manifest.config):
+        raise PrecisionError(
+            "A backbone gives features, and INT8 was asked for. INT8 is held to the same "
+            "labels as FP32, and a backbone has none.",
+            "Use --precision fp16.",
+        )
     with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
         graphs, pictures = fp32_graphs(bundle), chosen_pictures(request)
         resolve_keep(request.keep, graphs)  # refuses an unknown name before the work
@@ -208,7 +215,8 @@ class Trial:
         raise PrecisionError(
             f"In {precision} this network decides otherwise than in fp32. On "
             f"{len(pictures.sources)} pictures ({pictures.name}): {_found(agreement)}. "
-            f"{_wanted(self.limits)}. It first goes wrong at {self._first_wrong_place(kept)}.",
+            f"{_wanted(self.limits, agreement)}. It first goes wrong at "
+            f"{self._first_wrong_place(kept)}.",
             f"Nothing was written. Find what has to stay in FP32 with sacvit-deploy "
             f"bisect-precision BUNDLE DATA --precision {precision} -o keep.txt, then export with "
             "--keep-float keep.txt"
@@ -245,14 +253,18 @@ class Trial:
 
 def _found(agreement: Agreement | None) -> str:
     if agreement is None:
-        return "its logits are not finite (NaN or infinite)"
+        return "its logits or features are not finite (NaN or infinite)"
+    if agreement.max_tensor_error is not None:
+        return f"its features are off by {agreement.max_tensor_error:.2g} of their largest value"
     return (
         f"{agreement.label_agreement:.1%} of labels and {agreement.target_overlap:.1%} of target "
         f"tokens are the same, {agreement.exit_flip_rate:.1%} of exits flip"
     )
 
 
-def _wanted(limits: Limits) -> str:
+def _wanted(limits: Limits, found: Agreement | None) -> str:
+    if found is not None and found.max_tensor_error is not None:
+        return f"Limit: at most {limits.max_tensor_error:g}"
     return (
         f"Limits: at least {limits.min_label_agreement:.1%} and {limits.min_target_overlap:.0%}, "
         f"at most {limits.max_exit_flip_rate:.1%}"

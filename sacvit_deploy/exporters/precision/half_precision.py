@@ -88,7 +88,8 @@ def _decision_nodes(graph: gs.Graph) -> set[str]:
     outputs = {tensor.name: tensor for tensor in graph.outputs}
     starts = [outputs[name] for name in (SCORE, KEPT_MASK) if name in outputs]
     starts += [node.outputs[0] for node in graph.nodes if node.op == "TopK"]
-    return _ancestors(starts, "MatMul") | _ancestors([outputs[LOGITS]], "Gemm")
+    heads = [outputs[LOGITS]] if LOGITS in outputs else []
+    return _ancestors(starts, "MatMul") | _ancestors(heads, "Gemm")
 
 
 def _ancestors(tensors: Iterable[gs.Tensor], last: str) -> set[str]:
