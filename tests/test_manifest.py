@@ -92,7 +92,7 @@ def test_labels_are_written_as_they_are():
 
 
 def test_a_bundle_of_an_older_release_says_the_same():
-    """This one, once the demo's, is older than INT8, windows, and the bodies of LV-ViT."""
+    """This one, once the demo's, is older than INT8, windows, the bodies of LV-ViT, and padding."""
     file = Path(__file__).parent / "golden" / "older_bundle.json"
     text = file.read_text(encoding="utf-8")
     written = json.loads(Manifest.from_json(text).to_json())
@@ -102,6 +102,7 @@ def test_a_bundle_of_an_older_release_says_the_same():
     assert config["two_stage"].pop("window") is None
     body = [config.pop(name) for name in ("stem", "qkv_bias", "residual_scale", "aux_weight")]
     assert body == ["patch", True, 1.0, 0.0]
+    assert written["preprocessing"].pop("fit") == "crop"
     written["digest"] = json.loads(text)["digest"]
     assert json.dumps(written, indent=2, ensure_ascii=False) + "\n" == text
 
