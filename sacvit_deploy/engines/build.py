@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -176,11 +177,13 @@ def build_engines(
     Raises:
         BundleError: There are no such graphs, or the folder cannot be written.
         BundleIntegrityError: The graphs were replaced while their engines were built.
-        EngineError: The library refuses, or a graph is not of its precision.
+        EngineError: The library refuses, a graph is not of its precision, or its shapes depend on
+            the picture.
         MissingDependencyError: The library is not installed.
         KeyboardInterrupt: Ctrl-C.
     """
     graphs = graphs_in(bundle, request.precision)
+    _check_shapes(graphs)
     request = check_request(request)
     library, machine = load_library(request.backend), this_machine()
     with staging_folder(bundle) as staging:
@@ -210,6 +213,17 @@ def build_engines(
             kept = current.manifest.without_engines(old)
             manifest = dataclasses.replace(kept, engines=(*kept.engines, *entries))
             return publish(current, staging, manifest), tuple(entries)
+
+
+def _check_shapes(graphs: Iterable[GraphEntry]) -> None:
+    """Refuse graphs whose shapes depend on the picture, which take one picture for that reason."""
+    for graph in graphs:
+        if graph.inputs[0].shape[0] == 1:
+            raise EngineError(
+                f"{graph.file} computes only the tokens that its gates keep of one picture "
+                "(operator NonZero): an engine needs shapes that do not depend on the picture.",
+                "Export it again with --gates capacity, or with --gates masked.",
+            )
 
 
 def _graph_report(report: OnProgress, role: Role, number: int, count: int) -> OnProgress:

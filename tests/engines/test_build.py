@@ -27,9 +27,11 @@ from sacvit_deploy.errors import (
     EngineError,
     MissingDependencyError,
 )
+from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.files import FileRecord, folder_lock
 from sacvit_deploy.records import Agreement, PrecisionRecord
 from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
+from tests.tiny_models import GATED, strong_gated
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
 
@@ -130,6 +132,23 @@ def test_half_precision_under_the_name_of_fp32_is_refused(typed):
     write_typed_graph(typed.path / graph.file, graph, "fp16")
     with pytest.raises(EngineError, match=r"ee\.onnx is not fp32"):
         build_engines(typed, request(), quiet)
+
+
+def test_shapes_that_depend_on_the_picture_are_refused(tmp_path):
+    config = GATED.replace(mode="exact")
+    bundle = export_bundle(strong_gated(config), tmp_path / "exact", ExportOptions())
+    with pytest.raises(EngineError, match=r"model\.onnx .*NonZero") as caught:
+        build_engines(bundle, request(), quiet)
+    assert "--gates capacity" in caught.value.fix
+    assert bundle.engines() == ()
+
+
+@pytest.mark.parametrize("mode", ["masked", "capacity"])
+def test_gates_become_engines(tmp_path, mode):
+    config = GATED.replace(mode=mode, capacity=(64, 40))
+    bundle = export_bundle(strong_gated(config), tmp_path / mode, ExportOptions())
+    _, (entry,) = build_engines(bundle, request(), quiet)
+    assert entry.precision_share == {"half": 0, "int8": 0, "float": 1}
 
 
 def test_a_missing_precision_names_the_command(tmp_path):

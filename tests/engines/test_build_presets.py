@@ -5,6 +5,8 @@ The weights are random, which makes no difference to the builder or to the types
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sacvit_deploy.bundle import Bundle
@@ -12,6 +14,7 @@ from sacvit_deploy.engines import build
 from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.families.config import graph_specs, preset
+from sacvit_deploy.spec import Selection
 
 pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
 pytestmark = pytest.mark.slow
@@ -20,16 +23,19 @@ _TARGETS = ("8.6", "8.9", "12.0")
 _BUILD_LIMIT_S = 60  # 3 s on an idle core; the machines that run this are shared
 
 
-_NETWORKS = {
-    "sac-224-host": ("sac_deit_small_patch16_224", "host"),
-    "sac-224-graph": ("sac_deit_small_patch16_224", "graph"),
-    "sac-288-host": ("sac_deit_small_patch16_288", "host"),
-    "lf-288-graph": ("lf_deit_small_patch16_288", "graph"),
-    "cf-lv-224-graph": ("cf_lv_vit_small_224", "graph"),
-    "cf-lv-288-host": ("cf_lv_vit_small_288", "host"),
-    "stvit-224": ("stvit_deit_small_patch16_224", "host"),
-    "stvit-r-224": ("stvit_r_swin_small_224", "host"),
-    "swin-224": ("swin_tiny_224", "host"),
+_CAPACITY = {"mode": "capacity", "capacity": (138, 97, 68), "strict": True}
+_NETWORKS: dict[str, tuple[str, Selection, dict[str, Any]]] = {
+    "sac-224-host": ("sac_deit_small_patch16_224", "host", {}),
+    "sac-224-graph": ("sac_deit_small_patch16_224", "graph", {}),
+    "sac-288-host": ("sac_deit_small_patch16_288", "host", {}),
+    "lf-288-graph": ("lf_deit_small_patch16_288", "graph", {}),
+    "cf-lv-224-graph": ("cf_lv_vit_small_224", "graph", {}),
+    "cf-lv-288-host": ("cf_lv_vit_small_288", "host", {}),
+    "stvit-224": ("stvit_deit_small_patch16_224", "host", {}),
+    "stvit-r-224": ("stvit_r_swin_small_224", "host", {}),
+    "swin-224": ("swin_tiny_224", "host", {}),
+    # Both graphs of gates: `capacity`, and `masked` for what overflows.
+    "svit-224": ("svit_deit_small_patch16_224", "host", _CAPACITY),
 }
 
 
@@ -40,11 +46,11 @@ def network(request, tmp_path_factory) -> Bundle:
     from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
     from sacvit_deploy.samples import sample_pictures
 
-    name, selection = request.param
+    name, selection, fields = request.param
     folder = tmp_path_factory.mktemp(f"{name}-{selection}")
     pictures = folder / "pictures.csv"
     pictures.write_text("path,label\n" + "".join(f"{path},0\n" for path in sample_pictures()))
-    options = ExportOptions(preset(name), selection=selection)
+    options = ExportOptions(preset(name).replace(**fields), selection=selection)
     bundle = export_bundle(None, folder / "bundle", options)
     for precision in ("fp16", "int8"):
         bundle = add_precision(bundle, PrecisionRequest(precision, pictures, samples=4))
