@@ -142,8 +142,11 @@ def test_the_example_of_bundle_json_is_one() -> None:
 
 
 @pytest.mark.parametrize("document", [name for name in _TEXTS if _blocks(name, "python")])
-def test_python_snippets_run(document, sac_host, sac_checkpoint, tmp_path, monkeypatch) -> None:
+def test_python_snippets_run(
+    document, sac_host, backbone_bundle, sac_checkpoint, tmp_path, monkeypatch
+) -> None:
     (tmp_path / "bundle").symlink_to(sac_host.path)
+    (tmp_path / "backbone").symlink_to(backbone_bundle.path)
     shutil.copy(sac_checkpoint, tmp_path / "model.safetensors")
     for name, picture in zip(("cat.jpg", "dog.jpg"), sample_pictures(), strict=False):
         shutil.copy(picture, tmp_path / name)
