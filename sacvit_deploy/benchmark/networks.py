@@ -140,7 +140,8 @@ def _profiles(network: Network) -> Iterator[tuple[Role, GraphProfile]]:
     for graph in bundle.manifest.graphs:
         if graph.precision == choice.precision:
             if graph.role == "refine":
-                feeds = scheduler.refine_feeds(first.hand_off, first.survivors)
+                # Whether or not this picture goes on.
+                feeds = scheduler.refine_feeds(first.hand_off, np.arange(len(images)))
             yield graph.role, profile_graph(bundle, graph, feeds, choice.threads)
 
 
