@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.model.build import build_model
 
 _TABLES = ("pos_embed", "pos_embed_coarse", "pos_embed_fine")
+_GATES = ("gates.", "selective_modules.")  # ours, and as published
+_GATES_FIX = "These weights have the gates of SViT: choose an svit_ preset."
 _CONV_STEM = "patch_embed.conv1.weight"
 
 # Longer lists of keys write the blocks together. Names and lists of a message have an end.
@@ -184,6 +186,8 @@ def _refuse_foreign(
     sample = ", ".join(map(shortened, list(state)[:_SAMPLE]))
     titles = ", ".join(family.title for family in FAMILIES.values())
     fix = f"Name a checkpoint of one of {titles} (in the names of its authors, DeiT or timm)."
+    if _has_gates(state):
+        fix = _GATES_FIX
     if any("encoder.layer." in name for name in state):
         fix += " These look like Hugging Face transformers' names: take the same weights from timm."
     raise CheckpointError(
@@ -216,7 +220,13 @@ def _hints(state: Mapping[str, Tensor], config: ModelConfig, found: _Differences
         )
     if _CONV_STEM in found.unexpected:
         hints.append("These weights have the stem of LV-ViT: choose a lv_ or cf_lv_ preset.")
+    if config.gates is None and _has_gates(found.unexpected):
+        hints.append(_GATES_FIX)
     return hints or ["Name the preset the weights were trained with, or another checkpoint."]
+
+
+def _has_gates(names: Iterable[str]) -> bool:
+    return any(name.startswith(_GATES) for name in names)
 
 
 def _size_of(state: Mapping[str, Tensor]) -> dict[str, int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from tests.model.stored_weights import read_weights, refusal, weights_of, write
-from tests.tiny_models import CF_LV
+from tests.tiny_models import CF_LV, GATED
 
 # Weights that do not fit
 
@@ -64,6 +66,19 @@ def test_the_stem_of_lv_vit_is_recognised(tmp_path, tiny):
     error = refusal(write(tmp_path, weights_of(CF_LV)), tiny.replace(patch_size=8))
     assert "choose a lv_ or cf_lv_ preset" in error.fix
     assert f"patch_size {CF_LV.patch_size}" in error.fix
+
+
+def test_the_gates_of_svit_are_recognised(tmp_path, tiny_dense):
+    weights = weights_of(GATED)
+    assert "choose an svit_ preset" in refusal(write(tmp_path, weights), tiny_dense).fix
+    blocks = r"(blocks\.\d+\.)(.*)"
+    published = {
+        re.sub(blocks, r"\1TransformerEncoderLayer.self_\2", name).replace(
+            "gates.", "selective_modules."
+        ): tensor
+        for name, tensor in weights.items()
+    }
+    assert "choose an svit_ preset" in refusal(write(tmp_path, published), tiny_dense).fix
 
 
 @pytest.mark.parametrize(
