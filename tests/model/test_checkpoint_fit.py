@@ -49,7 +49,7 @@ def test_wrong_number_of_classes(tmp_path, tiny):
 def test_another_size_of_the_same_family(tmp_path, tiny):
     other = tiny.replace(embed_dim=48, depth=6, patch_size=8, image_size=(64, 64))
     error = refusal(write(tmp_path, weights_of(other)), tiny)
-    assert "blocks.{0-3}.attn.proj.weight: found (48, 48), wanted (24, 24)" in error.problem
+    assert "blocks.{0-3}.attn.qkv.weight: found (144, 48), wanted (72, 24)" in error.problem
     fix = error.fix
     assert "depth 6, embed_dim 48, patch_size 8" in fix
     assert "depth 4, embed_dim 24, patch_size 4" in fix
