@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from sacvit_deploy.decode import check_field
 from sacvit_deploy.exporters.precision.request import choose_samples
 from sacvit_deploy.families.config import ModelConfig, preset_preprocessing
+from sacvit_deploy.families.svit import gated_length
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import read_pictures
 
 if TYPE_CHECKING:
     from sacvit_deploy.model.svit import SelectiveViT
+    from sacvit_deploy.model.svit_adapter import SelectiveAdapter
     from sacvit_deploy.model.vision_model import VisionModel
 
 _STEP = 8  # tokens: kernels compute whole multiples of it
-_BATCH = 16
+_TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def with_capacity(
         ImageError: A picture of it cannot be read.
     """
     _ = model.config.gating  # else there is nothing to count
-    counts = kept_counts(cast("SelectiveViT", model), request)
-    most = model.config.num_fine_tokens + 1
+    counts = kept_counts(cast("SelectiveViT | SelectiveAdapter", model), request)
+    most = gated_length(model.config)
     found = np.quantile(counts, request.quantile, axis=0, method="inverted_cdf")
     capacity = tuple(int(min(most, _STEP * np.ceil(max(c, 1) / _STEP))) for c in found)
     report(f"Capacities from {len(counts)} pictures: {', '.join(map(str, capacity))} tokens")
@@ -80,13 +82,16 @@ def with_capacity(
 
 
 @torch.no_grad()
-def kept_counts(model: SelectiveViT, request: CapacityRequest) -> NDArray[np.int64]:
+def kept_counts(
+    model: SelectiveViT | SelectiveAdapter, request: CapacityRequest
+) -> NDArray[np.int64]:
     """Tokens that each gate keeps of each picture, (pictures, gates); see `with_capacity`."""
     preprocess = Preprocessor(preset_preprocessing(model.config), decode="exact")
     pictures = choose_samples(read_pictures(request.data), request.samples, request.seed)
     counts = []
-    for start in range(0, len(pictures), _BATCH):
-        images = np.stack([preprocess(picture) for picture in pictures[start : start + _BATCH]])
+    batch = max(1, _TOKENS_AT_ONCE // gated_length(model.config))
+    for start in range(0, len(pictures), batch):
+        images = np.stack([preprocess(picture) for picture in pictures[start : start + batch]])
         keep = model(torch.from_numpy(images), "masked").keep
         counts.append(keep.sum(dim=2).numpy())
     return np.concatenate(counts)

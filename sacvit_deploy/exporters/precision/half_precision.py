@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from sacvit_deploy.exporters.precision.conversion import Original
 
 
-# Resize reads its scales as FP32; a Cast names its own type.
-_ALWAYS_FLOAT = {"Resize", "Cast"}
+# Resize reads its scales as FP32; a Cast names its own type. Half would move the places that
+# GridSample reads by a tenth of a cell in a wide picture.
+_ALWAYS_FLOAT = {"Resize", "GridSample", "Cast"}
 # Earlier operator sets quantise FP32 only.
 _HALF_QUANTISATION_OPSET, _ITS_IR_VERSION = 19, 9
 
@@ -61,7 +62,8 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
     tokens, because neighbouring scores differ by 1e-6 to 1e-5; the last product of each gate and
     its decisions; the heads' products and what is made
     of them, because the exit acts on the softmax (their weights are stored in half); the resize;
-    and the nodes of `keep`.
+    the reading of pictures at places, and the last product that gives the places; and the nodes of
+    `keep`.
     LayerNormalization stays one operator, which computes its statistics in FP32. INT8 tensors stay
     INT8.
 
@@ -84,10 +86,11 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
 
 
 def _decision_nodes(graph: gs.Graph) -> set[str]:
-    """Names of the nodes that decide: score, choice of tokens, gates, head."""
+    """Names of the nodes that decide: score, choice of tokens, gates, places to read, head."""
     outputs = {tensor.name: tensor for tensor in graph.outputs}
     starts = [outputs[name] for name in (SCORE, KEPT_MASK) if name in outputs]
     starts += [node.outputs[0] for node in graph.nodes if node.op == "TopK"]
+    starts += [node.inputs[1] for node in graph.nodes if node.op == "GridSample"]
     heads = [outputs[LOGITS]] if LOGITS in outputs else []
     return _ancestors(starts, "MatMul") | _ancestors(heads, "Gemm")
 
