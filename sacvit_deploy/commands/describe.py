@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sacvit_deploy.bundle import Bundle, build_command
+from sacvit_deploy.comparison.decisions import agreement_in_words
 from sacvit_deploy.evaluation.evaluate import Evaluation
 from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
 from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
 from sacvit_deploy.families.config import number_of_classes
 from sacvit_deploy.manifest import Manifest
-from sacvit_deploy.records import Agreement, EngineEntry, ExitCalibration, GraphEntry
+from sacvit_deploy.records import EngineEntry, ExitCalibration, GraphEntry
 from sacvit_deploy.runtime.result import Result
 
 _KIB, _MIB = 1 << 10, 1 << 20
@@ -95,34 +96,14 @@ def _worst_parity(manifest: Manifest) -> str:
     )
 
 
-def describe_agreement(agreement: Agreement) -> str:
-    """Describe what two networks decide alike."""
-    if agreement.max_tensor_error is not None:
-        return f"on {agreement.images} pictures: {_same(agreement)}"
-    return (
-        f"decisions on {agreement.images} pictures: {agreement.exit_flip_rate:.1%} exit flips, "
-        f"{agreement.target_overlap:.1%} of target tokens the same, "
-        f"{agreement.label_agreement:.1%} of labels the same, "
-        f"probabilities off by {agreement.max_probability_error:.2g} at most"
-    )
-
-
-def _same(agreement: Agreement) -> str:
-    if agreement.max_tensor_error is not None:
-        return f"features off by {agreement.max_tensor_error:.2g} of their largest value at most"
-    return (
-        f"{agreement.label_agreement:.1%} of labels and {agreement.target_overlap:.1%} of target "
-        f"tokens the same, {agreement.exit_flip_rate:.1%} of exits flip"
-    )
-
-
 def describe_export(bundle: Bundle) -> Iterator[str]:
     """Describe a new bundle: its graphs, and how far they are from torch and from FP32."""
     yield f"{bundle.path}: {', '.join(graph.file for graph in bundle.manifest.graphs)}"
     yield f"Parity with torch: {_worst_parity(bundle.manifest)}."
     for precision, record in bundle.manifest.precisions.items():
         agreement = record.agreement
-        yield f"{precision} against fp32 on {agreement.images} pictures: {_same(agreement)}."
+        same = agreement_in_words(agreement, bundle.manifest.config)
+        yield f"{precision} against fp32 on {agreement.images} pictures: {same}."
         if precision == "int8" and agreement.images < _FEW_TO_CALIBRATE:
             yield (
                 f"{agreement.images} pictures are few to calibrate INT8 on, and prove little: "

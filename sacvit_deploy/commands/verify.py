@@ -10,7 +10,7 @@ import click
 
 from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.commands import options
-from sacvit_deploy.commands.describe import describe_agreement
+from sacvit_deploy.comparison.decisions import agreement_in_words
 from sacvit_deploy.comparison.network import of_bundle, reference_for
 from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
 from sacvit_deploy.samples import read_pictures, sample_pictures
@@ -95,7 +95,8 @@ def _echo(verification: Verification) -> None:
             f"({record.relative_error:.2g} of its largest value) at batch {record.batch}"
         )
     if agreement := verification.agreement:
-        click.echo(describe_agreement(agreement))
+        same = agreement_in_words(agreement, verification.config)
+        click.echo(f"decisions on {agreement.images} pictures: {same}")
     else:
         click.echo("decisions: not compared, since a graph gives numbers that are not finite")
     if verification.layers is not None:

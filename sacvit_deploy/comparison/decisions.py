@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.records import PROBABILITIES, Agreement, TensorParity
 from sacvit_deploy.runtime.algorithm import confidence, exits, softmax
@@ -99,6 +100,19 @@ def compare_decisions(
         label_agreement=float((labels[0] == labels[1]).mean()),
         max_probability_error=float(np.abs(wanted - found).max()),
     )
+
+
+def agreement_in_words(agreement: Agreement, config: ModelConfig) -> str:
+    """Say what two networks of a configuration decide alike, in one line."""
+    if agreement.max_tensor_error is not None:
+        return f"features off by {agreement.max_tensor_error:.2g} of their largest value"
+    parts = [f"{agreement.label_agreement:.1%} of labels the same"]
+    if tokens := family_named(config.family).chooses:
+        parts.append(f"{agreement.target_overlap:.1%} of {tokens} the same")
+    if config.two_stage is not None:
+        parts.append(f"{agreement.exit_flip_rate:.1%} of exits flip")
+    parts.append(f"probabilities off by {agreement.max_probability_error:.2g} at most")
+    return ", ".join(parts)
 
 
 def _features_agreement(reference: Decisions, candidate: Decisions) -> Agreement:

@@ -11,6 +11,7 @@ from sacvit_deploy.comparison.decisions import LIMITS, Limits, MissedLimit, comp
 from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields, parity_batches
 from sacvit_deploy.decode import OPTIONAL, encode
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.libraries import require
 from sacvit_deploy.records import Agreement, TensorParity
 from sacvit_deploy.runtime.pictures import PictureSource
@@ -59,6 +60,7 @@ class Verification:
     Attributes:
         reference: Name of the trusted network.
         candidate: Name of the network in question.
+        config: Architecture of the candidate.
         graphs: Worst tensor of each graph, by role.
         agreement: Agreement of the decisions; None where a graph gives numbers that are not finite.
         limits: Limits applied.
@@ -69,6 +71,7 @@ class Verification:
 
     reference: str
     candidate: str
+    config: ModelConfig
     graphs: tuple[TensorParity, ...]
     agreement: Agreement | None
     limits: Limits
@@ -144,6 +147,7 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
     return Verification(
         reference=reference.name,
         candidate=candidate.name,
+        config=candidate.config,
         graphs=worst,
         agreement=agreement,
         limits=limits,

@@ -46,6 +46,7 @@ class Family:
         stored_shapes: Gives the shapes of the weights that tell the sizes of a network, by name.
         kept_macs: Counts mean multiply-accumulates of the first graph over pictures, from the
             tokens that each gate kept, (n, gates); None if all pictures cost the same.
+        chooses: Name of the tokens that a network chooses; None if it chooses none.
         goes_on: Who goes on to the second graph, where there is one: pictures of low `confidence`,
             or those whose `overflow` the first graph reports.
     """
@@ -64,6 +65,7 @@ class Family:
     checkpoint_names: Mapping[str, str]
     stored_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
     kept_macs: Callable[[ModelConfig, NDArray[np.int64]], float] | None = None
+    chooses: Literal["target tokens", "kept tokens"] | None = None
     goes_on: Literal["confidence", "overflow"] = "confidence"
 
     def load(self, part: Literal["model", "view", "layout"]) -> Any:

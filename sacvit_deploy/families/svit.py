@@ -248,6 +248,7 @@ SVIT = Family(
     layout="sacvit_deploy.model.svit:selective_layout",
     checkpoint_names={"selective_modules.": "gates."},
     stored_shapes=_stored_shapes,
+    chooses="kept tokens",
     kept_macs=_kept_macs,
     goes_on="overflow",
 )

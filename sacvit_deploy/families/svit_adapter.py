@@ -216,4 +216,5 @@ SVIT_ADAPTER = Family(
     layout="sacvit_deploy.model.svit_adapter:adapter_layout",
     checkpoint_names={"selective_modules.": "gates."},
     stored_shapes=_stored_shapes,
+    chooses="kept tokens",
 )

@@ -161,6 +161,7 @@ def two_stage_family(
         layout="sacvit_deploy.model.layouts:two_stage_layout",
         checkpoint_names=_PUBLISHED_NAMES,
         stored_shapes=_stored_shapes,
+        chooses="target tokens",
     )
 
 

@@ -9,12 +9,14 @@ from sacvit_deploy.comparison.decisions import (
     LIMITS,
     Decisions,
     Limits,
+    agreement_in_words,
     compare_decisions,
 )
 from sacvit_deploy.decode import encode
 from sacvit_deploy.records import PROBABILITIES, Agreement, TensorParity
 from sacvit_deploy.runtime.scheduler import EVERY_PICTURE, FixedExit, Scheduler
 from tests.fakes import CF, DENSE, SAC, fake_sessions, random_images
+from tests.tiny_models import GATED
 
 CLASSES = SAC.num_classes
 ETA = 0.5
@@ -175,3 +177,17 @@ def test_probabilities_have_the_limit_of_probabilities():
     assert limits.excess(tensor) == pytest.approx(0.5)
     (missed,) = limits.missed(None, [probability, tensor])
     assert missed.where == "probabilities of single"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (SAC, "99.0% of labels the same, 98.0% of target tokens the same, 1.0% of exits flip"),
+        (GATED, "99.0% of labels the same, 98.0% of kept tokens the same"),
+        (DENSE, "99.0% of labels the same"),
+    ],
+    ids=["two stages", "gates", "dense"],
+)
+def test_only_what_a_network_decides_is_said(config, said):
+    agreement = Agreement(100, 0.01, 0.98, 0.99, 0.25)
+    assert agreement_in_words(agreement, config) == f"{said}, probabilities off by 0.25 at most"

@@ -314,7 +314,8 @@ def test_a_verification_passes_where_nothing_is_missed():
     agreement = Agreement(4, 0.25, 1.0, 1.0, 0.0)
     record = TensorParity("single", "logits", 1, 0.0, 0.0)
     limits = Limits()
-    found = Verification("a", "b", (record,), agreement, limits, limits.missed(agreement, [record]))
+    missed = limits.missed(agreement, [record])
+    found = Verification("a", "b", FAKE, (record,), agreement, limits, missed)
     assert not found.passed
     assert found.to_dict()["missed"][0]["limit"] == "max_exit_flip_rate"
     assert dataclasses.replace(found, missed=()).passed

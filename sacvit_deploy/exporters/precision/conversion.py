@@ -13,7 +13,12 @@ from typing import Protocol
 import onnx
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.comparison.decisions import Decisions, Limits, compare_decisions
+from sacvit_deploy.comparison.decisions import (
+    Decisions,
+    Limits,
+    agreement_in_words,
+    compare_decisions,
+)
 from sacvit_deploy.comparison.graphs import (
     Graph,
     LiteralSession,
@@ -202,6 +207,11 @@ class Trial:
         """Whether an agreement is within the limits."""
         return agreement is not None and self.limits.hold(agreement)
 
+    def _found(self, agreement: Agreement | None) -> str:
+        if agreement is None:
+            return "its logits or features are not finite (NaN or infinite)"
+        return agreement_in_words(agreement, self.original.bundle.manifest.config)
+
     def check(self, kept: Kept) -> Agreement:
         """Measure the agreement, and refuse one beyond the limits.
 
@@ -214,7 +224,7 @@ class Trial:
         precision, pictures = self.request.precision, self.original.pictures
         raise PrecisionError(
             f"In {precision} this network decides otherwise than in fp32. On "
-            f"{len(pictures.sources)} pictures ({pictures.name}): {_found(agreement)}. "
+            f"{len(pictures.sources)} pictures ({pictures.name}): {self._found(agreement)}. "
             f"{_wanted(self.limits, agreement)}. It first goes wrong at "
             f"{self._first_wrong_place(kept)}.",
             f"Nothing was written. Find what has to stay in FP32 with sacvit-deploy "
@@ -251,21 +261,11 @@ class Trial:
         return errors
 
 
-def _found(agreement: Agreement | None) -> str:
-    if agreement is None:
-        return "its logits or features are not finite (NaN or infinite)"
-    if agreement.max_tensor_error is not None:
-        return f"its features are off by {agreement.max_tensor_error:.2g} of their largest value"
-    return (
-        f"{agreement.label_agreement:.1%} of labels and {agreement.target_overlap:.1%} of target "
-        f"tokens are the same, {agreement.exit_flip_rate:.1%} of exits flip"
-    )
-
-
 def _wanted(limits: Limits, found: Agreement | None) -> str:
     if found is not None and found.max_tensor_error is not None:
         return f"Limit: at most {limits.max_tensor_error:g}"
     return (
-        f"Limits: at least {limits.min_label_agreement:.1%} and {limits.min_target_overlap:.0%}, "
-        f"at most {limits.max_exit_flip_rate:.1%}"
+        f"Limits: at least {limits.min_label_agreement:.1%} of labels and "
+        f"{limits.min_target_overlap:.0%} of tokens, at most {limits.max_exit_flip_rate:.1%} of "
+        "exits"
     )
