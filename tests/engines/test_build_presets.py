@@ -86,15 +86,24 @@ def _check_share(precision, engine) -> None:
         assert engine.layer_share["half"] > 0.7, "and the rest is half"
 
 
-@pytest.mark.parametrize("name", ["stvit_r_swin_tiny_backbone", "swin_tiny_backbone"])
-def test_a_backbone_becomes_engines(name, tmp_path, monkeypatch):
+_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "stvit-r": ("stvit_r_swin_tiny_backbone", {"image_size": (320, 544)}),
+    "swin": ("swin_tiny_backbone", {"image_size": (320, 544)}),
+    "svit-masked": ("svit_adapter_tiny_backbone", {"image_size": (192, 320)}),
+    "svit-capacity": (
+        "svit_adapter_tiny_backbone",
+        {"image_size": (192, 320), "mode": "capacity", "capacity": (168, 120, 88)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "fields"), _BACKBONES.values(), ids=list(_BACKBONES))
+def test_a_backbone_becomes_engines(name, fields, tmp_path, monkeypatch):
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
     from sacvit_deploy.exporters.precision import PrecisionRequest
 
     monkeypatch.setattr(build, "this_machine", lambda: Machine("linux-x86_64", None, ()))
-    options = ExportOptions(
-        preset(name).replace(image_size=(320, 544)), precisions=(PrecisionRequest("fp16"),)
-    )
+    options = ExportOptions(preset(name).replace(**fields), precisions=(PrecisionRequest("fp16"),))
     bundle = export_bundle(None, tmp_path / "bundle", options)
     for precision in ("fp32", "fp16"):
         request = EngineRequest(
