@@ -239,7 +239,8 @@ class TensorParity:
         tensor: Name of the output; `probabilities` is the softmax of the logits.
         batch: Images in the batch.
         max_abs_error: Largest absolute difference; infinite if a value is not finite.
-        relative_error: The same over the largest absolute value of the reference.
+        relative_error: The same over the largest absolute value of the reference; where gates
+            decided otherwise in every picture, the mean error over the mean absolute value.
     """
 
     role: str
@@ -261,8 +262,8 @@ class Agreement:
         label_agreement: Share of pictures with the same final class, each at its own exit, in
             [0, 1].
         max_probability_error: Largest difference of a probability in either stage, in [0, 1].
-        max_tensor_error: Largest error of a feature over its largest value; None for a network
-            with classes.
+        max_tensor_error: Largest error of a feature over its largest value, or with gates its mean
+            error over its mean value; None for a network with classes.
     """
 
     images: int

@@ -49,8 +49,9 @@ def compare_tensors(
 
     A later graph gets the tensors of the reference, so that its error is its own. A mask of kept
     tokens differs by the share of the tokens that are kept by one network alone. Its counts are
-    left out, and other tensors are compared on the pictures of equal masks, if there are any:
-    where a gate decided differently, so would they by right.
+    left out, and other tensors are compared on the pictures of equal masks: where a gate decided
+    differently, so would they by right. If no masks are equal, the relative error is that of the
+    mean, which a single decision among thousands does not change.
 
     Args:
         reference: Trusted network.
@@ -66,7 +67,7 @@ def compare_tensors(
         for role, session in candidate.sessions.items():
             wanted, found = known.tensors[role], session.run(known.feeds(candidate, role))
             masks = wanted.get(KEPT_MASK), found.get(KEPT_MASK)
-            alike = _alike(*masks)
+            alike, measure = _alike(*masks)
             if masks[0] is not None:
                 records.append(TensorParity(role, KEPT_MASK, len(pixels), *_share(*masks)))
             names = [name for name in found if name not in (KEPT_MASK, KEPT, OVERFLOW)]
@@ -75,7 +76,10 @@ def compare_tensors(
                 if LOGITS in found:
                     logits = [softmax(tensors[LOGITS][alike]) for tensors in (wanted, found)]
                     pairs.append((PROBABILITIES, logits[0], logits[1]))
-                records += [TensorParity(role, n, len(pixels), *_error(w, f)) for n, w, f in pairs]
+                records += [
+                    TensorParity(role, name, len(pixels), *_error(w, f, measure))
+                    for name, w, f in pairs
+                ]
     return records
 
 
@@ -133,12 +137,12 @@ class ReferenceTensors:
         return dict(feeds)
 
 
-def _alike(wanted: NDArray[Any] | None, found: NDArray[Any] | None) -> Any:
-    """Rows to compare: those of equal masks (B, ...), or all if there is none or no mask."""
+def _alike(wanted: NDArray[Any] | None, found: NDArray[Any] | None) -> tuple[Any, Any]:
+    """Rows to compare, and how to measure them: see `compare_tensors`."""
     if wanted is None or found is None:
-        return slice(None)
+        return slice(None), np.max
     alike = np.all(wanted == found, axis=tuple(range(1, wanted.ndim)))
-    return alike if alike.any() else slice(None)
+    return (alike, np.max) if alike.any() else (slice(None), np.mean)
 
 
 def _share(wanted: Any, found: Any) -> tuple[float, float]:
@@ -147,9 +151,11 @@ def _share(wanted: Any, found: Any) -> tuple[float, float]:
     return float(differs.any()), float(differs.mean())
 
 
-def _error(wanted: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
+def _error(wanted: NDArray[Any], found: NDArray[Any], measure: Any) -> tuple[float, float]:
+    """The largest error, and the error over the value, each measured over all elements."""
     difference = np.abs(found.astype(np.float64) - wanted)
     if not np.isfinite(difference).all():
         return math.inf, math.inf
-    worst = float(difference.max())
-    return worst, worst / max(float(np.abs(wanted).max()), 1e-30)
+    return float(difference.max()), float(
+        measure(difference) / max(float(measure(np.abs(wanted))), 1e-30)
+    )

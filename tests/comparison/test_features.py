@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from sacvit_deploy.comparison.decisions import Decisions, Limits, compare_decisions
+from sacvit_deploy.comparison.decisions import (
+    Decisions,
+    Limits,
+    agreement_in_words,
+    compare_decisions,
+)
 from sacvit_deploy.comparison.network import of_bundle, of_torch
 from sacvit_deploy.comparison.tensors import parity_batches
 from sacvit_deploy.comparison.verify import VerifyRequest, verify
@@ -13,7 +20,7 @@ from sacvit_deploy.errors import PrecisionError
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.samples import sample_pictures
 from tests.exporters.precision.conftest import copy_of
-from tests.tiny_models import BACKBONE
+from tests.tiny_models import ADAPTED, BACKBONE
 
 
 def features_of(*values: float) -> Decisions:
@@ -30,6 +37,22 @@ def test_the_error_is_that_of_the_worst_feature():
         "max_tensor_error"
     ]
     assert Limits.of("int8", 2, random=True).hold(agreement)
+
+
+def test_with_gates_the_mean_counts_and_kept_tokens():
+    """One of four tokens is decided otherwise, and its features with it."""
+    wanted, found = features_of(4, 4, 4, 4), features_of(4, 4, 4, 5)
+    masks = np.ones((2, 4, 1, 3), np.uint8)
+    masks[1, 3, 0, 0] = 0
+    wanted, found = (
+        dataclasses.replace(each, kept_mask=mask)
+        for each, mask in zip((wanted, found), masks, strict=True)
+    )
+    agreement = compare_decisions(wanted, found, ADAPTED, 0.5)
+    assert agreement.max_tensor_error == pytest.approx(1 / 16)
+    assert agreement.target_overlap == pytest.approx(11 / 12)
+    words = "features off by 0.062 of their mean value, 91.7% of kept tokens the same"
+    assert agreement_in_words(agreement, ADAPTED) == words
 
 
 def test_a_bundle_agrees_with_its_model(backbone_bundle):

@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from sacvit_deploy.comparison.network import of_bundle
+from sacvit_deploy.comparison.network import Network, of_bundle
 from sacvit_deploy.comparison.tensors import check_parity, compare_tensors, random_pixels
 from sacvit_deploy.comparison.torch_network import torch_network
 from sacvit_deploy.errors import ParityError
+from sacvit_deploy.families.config import preset_preprocessing
 from sacvit_deploy.records import PROBABILITIES, TensorParity
+from sacvit_deploy.runtime.preprocess import Preprocessor
+from sacvit_deploy.spec import IMAGE, KEPT_MASK
+from tests.tiny_models import ADAPTED
 
 
 def measured(bundle, model, batches=(3,)) -> list[TensorParity]:
@@ -110,3 +116,35 @@ def test_pictures_are_random_and_the_same_every_time():
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(random_pixels((6, 8), 4), pixels)
     assert not np.array_equal(random_pixels((6, 8), 5)[:4], pixels)
+
+
+class _Gated:
+    """A backbone's graph that says the same of every picture."""
+
+    provider = "made up"
+
+    def __init__(self, feature: NDArray[np.float32], mask: list[int]) -> None:
+        self.feature, self.mask = feature, np.array([[mask]], np.uint8)
+
+    def run(self, feeds: Any) -> dict[str, NDArray[Any]]:
+        count = len(feeds[IMAGE])
+        return {"c4": np.repeat(self.feature, count, 0), KEPT_MASK: np.repeat(self.mask, count, 0)}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize(("mask", "wanted"), [([1, 1, 0, 1], 0.3), ([1, 1, 1, 1], 0.1)])
+def test_where_no_gates_agree_the_mean_counts(mask, wanted):
+    ones = np.ones((1, 1, 1, 3), np.float32)
+    other = ones + np.array([0, 0, 0.3], np.float32)
+    preprocess = Preprocessor(preset_preprocessing(ADAPTED))
+    reference, candidate = (
+        Network("made up", ADAPTED, preprocess, {"backbone": _Gated(*each)})
+        for each in ((ones, [1, 1, 0, 1]), (other, mask))
+    )
+    records = compare_tensors(reference, candidate, [random_pixels((64, 96), 2)])
+    found = {record.tensor: record for record in records}
+    assert found["c4"].max_abs_error == pytest.approx(0.3)
+    assert found["c4"].relative_error == pytest.approx(wanted)
+    assert found[KEPT_MASK].relative_error == (0 if wanted == 0.3 else 0.25)
