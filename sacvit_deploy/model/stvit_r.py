@@ -18,11 +18,13 @@ from sacvit_deploy.model.semantic_reach import Reach, reaches_of
 from sacvit_deploy.model.stems import BatchNorm, fold_batch_norm
 from sacvit_deploy.model.swin import (
     INIT_STD,
-    StageAttention,
     StageBlock,
     SwinBlock,
     SwinStage,
     SwinTransformer,
+)
+from sacvit_deploy.model.window_attention import (
+    StageAttention,
     fold_scale,
     gather,
     heads_of,

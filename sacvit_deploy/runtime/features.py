@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.engines.registry import OpenedSessions
+from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.runtime.pictures import PictureSource, name_of
 from sacvit_deploy.runtime.preprocess import Preprocessor
@@ -166,6 +168,15 @@ class FeaturePipeline:
             "A FeaturePipeline cannot be pickled or copied: its session belongs to this process.\n"
             "Load the bundle in each process: sacvit_deploy.load(path)."
         )
+
+
+def without_classes(path: str | os.PathLike[str]) -> ConfigError:
+    """The error of what needs classes, for a bundle of a backbone."""
+    return ConfigError(
+        f"{os.fspath(path)} is a backbone: it gives the features c2 to c5, and no classes.",
+        "Get them with sacvit_deploy.load(path)(picture).features; the commands verify, benchmark, "
+        "inspect and build-engine work with it too.",
+    )
 
 
 def _batches(images: Iterable[PictureSource], size: int) -> Iterable[list[PictureSource]]:

@@ -22,7 +22,7 @@ from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal
 from sacvit_deploy.runtime.control.budget_controller import BudgetController
 from sacvit_deploy.runtime.control.drift import DriftMonitor, DriftReport
 from sacvit_deploy.runtime.control.stats import Stats
-from sacvit_deploy.runtime.features import FeaturePipeline
+from sacvit_deploy.runtime.features import FeaturePipeline, without_classes
 from sacvit_deploy.runtime.pictures import PictureSource, name_of
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.readers import Read, Reader, reader_threads
@@ -494,8 +494,4 @@ def load_classifier(path: str | os.PathLike[str], **options: Any) -> Pipeline:
     if isinstance(pipeline, Pipeline):
         return pipeline
     pipeline.close()
-    raise ConfigError(
-        f"{os.fspath(path)} is a backbone: it gives the features c2 to c5, and no classes.",
-        "Get them with sacvit_deploy.load(path)(picture).features; the commands verify, benchmark, "
-        "inspect and build-engine work with it too.",
-    )
+    raise without_classes(path)
