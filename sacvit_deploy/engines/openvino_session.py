@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal, cast
@@ -88,7 +88,9 @@ class OpenVinoSession:
             check_tensors(path, graph, *map(_tensor_specs, (model.inputs, model.outputs)))
 
             def compiled(model: Any) -> _Graph:
-                return _Graph(library, core.compile_model(model, device, settings))
+                # Compiled ports get names of tensors inside, too.
+                names = [port.get_any_name() for port in model.outputs]
+                return _Graph(library, core.compile_model(model, device, settings), names)
 
             single = _one_row(model, graph) if graph.precision == "int8" else None
             graphs = _Graphs(compiled, model, single)
@@ -138,7 +140,7 @@ class _Graphs:
 
     def of(self, sizes: Mapping[str, int]) -> _Graph:
         """The graph for these sizes of the dynamic axes."""
-        if self._single is not None and set(sizes.values()) == {1}:
+        if self._single is not None and set(sizes.values()) <= {1}:
             return self._single
         with self._lock:
             if self._any_size is None:
@@ -155,11 +157,11 @@ class _Graph:
         computes_in: Precision of what is not INT8, as the library obtained it.
     """
 
-    def __init__(self, library: ModuleType, compiled: Any) -> None:
+    def __init__(self, library: ModuleType, compiled: Any, outputs: Sequence[str]) -> None:
         self._tensor: Any = library.Tensor
         self._compiled = compiled
         self._inputs = {port.get_any_name(): self._empty(port) for port in compiled.inputs}
-        self._outputs = {port.get_any_name(): port for port in compiled.outputs}
+        self._outputs = dict(zip(outputs, compiled.outputs, strict=True))
         self._idle: list[Any] = []
         self.computes_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
 
@@ -172,7 +174,9 @@ class _Graph:
         for name, array in arrays.items():
             request.set_tensor(name, self._tensor(array, shared_memory=True))
         for name, tensor in outputs.items():
-            request.set_tensor(name, tensor)  # the library gives it the size of the result
+            request.set_tensor(
+                self._outputs[name], tensor
+            )  # the library gives it the size of the result
         request.infer(None, share_outputs=True)
         for name, tensor in self._inputs.items():
             request.set_tensor(name, tensor)  # the arrays may be gone before its next run

@@ -83,3 +83,15 @@ def test_single_pictures_and_streams_answer_alike(strict):
     for other in ([strict(picture) for picture in pictures], list(strict.stream(pictures))):
         assert [result.kept_tokens for result in other] == [r.kept_tokens for r in together]
         assert [result.stage for result in other] == [r.stage for r in together]
+
+
+@pytest.mark.parametrize("name", ["exact", "strict"])
+def test_openvino_keeps_the_same_tokens(request, made_once, name):
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    wanted = request.getfixturevalue(name)
+    bundle = made_once(f"gated_{name}", lambda _: pytest.fail("was made before"))
+    with load(bundle.path, backend="openvino", threads=1) as pipeline:
+        found = pipeline.outcomes(IMAGES)
+    for one, other in zip(wanted.outcomes(IMAGES), found, strict=True):
+        np.testing.assert_array_equal(one.kept_mask, other.kept_mask)
+        np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=1e-4)
