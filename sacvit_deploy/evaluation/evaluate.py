@@ -28,8 +28,7 @@ from sacvit_deploy.evaluation.statistics import (
     confusions,
     reliability,
 )
-from sacvit_deploy.families.config import graph_macs
-from sacvit_deploy.families.vit import dense_macs
+from sacvit_deploy.families.config import dense_body_macs, graph_macs
 from sacvit_deploy.runtime.algorithm import confidence
 from sacvit_deploy.runtime.pipeline import Pipeline, load_classifier
 from sacvit_deploy.samples import read_samples
@@ -226,7 +225,7 @@ def evaluate_answers(
         data_sha256=answers.data_sha256,
         rows=rows,
         curve=curve,
-        macs_g=macs_g | {"dense": dense_macs(config) / _GIGA},
+        macs_g=macs_g | {"dense": dense_body_macs(config) / _GIGA},
         reliability=reliability(confidences, logits.argmax(1) == answers.class_index),
         classes=class_rows(sweep.true_class, labels, shares),
         confusions=confusions(sweep.true_class, sweep.predicted(index)),

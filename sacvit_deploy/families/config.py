@@ -21,6 +21,7 @@ from sacvit_deploy.families.svit import GateConfig
 from sacvit_deploy.families.svit_adapter import AdapterConfig
 from sacvit_deploy.families.swin import SwinConfig
 from sacvit_deploy.families.two_stage import TwoStageConfig
+from sacvit_deploy.families.vit import dense_macs
 from sacvit_deploy.spec import (
     LOGITS,
     MAX_SIDE,
@@ -266,6 +267,12 @@ def graph_macs(config: ModelConfig, counted: Counted = "papers") -> dict[Role, i
         By role.
     """
     return family_named(config.family).macs(config, counted)
+
+
+def dense_body_macs(config: ModelConfig) -> int:
+    """Multiply-accumulates of the dense network of the same body, as papers count them."""
+    count = family_named(config.family).dense_macs or dense_macs
+    return count(config)
 
 
 def mean_macs_g(config: ModelConfig, refine_fraction: float) -> float:

@@ -49,6 +49,8 @@ class Family:
         chooses: Name of the tokens that a network chooses; None if it chooses none.
         goes_on: Who goes on to the second graph, where there is one: pictures of low `confidence`,
             or those whose `overflow` the first graph reports.
+        dense_macs: Counts multiply-accumulates of the dense network of the same body; None for
+            that of DeiT and LV-ViT.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Family:
     kept_macs: Callable[[ModelConfig, NDArray[np.int64]], float] | None = None
     chooses: Literal["target tokens", "kept tokens"] | None = None
     goes_on: Literal["confidence", "overflow"] = "confidence"
+    dense_macs: Callable[[ModelConfig], int] | None = None
 
     def load(self, part: Literal["model", "view", "layout"]) -> Any:
         """Import the torch class or function that the family names; this needs torch."""

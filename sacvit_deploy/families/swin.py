@@ -251,6 +251,10 @@ def _macs(config: ModelConfig, counted: Counted) -> dict[Role, int]:
     return {role: patches + macs for role, macs in cost.items()}
 
 
+def _dense_macs(config: ModelConfig) -> int:
+    return sum(_macs(config, "papers").values())
+
+
 def swin_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights that tell the sizes of stages and heads, by name."""
     section, stages = swin_section(config), swin_stages(config)
@@ -285,4 +289,5 @@ SWIN = Family(
     layout="sacvit_deploy.model.swin_layout:swin_layout",
     checkpoint_names={"head.fc.": "head."},
     stored_shapes=_stored_shapes,
+    dense_macs=_dense_macs,
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.families.config import graph_macs, preset
+from sacvit_deploy.families.config import dense_body_macs, graph_macs, preset
 from sacvit_deploy.families.stvit_r import STVIT_R, key_side, normalised_values
 from tests.families.mac_counter import counted_macs, exported
 from tests.families.test_swin import torch_macs
@@ -52,6 +52,11 @@ def test_the_exported_graph_costs_what_the_formula_says(task):
     config = DEMO.replace(task=task)
     ((role, macs),) = graph_macs(config, "graph").items()
     assert counted_macs(exported(config, role)) == macs
+
+
+def test_the_dense_body_is_that_of_swin():
+    dense, semantic = (preset(f"{name}_small_224") for name in ("swin", "stvit_r_swin"))
+    assert dense_body_macs(semantic) == dense_body_macs(dense) == graph_macs(dense)["single"]
 
 
 def test_the_squares_of_the_classifier_are_as_published():
