@@ -174,9 +174,8 @@ class _Graph:
         for name, array in arrays.items():
             request.set_tensor(name, self._tensor(array, shared_memory=True))
         for name, tensor in outputs.items():
-            request.set_tensor(
-                self._outputs[name], tensor
-            )  # the library gives it the size of the result
+            # The library gives it the size of the result.
+            request.set_tensor(self._outputs[name].get_any_name(), tensor)
         request.infer(None, share_outputs=True)
         for name, tensor in self._inputs.items():
             request.set_tensor(name, tensor)  # the arrays may be gone before its next run
