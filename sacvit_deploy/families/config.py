@@ -262,6 +262,7 @@ def graph_macs(config: ModelConfig, counted: Counted = "papers") -> dict[Role, i
             the others. `graph` counts what an exported graph computes: `needed`, and in clustered
             attention all pairs, which it masks. DeiT-S at 224 px has 4.60, 4.31 and 4.31 G, the
             second stage of SAC-ViT on it 2.77, 2.60 and 2.64 G.
+            `sacvit_deploy/families/stvit_r.py` says what its authors count otherwise.
 
     Returns:
         By role.
