@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 # Resize reads its scales as FP32; a Cast names its own type. Half would move the places that
-# GridSample reads by a tenth of a cell in a wide picture.
+# GridSample reads by some hundredths of a cell in a wide picture.
 _ALWAYS_FLOAT = {"Resize", "GridSample", "Cast"}
 # Earlier operator sets quantise FP32 only.
 _HALF_QUANTISATION_OPSET, _ITS_IR_VERSION = 19, 9
