@@ -24,7 +24,7 @@ from sacvit_deploy.families.config import ModelConfig, preset, preset_preprocess
 from sacvit_deploy.families.svit import published_shares
 from sacvit_deploy.model.build import random_model
 from sacvit_deploy.model.svit import SelectiveViT
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.load import load
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import sample_pictures
 

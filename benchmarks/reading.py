@@ -25,8 +25,8 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from sacvit_deploy import demo_bundle
+from sacvit_deploy.runtime.load import load
 from sacvit_deploy.runtime.pictures import read_picture
-from sacvit_deploy.runtime.pipeline import load
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import read_samples
 from sacvit_deploy.spec import Preprocessing

@@ -24,7 +24,8 @@ import numpy as np
 
 from sacvit_deploy import demo_bundle
 from sacvit_deploy.libraries import own_versions, versions
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.load import load
+from sacvit_deploy.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

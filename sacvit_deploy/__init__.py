@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sacvit_deploy.errors import SacvitDeployError
     from sacvit_deploy.runtime.control.budget import BudgetWarning
     from sacvit_deploy.runtime.control.drift import DriftWarning
-    from sacvit_deploy.runtime.pipeline import Pipeline, load
+    from sacvit_deploy.runtime.load import load
+    from sacvit_deploy.runtime.pipeline import Pipeline
     from sacvit_deploy.runtime.result import Result
     from sacvit_deploy.visualize.token_map import token_map
 
@@ -45,7 +46,7 @@ _HOME = {
     "Result": "runtime.result",
     "SacvitDeployError": "errors",
     "demo_bundle": "bundle",
-    "load": "runtime.pipeline",
+    "load": "runtime.load",
     "token_map": "visualize.token_map",
 }
 

@@ -10,7 +10,7 @@ from sacvit_deploy.bundle import demo_bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_results
 from sacvit_deploy.errors import ConfigError, raised_as
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.load import load
 from sacvit_deploy.samples import sample_pictures
 from sacvit_deploy.visualize.token_map import token_map
 

@@ -9,7 +9,7 @@ import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_results
-from sacvit_deploy.runtime.pipeline import load_classifier
+from sacvit_deploy.runtime.load import load_classifier
 from sacvit_deploy.visualize.canvas import check_drawing_file
 from sacvit_deploy.visualize.panel_map import panel_map
 from sacvit_deploy.visualize.panel_sheet import PanelLook, PanelSheet

@@ -30,7 +30,8 @@ from sacvit_deploy.evaluation.statistics import (
 )
 from sacvit_deploy.families.config import dense_body_macs, graph_macs
 from sacvit_deploy.runtime.algorithm import confidence
-from sacvit_deploy.runtime.pipeline import Pipeline, load_classifier
+from sacvit_deploy.runtime.load import load_classifier
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.samples import read_samples
 from sacvit_deploy.spec import Decode, Precision, check_eta
 

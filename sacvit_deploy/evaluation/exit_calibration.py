@@ -20,7 +20,8 @@ from sacvit_deploy.evaluation.exit_threshold import (
 )
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.records import ExitCalibration
-from sacvit_deploy.runtime.pipeline import Pipeline, load_classifier
+from sacvit_deploy.runtime.load import load_classifier
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.samples import read_samples
 from sacvit_deploy.spec import Backend, Precision
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sacvit_deploy.manifest import MANIFEST
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.load import load
 from sacvit_deploy.samples import sample_pictures
 
 PICTURES = sample_pictures()

@@ -6,7 +6,8 @@ import pytest
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.evaluation.answers import collect_answers
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.load import load
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.samples import read_samples
 from tests.fakes import CF, DENSE, SAC, fake_manifest, fake_opened
 from tests.labelled_pictures import write_pictures, zipped

@@ -25,7 +25,7 @@ from sacvit_deploy.evaluation.exit_threshold import ExitGoal, ThresholdSearch
 from sacvit_deploy.files import FileRecord, folder_lock
 from sacvit_deploy.manifest import MANIFEST
 from sacvit_deploy.records import WeightsOrigin
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.load import load
 from tests.exit_records import exit_record
 from tests.labelled_pictures import write_pictures
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sacvit_deploy.runtime.algorithm import confidence, fine_index, select_tokens
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.load import load
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.samples import sample_pictures
 from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS, TARGET_INDEX
 from tests.exporters.graphs import normalised, session

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.runtime.algorithm import confidence, fine_index, select_tokens
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.load import load
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.spec import IMAGE, LOGITS, SCORE
 from tests.exporters.graphs import session
 from tests.tiny_models import GOLDEN_CF

@@ -7,7 +7,8 @@ import pytest
 
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.runtime.algorithm import confidence
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.load import load
+from sacvit_deploy.runtime.pipeline import Pipeline
 from tests.published import CONFIGS, Published
 
 TOLERANCE = 1e-4

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sacvit_deploy.bundle import demo_bundle
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.load import load
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.samples import sample_pictures
 from tests.fakes import random_pictures
 from tests.fuzz.strategies import anything, check_refusals, command

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sacvit_deploy.bundle import demo_bundle
 from sacvit_deploy.bundle_changes import write_manifest
 from sacvit_deploy.manifest import MANIFEST, Manifest
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.load import load
 from tests.fakes import CF, DENSE, fake_manifest, random_pictures
 from tests.fuzz.strategies import check_refusals, command, damages, edited, edits, sealed
 from tests.test_manifest import FULL

@@ -11,7 +11,7 @@ from sacvit_deploy.errors import ConfigError, EngineError
 from sacvit_deploy.families.config import graph_specs
 from sacvit_deploy.model.build import random_model
 from sacvit_deploy.runtime.features import FeaturePipeline
-from sacvit_deploy.runtime.pipeline import load_classifier
+from sacvit_deploy.runtime.load import load_classifier
 from sacvit_deploy.samples import sample_pictures
 
 

@@ -11,7 +11,7 @@ from sacvit_deploy.exporters.gate_capacity import CapacityRequest
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.model.gating import Gate
 from sacvit_deploy.runtime.features import FeaturePipeline
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.load import load
 from sacvit_deploy.samples import sample_pictures
 from tests.exporters.precision.conftest import copy_of
 from tests.fakes import random_pictures

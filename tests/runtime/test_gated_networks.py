@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.load import load
+from sacvit_deploy.runtime.pipeline import Pipeline
 from tests.fakes import random_images, random_pictures
 from tests.tiny_models import GATED, strong_gated
 

@@ -18,7 +18,8 @@ from PIL import Image
 from sacvit_deploy.bundle import Bundle, demo_bundle
 from sacvit_deploy.bundle_changes import new_bundle, write_manifest
 from sacvit_deploy.errors import BundleError, ConfigError, EngineError, ImageError
-from sacvit_deploy.runtime.pipeline import Pipeline, load
+from sacvit_deploy.runtime.load import load
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from tests.fakes import SAC, fake_manifest, fake_opened, random_pictures
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.errors import ConfigError
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.load import load
 from sacvit_deploy.samples import sample_pictures
 from sacvit_deploy.visualize.panel_map import panel_map
 

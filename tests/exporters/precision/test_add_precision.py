@@ -16,7 +16,7 @@ from sacvit_deploy.errors import BundleError, BundleIntegrityError, ConfigError,
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.files import FileRecord
 from sacvit_deploy.records import PrecisionRecord
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.load import load
 from sacvit_deploy.runtime.scheduler import EVERY_PICTURE
 from sacvit_deploy.spec import Precision
 from tests.exporters.graphs import normalised

@@ -7,7 +7,7 @@ import pytest
 from sacvit_deploy.comparison.graphs import constants, linear_nodes, matmuls, read_graph
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
-from sacvit_deploy.runtime.pipeline import load
+from sacvit_deploy.runtime.load import load
 from tests.fakes import random_pictures
 from tests.tiny_models import GATED, strong_gated
 
