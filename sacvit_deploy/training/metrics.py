@@ -12,6 +12,7 @@ import torch
 
 from sacvit_deploy.decode import parse_json
 from sacvit_deploy.errors import ConfigError, DataError, raised_as
+from sacvit_deploy.families import family_named
 from sacvit_deploy.files import open_regular, write_whole
 from sacvit_deploy.libraries import require
 from sacvit_deploy.training.data import ValidationPictures, read_batches
@@ -106,6 +107,10 @@ def validate(
         if answers.kept is not None:
             sums[2] += answers.kept.mean() * len(label)
     last, first, kept = (processes.sum(sums) / len(pictures)).tolist()
-    config = forward.model.config
-    found = {"top1": last} | ({"top1_early_exit": first} if config.two_stage else {})
-    return found | ({"kept": kept} if config.gates else {})
+    chosen = family_named(forward.model.config.family).chooses
+    found = {"top1": last}
+    if chosen == "target tokens":
+        found["top1_early_exit"] = first
+    elif chosen == "kept tokens":
+        found["kept"] = kept
+    return found

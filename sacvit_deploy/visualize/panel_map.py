@@ -46,10 +46,10 @@ def panel_map(pipeline: Pipeline, sources: Sequence[PictureSource]) -> PanelShee
         raise ConfigError("There is no picture to show.", "Give at least one.")
     config = pipeline.manifest.config
     height, width = config.image_size
-    title, legend = _SEMANTIC if config.semantic else _GATES
+    family = family_named(config.family)
+    title, legend = _GATES if family.chooses else _SEMANTIC
     network = (
-        f"{family_named(config.family).title}, {width} x {height} pixels; "
-        f"{pipeline.precision} in {pipeline.backend}. "
+        f"{family.title}, {width} x {height} pixels; {pipeline.precision} in {pipeline.backend}. "
     )
     looks = tuple(_look(pipeline, source) for source in sources)
     return PanelSheet(looks, height / width, title, network + legend)
