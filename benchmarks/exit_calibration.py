@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ import numpy as np
 
 import sacvit_deploy
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.errors import GoalError
 from sacvit_deploy.evaluation.answers import StageAnswers, collect_answers
 from sacvit_deploy.evaluation.class_names import read_class_names
@@ -226,11 +225,9 @@ def _judged(trial: Trial, found: Calibration, measured: Calibration) -> Trial:
 
 def _taken(answers: StageAnswers, rows: NDArray[np.int64]) -> StageAnswers:
     """Select pictures by row."""
-    chosen = answers.decisions
-    arrays = {field.name: getattr(chosen, field.name)[rows] for field in fields(Decisions)}
     return replace(
         answers,
-        decisions=Decisions(**arrays),
+        decisions=answers.decisions.taken(rows),
         class_index=answers.class_index[rows],
         names=tuple(answers.names[row] for row in rows),
         early_ms=answers.early_ms[rows],

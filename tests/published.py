@@ -23,6 +23,7 @@ CONFIGS = {
     "cflvvit_small_7x7": preset("cf_lv_vit_small_224").replace(**_SMALL),
     "svit_det_adapter": preset("svit_adapter_demo_160"),
 }
+TWO_STAGE = [name for name, config in CONFIGS.items() if config.two_stage]
 GATED = preset("svit_deit_small_patch16_224").replace(**{**_SMALL, "num_heads": 4})
 
 

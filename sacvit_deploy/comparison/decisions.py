@@ -48,6 +48,16 @@ class Decisions:
         kept: NDArray[np.int64] = self.kept_mask.sum(axis=2, dtype=np.int64)
         return kept
 
+    def taken(self, rows: NDArray[np.int64]) -> Decisions:
+        """Those of some pictures, by row."""
+        return Decisions(
+            self.early_logits[rows],
+            self.refined_logits[rows],
+            self.target_index[rows],
+            self.kept_mask[rows] if self.kept_mask.size else self.kept_mask,
+            {name: values[rows] for name, values in self.features.items()},
+        )
+
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> Decisions:
         """Collect outcomes of `EVERY_PICTURE`, at least one."""

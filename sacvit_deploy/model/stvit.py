@@ -71,8 +71,8 @@ class SemanticBlock(ResidualBlock):
     attn: CrossAttention
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        self.attn = CrossAttention(config.embed_dim, config.num_heads, qkv_bias=config.qkv_bias)
+        attention = CrossAttention(config.embed_dim, config.num_heads, qkv_bias=config.qkv_bias)
+        super().__init__(config, attention)
 
     def forward(self, queries: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """Semantic tokens (B, S, D) attend to others (B, L, D) (Eq. 1 and 2).

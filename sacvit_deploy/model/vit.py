@@ -38,10 +38,12 @@ class ResidualBlock(nn.Module):
 
     attn: Attention | CrossAttention
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, attention: Attention | CrossAttention) -> None:
         super().__init__()
         width, eps = config.embed_dim, config.layer_norm_eps
+        # The order in which random weights are drawn.
         self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = attention
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, round(width * config.mlp_ratio))
         self.branch_scale = config.residual_scale
@@ -74,8 +76,8 @@ class Block(ResidualBlock):
     attn: Attention
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        self.attn = Attention(config.embed_dim, config.num_heads, qkv_bias=config.qkv_bias)
+        attention = Attention(config.embed_dim, config.num_heads, qkv_bias=config.qkv_bias)
+        super().__init__(config, attention)
 
     def forward(
         self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None

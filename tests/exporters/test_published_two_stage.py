@@ -9,12 +9,12 @@ from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.runtime.algorithm import confidence
 from sacvit_deploy.runtime.load import load
 from sacvit_deploy.runtime.pipeline import Pipeline
-from tests.published import CONFIGS, Published
+from tests.published import TWO_STAGE, Published
 
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=TWO_STAGE)
 def published(request, shared, tmp_path_factory) -> Published:
     return Published.read(shared, request.param, tmp_path_factory.mktemp(request.param))
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
+from sacvit_deploy.families.config import preset
 from sacvit_deploy.model.build import (
     as_stored,
     build_model,
@@ -52,3 +54,13 @@ def test_random_weights_are_made_again_from_their_record():
     wanted = as_stored(random_model(SAC, 3), record).state_dict()
     assert all(torch.equal(wanted[name], value) for name, value in model.state_dict().items())
     assert model_of_origin(SAC, WeightsOrigin("checkpoint", file="sac.safetensors")) is None
+
+
+@pytest.mark.parametrize("name", ["sac_demo_patch8_64", "demo_patch8_64", "lv_demo_patch8_64"])
+def test_random_weights_are_drawn_in_the_same_order_forever(name):
+    """Or a bundle of random weights could not be compared with them any more."""
+    names = list(random_model(preset(name), 0).state_dict())
+    first = [each.removeprefix("blocks.0.") for each in names if each.startswith("blocks.0.")]
+    modules = list(dict.fromkeys(each.rpartition(".")[0] for each in first))
+    assert modules == ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
+    assert names[0] == "cls_token"

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from sacvit_deploy.model.two_stage import select_tokens
-from tests.published import CONFIGS, Published
+from tests.published import TWO_STAGE, Published
 
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=TWO_STAGE)
 def published(request, shared, tmp_path_factory) -> Published:
     return Published.read(shared, request.param, tmp_path_factory.mktemp(request.param))
 
