@@ -1,6 +1,6 @@
 """Speed of SViT's three graphs against the dense network, in CPU time of one thread.
 
-    python benchmarks/gates.py --folder /tmp/gates
+    python benchmarks/gates.py --folder gates
 
 Weights are random. Without training the gates would keep everything, so the bias of each is set,
 one after another, such that it keeps the published share of the tokens on the package pictures and

@@ -106,9 +106,9 @@ def gated_macs(config: ModelConfig, kept: Sequence[int], counted: Counted = "pap
 
     See `graph_macs` for what is counted.
     """
-    # The last block computes the class token, kept or not.
-    *others, last = (max(1, count) for count in kept)
-    blocks = encoder_macs(config, (*others, last))
+    computed = [max(1, count) for count in kept]  # the last block has the class token, kept or not
+    blocks = encoder_macs(config, computed)
+    last = computed[-1]
     unread = 0 if counted == "papers" else unread_macs(config, last, last**2)
     ends = patch_macs(config, config.num_fine_tokens) + config.embed_dim * config.num_classes
     return blocks - unread + ends

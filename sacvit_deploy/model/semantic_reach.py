@@ -50,11 +50,11 @@ class Reaches(NamedTuple):
     Attributes:
         pooled: Image tokens that each semantic token starts from, (tokens, pooled).
         order: Numbers of the semantic tokens row by row, in the order window by window, (tokens,).
-        first: Of the semantic tokens in the first block that makes them.
-        second: In the second block.
+        first: Reach of the semantic tokens in the first block that makes them.
+        second: Reach in the second block.
         with_semantic: Whether their keys are `[semantic tokens; image tokens]`, or the latter only.
-        local: Of the semantic tokens in their own window.
-        recovery: Of the image tokens, to the semantic tokens.
+        local: Reach of the semantic tokens inside their own window.
+        recovery: Reach of the image tokens to the semantic tokens.
     """
 
     pooled: Index

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 from sacvit_deploy.engines.registry import OpenedSessions
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.manifest import Manifest
+from sacvit_deploy.runtime.opened import OpenedBundle
 from sacvit_deploy.runtime.pictures import PictureSource, name_of
-from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.scheduler import EVERY_PICTURE, Scheduler
-from sacvit_deploy.spec import Decode, Precision, check_count
+from sacvit_deploy.spec import Decode, check_count
 
 _CALL_BATCH = 1  # of several pictures: large ones compute no faster together
 
@@ -52,7 +51,7 @@ class Features:
         return filled_height / height, filled_width / width
 
 
-class FeaturePipeline:
+class FeaturePipeline(OpenedBundle):
     """Computes features; `sacvit_deploy.load` makes one of a backbone's bundle.
 
     Safe to share between threads. As a context manager it is closed when the block ends.
@@ -72,35 +71,8 @@ class FeaturePipeline:
             opened: Its graph, ready to run.
             decode: See `Preprocessor`.
         """
-        self.manifest = manifest
-        self.preprocess = Preprocessor(manifest.preprocessing, manifest.input_kind, decode)
-        self._opened = opened
+        super().__init__(manifest, opened, decode)
         self._scheduler = Scheduler(manifest.config, opened.sessions)
-
-    @property
-    def precision(self) -> Precision:
-        """Precision of the graph that runs."""
-        return self._opened.precision
-
-    @property
-    def backend(self) -> str:
-        """Library that computes, for example `onnxruntime`."""
-        return self._opened.backend
-
-    @property
-    def provider(self) -> str:
-        """Part of the backend that computes, as the backend names it."""
-        return self._opened.provider
-
-    @property
-    def largest_batch(self) -> int | None:
-        """Largest batch the engine was built for; None if any batch is taken."""
-        return self._opened.largest_batch
-
-    @property
-    def skipped(self) -> Mapping[str, str]:
-        """Backends that would have been faster, and why each was not taken."""
-        return self._opened.skipped
 
     @overload
     def __call__(self, images: PictureSource, *, batch_size: int = ...) -> Features: ...
@@ -135,9 +107,10 @@ class FeaturePipeline:
         if not isinstance(images, list | tuple):
             return self._run([images])[0]
         batch_size = min(batch_size, self.largest_batch or batch_size)
-        return [found for batch in _batches(images, batch_size) for found in self._run(batch)]
+        batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        return [found for batch in batches for found in self._run(batch)]
 
-    def _run(self, images: list[PictureSource]) -> list[Features]:
+    def _run(self, images: Sequence[PictureSource]) -> list[Features]:
         readings = [self.preprocess.read(image) for image in images]
         pixels = np.stack([self.preprocess.tensor(reading) for reading in readings])
         outcomes = self._scheduler.run(pixels, EVERY_PICTURE)
@@ -150,25 +123,6 @@ class FeaturePipeline:
             results.append(Features(features, (height, width), filled, name_of(image), kept))
         return results
 
-    def close(self) -> None:
-        """Release the session and its memory; calls after that raise `EngineError`."""
-        self._opened.close()
-
-    def __enter__(self) -> FeaturePipeline:
-        """Return the pipeline itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the pipeline."""
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or copied, with `TypeError`."""
-        raise TypeError(
-            "A FeaturePipeline cannot be pickled or copied: its session belongs to this process.\n"
-            "Load the bundle in each process: sacvit_deploy.load(path)."
-        )
-
 
 def without_classes(path: str | os.PathLike[str]) -> ConfigError:
     """The error of what needs classes, for a bundle of a backbone."""
@@ -177,9 +131,3 @@ def without_classes(path: str | os.PathLike[str]) -> ConfigError:
         "Get them with sacvit_deploy.load(path)(picture).features; the commands verify, benchmark, "
         "inspect and build-engine work with it too.",
     )
-
-
-def _batches(images: Iterable[PictureSource], size: int) -> Iterable[list[PictureSource]]:
-    pending = iter(images)
-    while batch := list(islice(pending, size)):
-        yield batch

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from itertools import islice
-from typing import Any, NoReturn, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 
@@ -18,14 +18,14 @@ from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal
 from sacvit_deploy.runtime.control.budget_controller import BudgetController
 from sacvit_deploy.runtime.control.drift import DriftMonitor, DriftReport
 from sacvit_deploy.runtime.control.stats import Stats
+from sacvit_deploy.runtime.opened import OpenedBundle
 from sacvit_deploy.runtime.pictures import PictureSource, name_of
-from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.runtime.readers import Read, Reader, reader_threads
 from sacvit_deploy.runtime.rebatch import Rebatcher, Workers
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import Array, ExitPolicy, FixedExit, Outcome, Scheduler
 from sacvit_deploy.runtime.stream import STREAM_BATCH, Stream, StreamOptions, checked_frames
-from sacvit_deploy.spec import Decode, Precision, check_count, check_eta
+from sacvit_deploy.spec import Decode, check_count, check_eta
 
 # Not Sequence, which a str is too.
 Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
@@ -34,7 +34,7 @@ Pictures: TypeAlias = list[Any] | tuple[PictureSource, ...]
 CALL_BATCH = 32
 
 
-class Pipeline:
+class Pipeline(OpenedBundle):
     """Classifies pictures; `sacvit_deploy.load` makes one.
 
     Safe to share between threads: a call reads `eta` when it starts and keeps everything else on
@@ -74,11 +74,9 @@ class Pipeline:
         """
         usual, temperature = manifest.usual_exit(opened.precision, opened.backend)
         eta = check_eta(usual if eta is None else eta)
-        self.manifest = manifest
-        self.preprocess = Preprocessor(manifest.preprocessing, manifest.input_kind, decode)
+        super().__init__(manifest, opened, decode)
         self.calibration = manifest.exit_calibration(opened.precision, opened.backend)
         self.stats = Stats()
-        self._opened = opened
         self._clock = clock
         self._scheduler = Scheduler(
             manifest.config, opened.sessions, manifest.selection, temperature, clock
@@ -113,31 +111,6 @@ class Pipeline:
         From the calibration for this precision and backend, whatever `eta` is; 1 without one.
         """
         return self._scheduler.temperature
-
-    @property
-    def precision(self) -> Precision:
-        """Precision of the graphs that run."""
-        return self._opened.precision
-
-    @property
-    def backend(self) -> str:
-        """Library that computes, for example `onnxruntime`."""
-        return self._opened.backend
-
-    @property
-    def provider(self) -> str:
-        """Part of the backend that computes, as the backend names it."""
-        return self._opened.provider
-
-    @property
-    def largest_batch(self) -> int | None:
-        """Largest batch the engines were built for; None if any batch is taken."""
-        return self._opened.largest_batch
-
-    @property
-    def skipped(self) -> Mapping[str, str]:
-        """Backends that would have been faster, and why each was not taken."""
-        return self._opened.skipped
 
     @property
     def budget(self) -> Budget:
@@ -349,28 +322,6 @@ class Pipeline:
                 "Calibrate it: sacvit-deploy calibrate BUNDLE DATA",
             )
         return self._drift.report()
-
-    def close(self) -> None:
-        """Release the sessions and their memory; pipelines made by `with_budget` share them.
-
-        Closing twice is allowed. Calls after that raise `EngineError`.
-        """
-        self._opened.close()
-
-    def __enter__(self) -> Pipeline:
-        """Return the pipeline itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the pipeline."""
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or copied, with `TypeError`."""
-        raise TypeError(
-            "A Pipeline cannot be pickled or copied: its sessions belong to this process.\n"
-            "Load the bundle in each process: sacvit_deploy.load(path)."
-        )
 
     def _stream(
         self, reads: Generator[Read], workers: Workers, stream: Stream

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import family_named
@@ -17,8 +16,8 @@ from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.runtime.result import result_from_outcome
 from sacvit_deploy.runtime.scheduler import Outcome
 from sacvit_deploy.visualize.panel_sheet import Panel, PanelLook, PanelSheet
+from sacvit_deploy.visualize.token_map import seen_part
 
-_SHOWN_SIDE = 400
 _SEMANTIC = (
     "What each semantic token takes of the picture",
     "Light: the image tokens that a semantic token takes most of, in the last block that sees "
@@ -56,13 +55,9 @@ def panel_map(pipeline: Pipeline, sources: Sequence[PictureSource]) -> PanelShee
 
 
 def _look(pipeline: Pipeline, source: PictureSource) -> PanelLook:
-    picture = read_picture(source)
-    height, width = pipeline.preprocess.spec.crop
-    shown = (_SHOWN_SIDE, max(1, round(height * _SHOWN_SIDE / width)))
     (outcome,) = pipeline.outcomes(pipeline.preprocess(source)[None])
-    box = pipeline.preprocess.crop_box(*picture.size)
     return PanelLook(
-        seen=picture.resize(shown, Image.Resampling.LANCZOS, box=box),
+        seen=seen_part(pipeline, read_picture(source)),
         result=result_from_outcome(outcome, pipeline.manifest.labels, name_of(source)),
         panels=_panels(outcome, pipeline.manifest.config),
     )

@@ -57,18 +57,23 @@ def _looks(
     pictures = [read_picture(source) for source in sources]
     images = np.stack([pipeline.preprocess(source) for source in sources])
     labels = pipeline.manifest.labels
-    height, width = pipeline.preprocess.spec.crop
-    shown = (_SHOWN_SIDE, max(1, round(height * _SHOWN_SIDE / width)))
     outcomes = pipeline.outcomes(images, eta, scores=True)
     for source, picture, outcome in zip(sources, pictures, outcomes, strict=True):
-        box = pipeline.preprocess.crop_box(*picture.size)
         yield TokenLook(
-            seen=picture.resize(shown, Image.Resampling.LANCZOS, box=box),
+            seen=seen_part(pipeline, picture),
             result=result_from_outcome(outcome, labels, name_of(source)),
             early_label=labels[int(outcome.early_logits.argmax())],
             score=np.asarray(outcome.score),
             window=_window(outcome, pipeline.manifest.config),
         )
+
+
+def seen_part(pipeline: Pipeline, picture: Image.Image) -> Image.Image:
+    """The part of a picture that the network sees, at the size of a drawing."""
+    height, width = pipeline.preprocess.spec.crop
+    shown = (_SHOWN_SIDE, max(1, round(height * _SHOWN_SIDE / width)))
+    box = pipeline.preprocess.crop_box(*picture.size)
+    return picture.resize(shown, Image.Resampling.LANCZOS, box=box)
 
 
 def _window(outcome: Outcome, config: ModelConfig) -> frozenset[int]:
