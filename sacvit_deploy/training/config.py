@@ -136,6 +136,8 @@ class OptimizerConfig(_Section):
         layer_decay: Factor of the learning rate from each block to the one before it (Clark et
             al. 2020; Bao et al. 2022), for networks that start from trained weights; 1 gives all
             layers the same rate.
+        gate_scale: Factor of the learning rate of gates (SViT), which start untrained in a trained
+            network. Other networks ignore it.
         precision: Precision of the forward pass; weights and optimiser stay float32. `bfloat16` is
             for GPUs and CPUs with instructions for it. On others it is many times slower.
     """
@@ -148,6 +150,7 @@ class OptimizerConfig(_Section):
     ema_decay: Annotated[float, "in [0, 1)"] = 0.99996
     drop_path: Annotated[float, "in [0, 1)"] = 0.1
     layer_decay: Annotated[float, "in (0, 1]"] = 1.0
+    gate_scale: _Positive = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _REFERENCE_BATCH = 512
 _TABLES = ("cls_token", "pos_embed")
 _EMBEDDING = ("patch_embed", *_TABLES)
+_GATES = "gates."
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -24,7 +25,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     """Make AdamW, without weight decay for vectors, position tables and the class token.
 
     The `scale` of each group is its share of the learning rate. `layer_decay` lowers it for layers
-    near the input.
+    near the input, `gate_scale` raises it for gates.
     """
     layers = {name: _layer(name) for name, _ in model.named_parameters()}
     depth = 1 + max(layer for layer in layers.values() if layer is not None)
@@ -33,6 +34,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         kept = parameter.ndim < 2 or name.startswith(_TABLES)
         layer = layers[name]
         scale = 1.0 if layer is None else config.layer_decay ** (depth - layer)
+        if name.startswith(_GATES):
+            scale = config.gate_scale
         groups.setdefault((0.0 if kept else config.weight_decay, scale), []).append(parameter)
     return torch.optim.AdamW(
         [

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from sacvit_deploy.families.config import preset
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.training.optimizer import learning_rate, make_optimizer, update_average
 
@@ -63,3 +64,15 @@ def test_layers_nearer_the_picture_learn_more_slowly(run):
     assert found[f"blocks.{depth - 1}.attn.qkv.weight"] == 0.5
     assert found["blocks.0.norm1.weight"] == 0.5**depth
     assert found["patch_embed.proj.weight"] == found["cls_token"] == 0.5 ** (depth + 1)
+
+
+def test_gates_learn_at_a_rate_of_their_own(run):
+    model = build_model(preset("svit_demo_patch8_64"))
+    config = dataclasses.replace(run.optimizer, gate_scale=20.0)
+    scales = {
+        id(parameter): group["scale"]
+        for group in make_optimizer(model, config).param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        assert scales[id(parameter)] == (20 if name.startswith("gates.") else 1), name
