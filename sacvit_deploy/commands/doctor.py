@@ -53,8 +53,11 @@ _DISTRIBUTIONS = {
     "torch": ("export", "to export and train"),
     "onnx": ("export", "to export, and to make FP16 and INT8 graphs"),
     "onnx-graphsurgeon": ("export", "to export, and to make FP16 and INT8 graphs"),
-    "cuda-python": ("tensorrt", "to run engines"),
+    "cuda-bindings": ("tensorrt", "to run engines"),
 }
+
+# Endings of the names of the wheels that a library comes in; CUDA stands for the major version.
+_WHEELS = ("-cuCUDA", "-cuCUDA-bindings", "-cuCUDA-libs")
 
 
 @click.command("doctor")
@@ -159,15 +162,42 @@ def _engine_library(name: EngineBackend, machine: Machine) -> Finding:
     here = machine.current_gpu.compute_capability if machine.current_gpu else None
     useless = name == "tensorrt-rtx" and here is not None and here not in RTX_CAPABILITIES
     remark = f" (has no engines for this GPU, compute capability {here})" if useless else ""
+    extra = f"{name}-cu12" if _driver_major(machine) == 12 else name
     try:
         library = load_library(name)
     except SacvitDeployError as error:
-        fix = None if useless else error.fix
+        fix = None if useless else error.fix.replace(f"[{name}]", f"[{extra}]")
         return Finding(name, error.problem + remark, {"version": None}, fix)
     cuda = library_cuda(name)
     made_for = f", for CUDA {cuda}" if cuda else ""
     facts = {"version": library.version, "cuda": cuda}
-    return Finding(name, f"{library.version}{made_for}{remark}", facts)
+    found, fix = f"{library.version}{made_for}{remark}", None
+    if cuda and not useless and _is_too_new(cuda, machine):
+        wheels = " ".join(f"{name}{part}" for part in ("", *_WHEELS)).replace("CUDA", cuda)
+        found += f"; the driver has CUDA {machine.driver_cuda} and cannot run it"
+        fix = f"Update the driver{_or_install(f'pip uninstall {wheels}', extra, machine)}"
+    return Finding(name, found, facts, fix)
+
+
+def _driver_major(machine: Machine) -> int | None:
+    """Newest major version of CUDA that the driver supports; None without a driver."""
+    return version_numbers(machine.driver_cuda)[0] if machine.driver_cuda else None
+
+
+def _is_too_new(version: str, machine: Machine) -> bool:
+    """Whether something made for a version of CUDA needs a newer driver.
+
+    A driver runs what was made for its own major version or an older one.
+    """
+    newest = _driver_major(machine)
+    return newest is not None and version_numbers(version)[0] > newest
+
+
+def _or_install(uninstall: str, extra: str, machine: Machine) -> str:
+    """The way without a new driver, as the end of a sentence; none for a driver before CUDA 12."""
+    if _driver_major(machine) != 12:
+        return " to one of CUDA 12 or later"
+    return f", or keep it: {uninstall}, then pip install 'sacvit-deploy[{extra}]'"
 
 
 def _onnxruntime(machine: Machine) -> Finding:
@@ -210,13 +240,16 @@ def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:
 
 
 def _distribution(name: str, machine: Machine) -> Finding:
-    if found := version(name):
-        return Finding(name, found, {"version": found})
     extra, purpose = _DISTRIBUTIONS[name]
     package = f"'sacvit-deploy[{extra}]'"
-    if name == "cuda-python":  # the extra would bring TensorRT too
-        major = (machine.driver_cuda or "").partition(".")[0]
-        package = f"'cuda-python=={major}.*'" if major else name
+    if name == "cuda-bindings":  # the extra would bring TensorRT too
+        major = _driver_major(machine)
+        package = f"'{name}=={major}.*'" if major else name
+    if found := version(name):
+        if name != "cuda-bindings" or not _is_too_new(found, machine):
+            return Finding(name, found, {"version": found})
+        shown = f"{found}; the driver has CUDA {machine.driver_cuda} and cannot run it"
+        return Finding(name, shown, {"version": found}, f"pip install {package}")
     fix = f"Needed {purpose}: pip install {package}"
     return Finding(name, "not installed", {"version": None}, fix)
 

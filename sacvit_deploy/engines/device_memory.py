@@ -1,6 +1,6 @@
 """One CUDA device as the engine sessions use it: memory, a stream, copies and recorded graphs.
 
-It needs only `cuda.bindings.runtime` of cuda-python, which speaks to the driver alone.
+It needs only `cuda.bindings.runtime` of cuda-bindings, which speaks to the driver alone.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class CudaDevice:
         """Make the stream.
 
         Raises:
-            MissingDependencyError: cuda-python is not installed.
+            MissingDependencyError: cuda-bindings is not installed.
             EngineError: There is no usable GPU.
         """
         self._rt = _cuda_runtime()
@@ -208,6 +208,6 @@ def _cuda_runtime() -> Any:
     except ImportError as error:
         major = (this_machine().driver_cuda or "12").partition(".")[0]
         raise MissingDependencyError(
-            f"Running an engine needs cuda-python, which cannot be imported: {error}.",
-            f"Install the one for this driver: pip install 'cuda-python=={major}.*'",
+            f"Running an engine needs cuda-bindings, which cannot be imported: {error}.",
+            f"Install the one for this driver: pip install 'cuda-bindings=={major}.*'",
         ) from error

@@ -1,4 +1,4 @@
-"""Sessions of TensorRT and TensorRT-RTX engines, through cuda-python."""
+"""Sessions of TensorRT and TensorRT-RTX engines, through cuda-bindings."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def open_engines(
 
     Raises:
         EngineError: There is no usable GPU, too little memory, or a plan that does not load.
-        MissingDependencyError: cuda-python is not installed.
+        MissingDependencyError: cuda-bindings is not installed.
     """
     device = CudaDevice()
     engines = [TensorRTEngine(bundle, plan, options) for plan in plans]

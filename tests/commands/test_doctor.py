@@ -14,6 +14,7 @@ from sacvit_deploy.engines.onnxruntime_session import CUDA, TENSORRT_RTX
 
 ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))
 RTX = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))
+NO_DRIVER = Machine("linux-x86_64", None, ())
 H200 = Machine("linux-x86_64", "13.0", (Gpu("H200", "9.0", 139 << 30),))
 
 
@@ -36,7 +37,7 @@ def test_json_has_the_same(invoke):
 def look(monkeypatch):
     """Examine a machine that is described by the arguments."""
 
-    def call(machine=Machine("linux-x86_64", None, ()), jetson=None, **modules) -> dict:  # noqa: B008
+    def call(machine=NO_DRIVER, jetson=None, **modules) -> dict:
         monkeypatch.setattr(doctor, "this_machine", lambda: machine)
         monkeypatch.setattr(doctor, "jetson_release", lambda: jetson)
         for name, version in modules.items():
@@ -52,7 +53,7 @@ def look(monkeypatch):
 def test_everything_is_looked_for(look):
     assert set(look()) == {
         "python", "cuda-driver", "gpu", "jetpack", "tensorrt", "tensorrt-rtx", "onnxruntime",
-        "openvino", "torch", "onnx", "onnx-graphsurgeon", "cuda-python", "memory", "disk",
+        "openvino", "torch", "onnx", "onnx-graphsurgeon", "cuda-bindings", "memory", "disk",
     }  # fmt: skip
 
 
@@ -75,8 +76,68 @@ def test_a_library_is_known_without_importing_it(look, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", absent)
     found = look()
     assert str(found["torch"].fix).endswith("pip install 'sacvit-deploy[export]'")
-    assert str(found["cuda-python"].fix).endswith("pip install cuda-python")
-    assert str(look(ORIN)["cuda-python"].fix).endswith("pip install 'cuda-python==12.*'")
+    assert str(found["cuda-bindings"].fix).endswith("pip install cuda-bindings")
+    assert str(look(ORIN)["cuda-bindings"].fix).endswith("pip install 'cuda-bindings==12.*'")
+
+
+ON_CUDA_11, ON_CUDA_12, ON_CUDA_13 = (
+    Machine("linux-x86_64", cuda, (Gpu("RTX 4090", "8.9", 24 << 30),))
+    for cuda in ("11.8", "12.8", "13.1")
+)
+
+
+@pytest.mark.parametrize(
+    ("machine", "made_for", "fix"),
+    [
+        (ON_CUDA_13, "13", None),
+        (ON_CUDA_13, "12", None),
+        (ON_CUDA_12, "12", None),
+        (ON_CUDA_12, None, None),
+        (NO_DRIVER, "13", None),
+        (
+            ON_CUDA_12,
+            "13",
+            "Update the driver, or keep it: pip uninstall tensorrt tensorrt-cu13 "
+            "tensorrt-cu13-bindings tensorrt-cu13-libs, then pip install "
+            "'sacvit-deploy[tensorrt-cu12]'",
+        ),
+        (ON_CUDA_11, "12", "Update the driver to one of CUDA 12 or later"),
+    ],
+)
+def test_a_library_for_a_newer_cuda_than_the_drivers_is_noticed(
+    look, monkeypatch, machine, made_for, fix
+):
+    monkeypatch.setattr(doctor, "library_cuda", lambda _: made_for)
+    found = look(machine, tensorrt="11.4.0")["tensorrt"]
+    assert found.fix == fix
+    assert ("cannot run it" in found.found) is (fix is not None)
+    assert found.facts == {"version": "11.4.0", "cuda": made_for}
+
+
+@pytest.mark.parametrize(
+    ("machine", "installed", "fix"),
+    [
+        (ON_CUDA_13, "13.4.4", None),
+        (ON_CUDA_13, "12.9.1", None),
+        (ON_CUDA_12, "12.9.1", None),
+        (NO_DRIVER, "13.4.4", None),
+        (ON_CUDA_12, "13.4.4", "pip install 'cuda-bindings==12.*'"),
+    ],
+)
+def test_cuda_bindings_for_a_newer_cuda_than_the_drivers_are_noticed(
+    look, monkeypatch, machine, installed, fix
+):
+    monkeypatch.setattr(doctor, "version", lambda _: installed)
+    found = look(machine)["cuda-bindings"]
+    assert found.fix == fix
+    assert ("the driver has CUDA 12.8 and cannot run it" in found.found) is (fix is not None)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(("machine", "ending"), [(ON_CUDA_12, "-cu12"), (ON_CUDA_13, "")])
+def test_the_extra_for_this_driver_is_named(look, name, machine, ending):
+    found = look(machine, tensorrt=None, tensorrt_rtx=None)[name]
+    assert str(found.fix).endswith(f"pip install 'sacvit-deploy[{name}{ending}]'")
 
 
 def test_a_gpu_is_described(look, monkeypatch):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 def built(request, sac_graph, tmp_path_factory):
     """A backend, and a bundle with its engines."""
     pytest.importorskip(MODULES[request.param], reason=f"needs {request.param}")
-    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     bundle = Bundle.open(
         shutil.copytree(sac_graph.path, tmp_path_factory.mktemp("gpu") / request.param)
     )

@@ -71,7 +71,7 @@ def test_the_fake_of_tensorrt_has_only_names_of_its_stubs() -> None:
 
 
 def test_the_fake_of_cuda_has_only_real_names() -> None:
-    real = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    real = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     module = fake_cuda(Gpu())
     assert public(module) <= public(real)
     for name in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode"):

@@ -276,9 +276,9 @@ def test_no_usable_gpu_is_said_when_the_engine_is_opened(workplace) -> None:
         workplace.open(workplace.bundle())
 
 
-def test_cuda_python_is_asked_for_by_name(workplace, monkeypatch) -> None:
+def test_cuda_bindings_are_asked_for_by_name(workplace, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(MissingDependencyError, match="pip install 'cuda-python"):
+    with pytest.raises(MissingDependencyError, match="pip install 'cuda-bindings"):
         workplace.open(workplace.bundle())
 
 
