@@ -26,6 +26,7 @@ from sacvit_deploy.engines.onnxruntime_session import (
     TENSORRT_RTX,
     available_providers,
     onnxruntime,
+    rtx_plugin_runs_on,
     unavailable_providers,
 )
 from sacvit_deploy.engines.openvino_session import (
@@ -234,7 +235,7 @@ def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:
         "It does not use the GPU: pip uninstall onnxruntime, then pip install "
         "'onnxruntime-gpu[cuda,cudnn]'"
     )
-    if gpu.compute_capability in RTX_CAPABILITIES:
+    if rtx_plugin_runs_on(gpu.compute_capability):
         fix += f". Or keep it, and add TensorRT-RTX. {missing[TENSORRT_RTX]}"
     return fix
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.session import (
     SessionOptions,
     Tensor,
@@ -24,6 +25,7 @@ from sacvit_deploy.engines.session import (
     check_tensors,
     closed_error,
 )
+from sacvit_deploy.engines.tensorrt_library import version_numbers
 from sacvit_deploy.errors import EngineError, MissingDependencyError, warn_caller
 from sacvit_deploy.records import GraphEntry
 from sacvit_deploy.spec import GraphSpec, TensorSpec
@@ -250,14 +252,14 @@ def onnxruntime() -> ModuleType:
 def available_providers(ort: ModuleType) -> list[str]:
     """Full names of the providers offered here, the TensorRT-RTX plug-in included."""
     built_in = list(ort.get_available_providers())
-    return [TENSORRT_RTX, *built_in] if _rtx_devices(ort)[0] else built_in
+    return [TENSORRT_RTX, *built_in] if _rtx_device(ort)[0] else built_in
 
 
 def unavailable_providers(ort: ModuleType) -> dict[str, str]:
     """Why each preferred provider is not offered here, by full name."""
     available = available_providers(ort)
     reasons = {
-        TENSORRT_RTX: _rtx_devices(ort)[1],
+        TENSORRT_RTX: _rtx_device(ort)[1],
         CUDA: f"This onnxruntime {ort.__version__} was built without it; onnxruntime-gpu has it.",
     }
     return {name: why for name, why in reasons.items() if name not in available}
@@ -307,7 +309,7 @@ def add_providers(
     plugged_in = available and available[0] not in ort.get_available_providers()
     if plugged_in:
         folder = {"nv_runtime_cache_path": str(cache / "rtx")} if cache else {}
-        settings.add_provider_for_devices(list(_rtx_devices(ort)[0]), folder)
+        settings.add_provider_for_devices([_rtx_device(ort)[0]], folder)
         return None
     if CUDA in available and hasattr(ort, "preload_dlls"):  # since 1.21
         ort.preload_dlls()  # pip puts CUDA and cuDNN where nothing else looks for them
@@ -329,6 +331,33 @@ def _provider_options(provider: str, cache: Path | None) -> dict[str, Any]:
         "trt_timing_cache_enable": True,
         "trt_timing_cache_path": folder,
     }
+
+
+def rtx_plugin_runs_on(compute_capability: str) -> bool:
+    """Whether NVIDIA supports the TensorRT-RTX plug-in on a GPU, such as `8.6`.
+
+    Of the Ampere GPUs these are the RTX cards (8.6), then Ada (8.9) and Blackwell (12.0 and later).
+    The plug-in itself offers every GPU from 8.0 on, H100 among them.
+    """
+    numbers = version_numbers(compute_capability)
+    return compute_capability in ("8.6", "8.9") or numbers >= (12, 0)
+
+
+def _rtx_device(ort: ModuleType) -> tuple[Any | None, str]:
+    """The current GPU for the TensorRT-RTX plug-in, which takes exactly one; or None and why."""
+    devices, reason = _rtx_devices(ort)
+    if not devices:
+        return None, reason
+    machine = this_machine()
+    gpu = machine.current_gpu
+    if gpu is not None and not rtx_plugin_runs_on(gpu.compute_capability):
+        return None, (
+            "Its plug-in needs compute capability 8.6, 8.9, or 12.0 and later; "
+            f"{gpu.name} has {gpu.compute_capability}."
+        )
+    ordinals = (device.ep_options.get("device_id") for device in devices)
+    by_ordinal = dict(zip(ordinals, devices, strict=True))
+    return by_ordinal.get(str(machine.current), devices[0]), ""
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from sacvit_deploy.engines.onnxruntime_session import CUDA, TENSORRT_RTX
 
 ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))
 RTX = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))
+A100 = Machine("linux-x86_64", "13.0", (Gpu("A100", "8.0", 40 << 30),))
+BLACKWELL = Machine("linux-x86_64", "13.0", (Gpu("RTX 5090", "12.0", 32 << 30),))
 NO_DRIVER = Machine("linux-x86_64", None, ())
 H200 = Machine("linux-x86_64", "13.0", (Gpu("H200", "9.0", 139 << 30),))
 
@@ -170,7 +172,9 @@ WITHOUT = {CUDA: "Built without it.", TENSORRT_RTX: "Not there: pip install plug
     ("machine", "jetson", "missing", "says"),
     [
         (RTX, None, [CUDA, TENSORRT_RTX], ["onnxruntime-gpu[cuda,", "plug-in"]),
+        (A100, None, [CUDA, TENSORRT_RTX], ["onnxruntime-gpu[cuda,"]),
         (H200, None, [CUDA, TENSORRT_RTX], ["onnxruntime-gpu[cuda,"]),
+        (BLACKWELL, None, [CUDA, TENSORRT_RTX], ["onnxruntime-gpu[cuda,", "plug-in"]),
         (RTX, None, [CUDA], None),
         (RTX, None, [TENSORRT_RTX], None),
         (ORIN, Jetson("Orin", "36.4.3", "6.2"), [CUDA, TENSORRT_RTX], None),

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sacvit_deploy.engines import onnxruntime_session
+from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.engines.onnxruntime_session import (
     CPU,
     CUDA,
@@ -262,16 +264,20 @@ PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
 
 class Device:
-    def __init__(self, ep_name) -> None:
+    def __init__(self, ep_name, ordinal=0) -> None:
         self.ep_name = ep_name
+        self.ep_options = {"device_id": str(ordinal)}
 
 
 class Settings:
     def __init__(self) -> None:
         self.added: Any = None
+        self.device: Any = None
 
     def add_provider_for_devices(self, devices, options) -> None:
-        self.added = ([device.ep_name for device in devices], options)
+        (device,) = devices  # more are refused: "EP only supports selection for one device."
+        self.device = device.ep_name, device.ep_options["device_id"]
+        self.added = options
 
 
 class Ort(types.ModuleType):
@@ -303,7 +309,7 @@ class Ort(types.ModuleType):
         self.registered.append(name)
 
     def get_ep_devices(self):
-        return [Device(CPU)] + [Device(TENSORRT_RTX)] * self.gpus
+        return [Device(CPU)] + [Device(TENSORRT_RTX, ordinal) for ordinal in range(self.gpus)]
 
 
 @pytest.fixture
@@ -325,9 +331,37 @@ def test_the_plugin_is_registered_once_and_comes_first(tmp_path) -> None:
     asked = asked_providers(ort, None)
     assert asked == [TENSORRT_RTX, CUDA, CPU]
     assert add_providers(ort, settings, asked, tmp_path) is None
-    assert settings.added == ([TENSORRT_RTX], {"nv_runtime_cache_path": str(tmp_path / "rtx")})
+    assert settings.device == (TENSORRT_RTX, "0")
+    assert settings.added == {"nv_runtime_cache_path": str(tmp_path / "rtx")}
     assert ort.registered == [TENSORRT_RTX]
     assert ort.preloaded == 0, "the plug-in is another provider"
+
+
+def gpus(*capabilities, current=0) -> Machine:
+    return Machine(
+        "linux-x86_64", "13.0", tuple(Gpu("GPU", text, 1 << 34) for text in capabilities), current
+    )
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("current", [0, 1])
+def test_the_plugin_gets_one_gpu_the_current_one(monkeypatch, current) -> None:
+    machine = gpus("8.9", "12.0", current=current)
+    monkeypatch.setattr(onnxruntime_session, "this_machine", lambda: machine)
+    ort, settings = Ort(gpus=2), Settings()
+    add_providers(ort, settings, [TENSORRT_RTX], None)
+    assert settings.device == (TENSORRT_RTX, str(current))
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("capability", ["8.0", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0", "12.1"])
+def test_the_plugin_is_offered_on_supported_gpus_only(monkeypatch, capability) -> None:
+    fits = capability in ("8.6", "8.9", "12.0", "12.1")
+    monkeypatch.setattr(onnxruntime_session, "this_machine", lambda: gpus(capability))
+    ort = Ort()
+    assert (TENSORRT_RTX in available_providers(ort)) is fits
+    why = unavailable_providers(ort).get(TENSORRT_RTX, "")
+    assert (f"8.6, 8.9, or 12.0 and later; GPU has {capability}" in why) is not fits
 
 
 @pytest.mark.usefixtures("plugin")
