@@ -19,7 +19,7 @@ import sacvit_deploy
 def camera(picture: str, count: int) -> Iterator[np.ndarray]:
     """Yield frames as a camera does: HWC uint8 arrays in RGB order.
 
-    OpenCV's frames are BGR: yield `frame[..., ::-1]`.
+    OpenCV's frames are BGR: give `channels="bgr"` to the stream.
     """
     with Image.open(picture) as opened:
         pixels = np.asarray(opened.convert("RGB"))

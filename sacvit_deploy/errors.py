@@ -4,6 +4,7 @@
     ├── ConfigError              a model or preprocessing configuration that cannot exist
     ├── MissingDependencyError   an optional library is not installed
     ├── ImageError               a picture that cannot be read
+    │   └── PicturesError        some of a list; it holds the results of the others
     ├── DataError                a data set that cannot be read
     ├── GoalError                no exit threshold meets what was asked for
     ├── CheckpointError          weights that do not belong to the model
@@ -24,10 +25,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 # Characters of a problem and of a fix: names and values from a file may have any length.
 _LONGEST_PROBLEM, _LONGEST_FIX = 1400, 500
+_SHOWN_FAILURES = 3
 
 
 class SacvitDeployError(Exception):
@@ -62,6 +65,30 @@ class MissingDependencyError(SacvitDeployError):
 
 class ImageError(SacvitDeployError):
     """A picture that cannot be read: not an image, truncated, empty, or too large."""
+
+
+class PicturesError(ImageError):
+    """Some pictures of a list cannot be read.
+
+    Attributes:
+        results: One result for each picture of the list, in order; None where it cannot be read.
+        failures: What is wrong, by the position of the picture in the list.
+    """
+
+    results: list[Any]
+    failures: dict[int, ImageError]
+
+    @classmethod
+    def of(cls, results: Sequence[Any], failures: Mapping[int, ImageError]) -> PicturesError:
+        """Make the error of a list of which some pictures failed."""
+        told = [failure.problem for failure in failures.values()]
+        if len(told) > 1:
+            count = f"{len(told)} of {len(results)} pictures cannot be read."
+            told = [count, *told[:_SHOWN_FAILURES], *["..."][: max(0, len(told) - _SHOWN_FAILURES)]]
+        fix = next(iter(failures.values())).fix
+        error = cls("\n".join(told), f"{fix} This error holds the results of the others.")
+        error.results, error.failures = list(results), dict(failures)
+        return error
 
 
 class DataError(SacvitDeployError):

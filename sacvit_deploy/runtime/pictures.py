@@ -19,18 +19,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import IO, Union
+from io import BytesIO
+from typing import IO, Literal, Union, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
+from sacvit_deploy.decode import check_field
 from sacvit_deploy.errors import ImageError, raised_as
 from sacvit_deploy.files import open_regular
 from sacvit_deploy.runtime.reduced import Reading, draft, upright_size
 from sacvit_deploy.samples import Sample
 
-PictureSource = Union[str, "os.PathLike[str]", Sample, Image.Image, "npt.NDArray[np.uint8]"]
+PictureSource = Union[
+    str, "os.PathLike[str]", bytes, IO[bytes], Sample, Image.Image, "npt.NDArray[np.uint8]"
+]
+
+Channels = Literal["rgb", "bgr"]
+"""Order of the colours in an array."""
 
 MAX_PIXELS = 178_956_970
 """Largest number of pixels that a file may announce: Pillow's own limit.
@@ -69,8 +76,8 @@ def read_picture(source: PictureSource) -> Image.Image:
     Pillow loads it in place.
 
     Args:
-        source: A path, a sample of a data set, a PIL picture of any mode, or a uint8 array of
-            shape (H, W, 3) in RGB order. For OpenCV's BGR pass `array[..., ::-1]`.
+        source: A path, the bytes of a file, a file opened for reading bytes, a sample of a data
+            set, a PIL picture of any mode, or a uint8 array of shape (H, W, 3) in RGB order.
 
     Returns:
         An upright picture of mode RGB. It is `source` itself if nothing had to change.
@@ -110,17 +117,48 @@ def read_reduced(source: PictureSource, least: tuple[int, int] | None = None) ->
         if os.path.isdir(path):
             raise ImageError(f"{name} is a folder.", "Name the picture files in it.")
         return _read_stream(name, lambda: open_regular(path), least)
+    if isinstance(source, bytes):
+        return _read_stream(f"The picture of {len(source):,} bytes", lambda: BytesIO(source), least)
+    if hasattr(source, "read"):
+        name = f"The picture in {name_of(source) or type(source).__name__}"
+        return _read_stream(name, lambda: _whole_file(source), least)
     raise ImageError(
         f"A picture was asked for and {type(source).__name__} found.",
-        "Pass a path, a PIL picture, or a uint8 array of shape (height, width, 3).",
+        "Pass a path, bytes, an open file, a PIL picture, or a uint8 array of shape "
+        "(height, width, 3).",
     )
 
 
+def in_rgb(channels: Channels) -> Callable[[PictureSource], PictureSource]:
+    """Make the function that turns arrays (H, W, 3) of that order to RGB, and nothing else.
+
+    Raises:
+        ConfigError: There is no such order.
+    """
+    known = isinstance(channels, str) and channels in get_args(Channels)
+    check_field(known, "channels", channels, " or ".join(get_args(Channels)))
+    if channels == "rgb":
+        return lambda source: source
+    return lambda source: source[..., ::-1] if isinstance(source, np.ndarray) else source
+
+
 def name_of(source: PictureSource) -> str | None:
-    """Return the path as it was given; None for a picture without one."""
-    if isinstance(source, Sample):
-        return source.name
-    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    """Return the path as it was given, or of an open file; None for a picture without one."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else None
+
+
+def _whole_file(file: IO[bytes]) -> BytesIO:
+    """Read an open file from where it stands; it stays open, and need not be seekable."""
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise ImageError(
+            f"The picture in {name_of(file) or type(file).__name__} was opened for text.",
+            "Open it for bytes: mode 'rb'.",
+        )
+    return BytesIO(content)
 
 
 def _read_stream(

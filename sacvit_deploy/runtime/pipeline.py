@@ -12,15 +12,15 @@ import numpy as np
 
 from sacvit_deploy.decode import check_field, shown
 from sacvit_deploy.engines.registry import OpenedSessions
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.errors import ConfigError, ImageError, PicturesError
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.runtime.control.budget import Budget, BudgetGoal
 from sacvit_deploy.runtime.control.budget_controller import BudgetController
 from sacvit_deploy.runtime.control.drift import DriftMonitor, DriftReport
 from sacvit_deploy.runtime.control.stats import Stats
 from sacvit_deploy.runtime.opened import OpenedBundle
-from sacvit_deploy.runtime.pictures import PictureSource, name_of
-from sacvit_deploy.runtime.readers import Read, Reader, reader_threads
+from sacvit_deploy.runtime.pictures import Channels, PictureSource, in_rgb, name_of
+from sacvit_deploy.runtime.readers import OnError, Read, Reader, reader_threads
 from sacvit_deploy.runtime.rebatch import Rebatcher, Workers
 from sacvit_deploy.runtime.result import Result, result_from_outcome
 from sacvit_deploy.runtime.scheduler import Array, ExitPolicy, FixedExit, Outcome, Scheduler
@@ -133,6 +133,7 @@ class Pipeline(OpenedBundle):
         eta: float | None = None,
         batch_size: int | None = None,
         readers: int | None = None,
+        channels: Channels = "rgb",
     ) -> Result: ...
 
     @overload
@@ -143,6 +144,7 @@ class Pipeline(OpenedBundle):
         eta: float | None = None,
         batch_size: int | None = None,
         readers: int | None = None,
+        channels: Channels = "rgb",
     ) -> list[Result]: ...
 
     def __call__(
@@ -152,38 +154,54 @@ class Pipeline(OpenedBundle):
         eta: float | None = None,
         batch_size: int | None = None,
         readers: int | None = None,
+        channels: Channels = "rgb",
     ) -> Result | list[Result]:
         """Classify one picture, or several.
 
         Args:
-            images: A path, a PIL picture, an HWC uint8 RGB array, or a list or tuple of them.
+            images: A path, the bytes of a file, a file opened for reading bytes, a PIL picture, an
+                array (H, W, 3) of uint8, or a list or tuple of them.
             eta: Exit threshold for this call; None takes the pipeline's.
             batch_size: Pictures in a session at once; None takes 32, or the largest batch the
                 engines were built for if that is less. About twice as many are in memory.
             readers: Threads that read the files of a list ahead of the network; None takes one
                 per usable core, up to 4, and 0 reads in the caller's thread.
+            channels: Order of the colours in arrays: `rgb`, or `bgr` as OpenCV has it.
 
         Returns:
             One result, or one per picture in the order given.
 
         Raises:
-            ImageError: A picture cannot be read; of several, the error names its index.
-            ConfigError: `eta`, `batch_size` or `readers` is out of range.
+            ImageError: The picture cannot be read.
+            PicturesError: Some of a list or tuple cannot be read; the error has the results of the
+                others.
+            ConfigError: `eta`, `batch_size`, `readers` or `channels` is out of range.
             EngineError: The backend failed, or the pipeline is closed.
         """
         policy = self._asked_policy(eta)
         batch_size = self._batch_size(batch_size, CALL_BATCH)
         readers = reader_threads(readers)
+        ordered = in_rgb(channels)
         if not isinstance(images, (list, tuple)):
-            outcomes = self._scheduler.run(self._reader.one(images)[None], policy)
+            outcomes = self._scheduler.run(self._reader.one(ordered(images))[None], policy)
             return self._result(self._counted(outcomes)[0], name_of(images))
-        results: list[Result] = []
-        with closing(self._reads(images, batch_size, readers)) as reads:
+        results: dict[int, Result] = {}
+        failures: dict[int, ImageError] = {}
+
+        def skip(index: int, _: PictureSource, error: ImageError) -> None:
+            failures[index] = error
+
+        sources = map(ordered, images)
+        with closing(self._reads(sources, batch_size, readers, skip)) as reads:
             while chunk := list(islice(reads, batch_size)):
                 pixels = np.stack([read.array for read in chunk])
                 outcomes = self._counted(self._scheduler.run(pixels, policy))
-                results += map(self._result, outcomes, (read.name for read in chunk))
-        return results
+                for read, outcome in zip(chunk, outcomes, strict=True):
+                    results[read.position] = self._result(outcome, read.name)
+        if failures:
+            every = [results.get(index) for index in range(len(images))]
+            raise PicturesError.of(every, failures)
+        return list(results.values())
 
     def stream(  # noqa: PLR0913  all but the frames have a good default
         self,
@@ -195,6 +213,8 @@ class Pipeline(OpenedBundle):
         max_delay_ms: float | None = None,
         in_order: bool = True,
         readers: int | None = None,
+        channels: Channels = "rgb",
+        on_error: OnError | None = None,
     ) -> Generator[Result]:
         """Classify a stream, endless ones too; hard pictures of several batches are run together.
 
@@ -222,13 +242,18 @@ class Pipeline(OpenedBundle):
                 tells which frame they are of.
             readers: Threads that read files; None takes one per usable core, up to 4. At 0 files
                 are read in the caller's thread too, and nothing is taken ahead.
+            channels: Order of the colours in arrays: `rgb`, or `bgr` as OpenCV has it.
+            on_error: Called with the index, the frame and the error of a frame that cannot be read,
+                which is then skipped; None raises. It may come before the results of frames
+                before it.
 
         Yields:
-            One result per frame.
+            One result per frame that can be read.
 
         Raises:
-            ImageError: A frame cannot be read; the results of all frames before it come first, as
-                they do before any exception of `frames` itself, Ctrl-C included.
+            ImageError: A frame cannot be read, and there is no `on_error`; the results of all
+                frames before it come first, as they do before any exception of `frames` itself,
+                Ctrl-C included.
             ConfigError: An option is out of range, or `frames` is one picture or cannot be
                 iterated over.
             EngineError: The backend failed, or the pipeline is closed.
@@ -238,7 +263,8 @@ class Pipeline(OpenedBundle):
             self._batch_size(batch_size, STREAM_BATCH), max_waiting, max_delay_ms, in_order
         )
         policy, readers = self._asked_policy(eta), reader_threads(readers)
-        reads = self._reads(checked_frames(frames), options.batch_size, readers)
+        sources = map(in_rgb(channels), checked_frames(frames))
+        reads = self._reads(sources, options.batch_size, readers, on_error)
         workers = Workers(self._opened.workers)
         rebatcher = Rebatcher(self._scheduler, policy, options.waiting, workers)
         return self._stream(reads, workers, Stream(reads, rebatcher, options, self._clock))
@@ -354,10 +380,15 @@ class Pipeline(OpenedBundle):
         return Reader(self.preprocess, self._clock, self.stats, self._controller)
 
     def _reads(
-        self, sources: Iterable[PictureSource], batch_size: int, readers: int
+        self,
+        sources: Iterable[PictureSource],
+        batch_size: int,
+        readers: int,
+        on_error: OnError | None,
     ) -> Generator[Read]:
         """Read pictures, so far ahead that the next batch is ready when the network is."""
-        return self._reader.ahead(sources, threads=readers, room=batch_size + readers)
+        room = batch_size + readers
+        return self._reader.ahead(sources, threads=readers, room=room, on_error=on_error)
 
     def _counted(self, outcomes: list[Outcome]) -> list[Outcome]:
         """Count classified pictures, and pass them on."""

@@ -25,9 +25,20 @@ Array = NDArray[Any]
 _USUAL_READERS, _MOST_READERS = 4, 64
 
 
-class Read(NamedTuple):
-    """A picture that is ready for the network: its name, or None, and its input tensor."""
+OnError = Callable[[int, PictureSource, ImageError], None]
+"""Called for a picture that cannot be read and is skipped: its position, the picture, and why."""
 
+
+class Read(NamedTuple):
+    """A picture that is ready for the network.
+
+    Attributes:
+        position: Of the picture among all, from 0; those that cannot be read count too.
+        name: Its name, or None.
+        array: Its input tensor.
+    """
+
+    position: int
     name: str | None
     array: Array
 
@@ -68,7 +79,12 @@ class Reader:
         return self._waited_for(lambda: self._timed(source))
 
     def ahead(
-        self, sources: Iterable[PictureSource], *, threads: int, room: int
+        self,
+        sources: Iterable[PictureSource],
+        *,
+        threads: int,
+        room: int,
+        on_error: OnError | None = None,
     ) -> Generator[Read]:
         """Read pictures in order, files ahead of the caller in threads.
 
@@ -80,29 +96,40 @@ class Reader:
             sources: Pictures, one after another.
             threads: Threads that read files; 0 reads all in the caller's thread.
             room: Files that may be taken ahead of the caller, 1 or more.
+            on_error: Called for a picture that cannot be read, in order, in the caller's thread;
+                None raises.
 
         Yields:
-            The pictures that come before the first failure.
+            The pictures that can be read; without `on_error` those before the first failure.
 
         Raises:
-            ImageError: A picture cannot be read; its error names its index.
+            ImageError: A picture cannot be read; of one without a name, the error has its index.
             BaseException: Whatever `sources` raises, after the pictures before it.
         """
         taken = _Taken(enumerate(sources), self._timed, threads)
         try:
             while taken.fill(room):
-                yield self._finished(*taken.pending.popleft())
+                index, source, future = taken.pending.popleft()
+                try:
+                    array = self._finished(index, source, future)
+                except ImageError as error:
+                    if on_error is None:
+                        raise
+                    on_error(index, source, error)
+                else:
+                    yield Read(index, name_of(source), array)
         finally:
             taken.close()
         if taken.failure is not None:
             raise taken.failure
 
-    def _finished(self, index: int, source: PictureSource, future: Future[Array] | None) -> Read:
+    def _finished(self, index: int, source: PictureSource, future: Future[Array] | None) -> Array:
         try:
-            array = self.one(source) if future is None else self._waited_for(future.result)
+            return self.one(source) if future is None else self._waited_for(future.result)
         except ImageError as error:
+            if name_of(source) is not None:
+                raise
             raise ImageError(f"At index {index}: {error.problem}", error.fix) from error
-        return Read(name_of(source), array)
 
     def _timed(self, source: PictureSource) -> Array:
         start = self.clock()
@@ -161,6 +188,6 @@ class _Taken:
         return self.pending[-1][-1] is not None and len(self.pending) < room
 
     def _take(self, index: int, source: PictureSource) -> None:
-        is_file = isinstance(source, (str, os.PathLike, Sample))
+        is_file = isinstance(source, (str, bytes, os.PathLike, Sample))
         future = self._pool.submit(self._read, source) if self._pool and is_file else None
         self.pending.append((index, source, future))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import IOBase
 
 import numpy as np
 from PIL import Image
@@ -86,10 +87,10 @@ class Stream:
         self._rebatcher = rebatcher
         self._options = options
         self._clock = clock
-        self._count = 0
+        self._slot = 0
         self._batch: list[Array] = []
-        # Names of the pictures that were read and not released, and when they were read.
-        self._held: dict[int, tuple[str | None, float]] = {}
+        # Positions and names of the pictures in the rebatcher, and when they were read.
+        self._held: dict[int, tuple[int, str | None, float]] = {}
 
     def __iter__(self) -> Iterator[list[Finished]]:
         """Give groups until the reading ends; nothing is caught while a group is out."""
@@ -109,28 +110,28 @@ class Stream:
             raise end
 
     def _add(self, read: Read) -> None:
-        self._held[self._count] = read.name, self._clock()
+        self._held[self._slot] = read.position, read.name, self._clock()
         self._batch.append(read.array)
-        self._count += 1
+        self._slot += 1
 
     def _push(self) -> list[Finished]:
         images, self._batch = np.stack(self._batch), []
         return self._finished(self._rebatcher.push(images))
 
     def _finished(self, done: Done) -> list[Finished]:
-        return [(slot, self._held.pop(slot)[0], outcome) for slot, outcome in done]
+        return [(*self._held.pop(slot)[:2], outcome) for slot, outcome in done]
 
     def _is_late(self) -> bool:
         """Whether the oldest picture that is held has waited for too long."""
         if self._options.max_delay_ms is None or not self._held:
             return False
-        _, since = next(iter(self._held.values()))
+        *_, since = next(iter(self._held.values()))
         return (self._clock() - since) * 1e3 >= self._options.max_delay_ms
 
 
 def checked_frames(frames: Iterable[PictureSource]) -> Iterator[PictureSource]:
     """Start a stream; `ConfigError` for one picture, which may be iterable too, and for others."""
-    is_picture = isinstance(frames, (str, bytes, os.PathLike, Sample, Image.Image))
+    is_picture = isinstance(frames, (str, bytes, os.PathLike, Sample, Image.Image, IOBase))
     # An array of four axes is a stack of frames.
     if is_picture or (isinstance(frames, np.ndarray) and frames.ndim < 4):
         raise ConfigError(

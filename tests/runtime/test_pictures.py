@@ -56,6 +56,37 @@ def test_a_file_a_pil_picture_and_an_array_are_the_same(tmp_path, rgb, name):
             np.testing.assert_array_equal(pixels(source), expected)
 
 
+def test_bytes_and_open_files_are_pictures(tmp_path, rgb):
+    file = tmp_path / "a.png"
+    rgb.save(file)
+    content = file.read_bytes()
+    wanted = pixels(rgb)
+    np.testing.assert_array_equal(pixels(content), wanted)
+    with file.open("rb") as stream:
+        np.testing.assert_array_equal(pixels(stream), wanted)
+        assert not stream.closed
+        assert name_of(stream) == str(file)
+    reader, writer = os.pipe()
+    os.write(writer, content)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        np.testing.assert_array_equal(pixels(pipe), wanted)
+        assert name_of(pipe) is None
+
+
+def test_bytes_and_open_files_that_are_no_pictures(tmp_path):
+    with pytest.raises(ImageError, match="picture of 4 bytes is not a picture that can be read"):
+        read_picture(b"text")
+    with pytest.raises(ImageError, match="empty file"):
+        read_picture(b"")
+    (tmp_path / "a.txt").write_text("text")
+    with (
+        (tmp_path / "a.txt").open() as stream,
+        pytest.raises(ImageError, match=r"a\.txt was opened for text\.\nOpen it for bytes"),
+    ):
+        read_picture(stream)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "RGBX", "RGBa", "HSV", "YCbCr", "CMYK"])
 def test_colour_modes_keep_the_colours(rgb, mode):
     picture = rgb.convert("RGBA").convert(mode) if mode == "RGBa" else rgb.convert(mode)

@@ -17,7 +17,13 @@ from PIL import Image
 
 from sacvit_deploy.bundle import Bundle, demo_bundle
 from sacvit_deploy.bundle_changes import new_bundle, write_manifest
-from sacvit_deploy.errors import BundleError, ConfigError, EngineError, ImageError
+from sacvit_deploy.errors import (
+    BundleError,
+    ConfigError,
+    EngineError,
+    ImageError,
+    PicturesError,
+)
 from sacvit_deploy.runtime.load import load
 from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.runtime.preprocess import Preprocessor
@@ -174,8 +180,36 @@ def test_outcomes_are_of_an_array(pipeline) -> None:
 def test_a_bad_picture_in_a_list_is_named(pipeline, tmp_path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_text("not a picture")
-    with pytest.raises(ImageError, match=r"At index 4: .*broken\.jpg"):
+    with pytest.raises(PicturesError, match=r"^The picture '.*broken\.jpg' is not") as caught:
         pipeline([*PICTURES[:4], broken, *PICTURES[4:]], batch_size=3)
+    assert list(caught.value.failures) == [4]
+
+
+def test_the_results_of_the_good_pictures_of_a_list_can_be_reached(pipeline) -> None:
+    bad = PICTURES[0][:0]
+    with pytest.raises(PicturesError) as caught:
+        pipeline([bad, *PICTURES[:5], bad, "none.jpg", bad], batch_size=3)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert error.results == [None, *pipeline(PICTURES[:5]), None, None, None]
+    assert list(error.failures) == [0, 6, 7, 8]
+    assert error.problem.startswith("4 of 9 pictures cannot be read.\nAt index 0: ")
+    assert "At index 6: " in error.problem
+    assert "'none.jpg' does not exist" in error.problem
+    assert "At index 8: " not in error.problem
+    with pytest.raises(ImageError, match=r"^The array picture has no pixels"):
+        pipeline(bad)
+
+
+def test_arrays_of_opencv(pipeline) -> None:
+    wanted = pipeline(PICTURES)
+    turned = [picture[..., ::-1] for picture in PICTURES]
+    assert pipeline(turned, channels="bgr") == wanted
+    assert list(pipeline.stream(turned, channels="bgr")) == wanted
+    assert pipeline(turned[0], channels="bgr") == wanted[0] != pipeline(turned[0])
+    with pytest.raises(ConfigError, match="rgb or bgr"):
+        pipeline(turned[0], channels="gbr")
+    with pytest.raises(ImageError, match="uint8"):
+        pipeline(np.zeros((3, 3)), channels="bgr")
 
 
 def ticking() -> Pipeline:
@@ -197,7 +231,7 @@ def test_a_bad_frame_comes_after_the_results_before_it(pipeline, tmp_path) -> No
     missing = tmp_path / "missing.jpg"
     stream = pipeline.stream([*PICTURES[:7], missing, *PICTURES[7:]], batch_size=3)
     assert list(itertools.islice(stream, 7)) == pipeline(PICTURES[:7])
-    with pytest.raises(ImageError, match=r"At index 7: .*missing\.jpg"):
+    with pytest.raises(ImageError, match=r"picture '.*missing\.jpg' does"):
         next(stream)
 
 

@@ -38,8 +38,8 @@ def test_files_come_in_order_whoever_is_done_first(count) -> None:
 
     names = [str(index) for index in range(20)]
     found = list(reader(slow).ahead(names, threads=count, room=6))
-    assert [name for name, _ in found] == names
-    assert [int(array[0]) for _, array in found] == list(range(20))
+    assert [read.name for read in found] == names
+    assert [int(read.array[0]) for read in found] == list(range(20))
     assert not threads()
 
 
@@ -92,7 +92,7 @@ def test_frames_of_a_camera_are_taken_one_by_one_in_the_callers_thread() -> None
 
 def test_files_and_frames_may_alternate() -> None:
     mixed: list[PictureSource] = ["1", FRAME, Path("2"), FRAME, "3", "4"]
-    found = [name for name, _ in reader(lambda s: s).ahead(mixed, threads=2, room=4)]
+    found = [read.name for read in reader(lambda s: s).ahead(mixed, threads=2, room=4)]
     assert found == ["1", None, "2", None, "3", "4"]
 
 
@@ -105,11 +105,40 @@ def test_a_bad_file_comes_after_those_before_it_and_is_named(count) -> None:
 
     reads = reader(prepare).ahead(map(str, range(9)), threads=count, room=8)
     assert [next(reads).name for _ in range(3)] == ["0", "1", "2"]
-    with pytest.raises(ImageError, match=r"At index 3: It is bad\.") as caught:
+    with pytest.raises(ImageError, match=r"^It is bad\."):
         next(reads)
-    assert isinstance(caught.value.__cause__, ImageError)
     assert list(reads) == []
     assert not threads()
+
+
+def test_a_bad_picture_without_a_name_is_told_by_its_position() -> None:
+    def prepare(source):
+        if source.size != FRAME.size:
+            raise ImageError("It is bad.", "Make it good.")
+        return source
+
+    reads = reader(prepare).ahead([FRAME, FRAME, FRAME[:0]], threads=0, room=2)
+    with pytest.raises(ImageError, match=r"At index 2: It is bad\.") as caught:
+        list(reads)
+    assert isinstance(caught.value.__cause__, ImageError)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_bad_files_are_told_and_skipped(count) -> None:
+    def prepare(source):
+        if source in "35":
+            raise ImageError(f"{source} is bad.", "Make it good.")
+        return number(source)
+
+    told = []
+    reads = reader(prepare).ahead(
+        map(str, range(7)),
+        threads=count,
+        room=3,
+        on_error=lambda position, source, error: told.append((position, source, error.problem)),
+    )
+    assert [(read.position, read.name) for read in reads] == [(n, str(n)) for n in (0, 1, 2, 4, 6)]
+    assert told == [(3, "3", "3 is bad."), (5, "5", "5 is bad.")]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -161,7 +190,7 @@ def test_threads_share_one_zip(tmp_path) -> None:
                 return np.frombuffer(stream.read(), np.uint8)
 
         found = list(reader(prepare).ahead(samples, threads=4, room=16))
-    assert [set(array.tolist()) for _, array in found] == [{index} for index in range(40)]
+    assert [set(read.array.tolist()) for read in found] == [{index} for index in range(40)]
 
 
 @pytest.mark.parametrize("asked", [-1, 65, 1.5, "2", True, [1]])

@@ -238,10 +238,28 @@ def test_a_bad_file_comes_after_the_results_before_it(files, readers, workers) -
     files[7].write_text("no picture")
     stream = pipeline.stream(files, batch_size=3, readers=readers)
     assert list(itertools.islice(stream, 7)) == pipeline(files[:7])
-    with pytest.raises(ImageError, match=r"At index 7: .*07\.png"):
+    with pytest.raises(ImageError, match=r"picture '.*07\.png' is not"):
         next(stream)
-    with pytest.raises(ImageError, match=r"At index 7: .*07\.png"):
-        pipeline(files, batch_size=3, readers=readers)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_bad_files_are_skipped_where_that_is_asked_for(files, in_order, workers) -> None:
+    pipeline, _ = make(workers=workers)
+    wanted = {index: result for index, result in enumerate(pipeline(files)) if index not in (0, 7)}
+    for index in (0, 7):
+        files[index].write_text("no picture")
+    told = {}
+
+    def skip(index, frame, error) -> None:
+        told[index] = frame, error.problem
+
+    stream = pipeline.stream(files, batch_size=3, in_order=in_order, on_error=skip)
+    found = {result.index: result for result in stream}
+    assert found == wanted
+    assert not in_order or list(found) == list(wanted)
+    assert [told[index][0] for index in sorted(told)] == [files[0], files[7]]
+    assert "is not a picture" in told[7][1]
 
 
 @pytest.mark.parametrize(
