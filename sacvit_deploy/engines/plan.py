@@ -73,8 +73,10 @@ def build_plan(
         EngineError: The graph is not of that precision, or the library refuses it.
         KeyboardInterrupt: Ctrl-C; the builder has stopped.
     """
-    trt, log, start = library.module, LibraryLog(), time.perf_counter()
-    builder = trt.Builder(library.logger(log))
+    trt, log, start = library.module, library.log, time.perf_counter()
+    log.lines.clear()
+    with library.starting():
+        builder = trt.Builder(library.logger)
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     # The parser owns the weights the network points to, and has to outlive the build.
@@ -165,7 +167,7 @@ def _add_profile(builder: Any, network: Any, config: Any, batch: BatchRange) -> 
 
 
 def _refused(library: Library, graph: Path, log: LibraryLog) -> EngineError:
-    said = [text for text in log.errors if text.strip()][-_SHOWN_ERRORS:]
+    said = log.last_errors(_SHOWN_ERRORS)
     fix = "The lines above are the builder's own; try a smaller --batch or another --opset."
     if any("memory" in text.lower() or "alloc" in text.lower() for text in said):
         fix = (

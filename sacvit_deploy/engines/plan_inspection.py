@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from sacvit_deploy.engines.tensorrt_library import Library, LibraryLog
+from sacvit_deploy.engines.tensorrt_library import Library
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.spec import Precision
 
@@ -241,19 +241,19 @@ def _inner_types(library: Library, content: memoryview) -> list[str]:
     Those say nothing about the arithmetic; some releases write INT64 as INT8
     (NVIDIA/TensorRT#4048).
     """
-    trt, log = library.module, LibraryLog()
-    runtime = trt.Runtime(library.logger(log))
+    runtime = library.runtime()
     runtime.engine_host_code_allowed = True  # version compatible engines carry some; it is our own
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise EngineError(
             f"{library} cannot open the engine it has built:\n"
-            + "\n".join(f"  {text}" for text in log.errors),
+            + "\n".join(f"  {text}" for text in library.log.last_errors()),
             "See what this machine has with: sacvit-deploy doctor",
         )
     outer = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     inspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    kind = library.module.LayerInformationFormat.JSON
+    text = inspector.get_engine_information(kind)
     tensors = _TENSOR.findall(text)
     return [_first(_TYPE, tensor) for tensor in tensors if _first(_NAME, tensor) not in outer]
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.bundle import Bundle, build_command
 from sacvit_deploy.engines.machine import cache_folder
-from sacvit_deploy.engines.tensorrt_library import LibraryLog
 from sacvit_deploy.errors import EngineError, warn_caller
 from sacvit_deploy.files import open_regular, write_whole
 
@@ -88,8 +87,7 @@ class TensorRTEngine:
         self.rebuild = f"Build it again: {build_command(bundle, entry)}"
         self.library = plan.library
         self._trt = plan.library.module
-        self._log = LibraryLog()
-        self._runtime = self._trt.Runtime(plan.library.logger(self._log))
+        self._runtime = plan.library.runtime()
         # A version-compatible plan brings code of its own. Its hash says that it is the file which
         # was built.
         if entry.flags.version_compatible:
@@ -119,8 +117,9 @@ class TensorRTEngine:
 
     def failure(self, what: str, fix: str) -> EngineError:
         """An error with the library's own last messages."""
-        said = "; ".join(self._log.errors[-3:]) or "it does not say why"
-        self._log.lines.clear()
+        log = self.library.log
+        said = "; ".join(log.last_errors(3)) or "it does not say why"
+        log.lines.clear()
         return EngineError(f"{self.library} {what} {self.entry.file}: {said}.", fix)
 
     def keep_compiled(self) -> None:

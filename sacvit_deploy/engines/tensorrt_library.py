@@ -6,9 +6,12 @@ process, in any order of import.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import re
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, get_args
@@ -29,6 +32,7 @@ TURING = "7.5"
 _MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # TensorRT 10.3 is JetPack 6.1's; TensorRT-RTX 1.4 has the oldest published wheels.
 _OLDEST: dict[EngineBackend, tuple[int, int]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
+_MOST_LINES = 10_000
 
 _JETPACK_FIX = (
     "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and make the virtual "
@@ -75,40 +79,97 @@ class Library:
         found = (f"{text[:-1]}.{text[-1]}" for text in digits)
         return tuple(target for target in found if target != TURING)
 
-    def logger(self, log: LibraryLog) -> Any:
-        """An `ILogger` that collects all messages but those for TensorRT's own developers."""
-        trt = self.module
+    @property
+    def log(self) -> LibraryLog:
+        """Messages of the library in this process, whichever of its objects wrote them."""
+        return self._logger_and_log[1]
 
-        class CollectingLogger(trt.ILogger):  # type: ignore[misc, name-defined]  # known at run time
-            def __init__(self) -> None:
-                # super() would leave the C++ half unmade.
-                trt.ILogger.__init__(self)
+    @property
+    def logger(self) -> Any:
+        """The `ILogger` of this process; the library ignores a second one."""
+        return self._logger_and_log[0]
 
-            def log(self, severity: Any, message: str) -> None:
-                if severity != trt.ILogger.VERBOSE:
-                    log.lines.append((severity.name, message))
+    @property
+    def _logger_and_log(self) -> tuple[Any, LibraryLog]:
+        if self.module not in _LOGGERS:
+            log = LibraryLog()
+            _LOGGERS.setdefault(self.module, (_collecting_logger(self.module, log), log))
+        return _LOGGERS[self.module]
 
-        return CollectingLogger()
+    def runtime(self) -> Any:
+        """Make an `IRuntime`; `EngineError` if the library does not start."""
+        with self.starting():
+            return self.module.Runtime(self.logger)
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Raise `EngineError`, with the library's last messages, if a block cannot make an object.
+
+        `Builder(...)` and `Runtime(...)` raise `TypeError` where CUDA does not start.
+        """
+        try:
+            yield
+        except TypeError as error:
+            if "nullptr" not in str(error):  # a wrong argument: a mistake in this package
+                raise
+            said = "\n".join(f"  {text}" for text in self.log.last_errors()) or f"  {error}"
+            raise EngineError(
+                f"{self} does not start on this machine:\n{said}",
+                "Compare its CUDA version with the driver's: sacvit-deploy doctor",
+            ) from error
+
+
+def _collecting_logger(trt: ModuleType, log: LibraryLog) -> Any:
+    """An `ILogger` that keeps all messages but those for TensorRT's own developers."""
+
+    class CollectingLogger(trt.ILogger):  # type: ignore[misc, name-defined]  # known at run time
+        def __init__(self) -> None:
+            # super() would leave the C++ half unmade.
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity != trt.ILogger.VERBOSE:
+                log.add(severity.name, message)
+
+    return CollectingLogger()
 
 
 @dataclass
 class LibraryLog:
-    """Messages of a library, in order, as (severity, text).
+    """The latest messages of a library, in order, as (severity, text).
 
-    A builder logs from several threads; appending to a list is atomic.
+    A library logs from several threads; appending to a deque is atomic.
+
+    Attributes:
+        lines: The messages. There is a limit, since a process may run for months.
+        on_line: Called with each message.
     """
 
-    lines: list[tuple[str, str]] = field(default_factory=list)
+    lines: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=_MOST_LINES))
+    on_line: Callable[[str, str], None] = lambda _severity, _text: None
+
+    def add(self, severity: str, text: str) -> None:
+        """Add one message."""
+        self.lines.append((severity, text))
+        self.on_line(severity, text)
 
     @property
     def errors(self) -> list[str]:
         """Messages of severity ERROR or INTERNAL_ERROR."""
-        return [text for severity, text in self.lines if severity.endswith("ERROR")]
+        return [text for severity, text in tuple(self.lines) if severity.endswith("ERROR")]
+
+    def last_errors(self, most: int = 5) -> list[str]:
+        """The last errors that say anything, each once."""
+        return list(dict.fromkeys(text for text in self.errors if text.strip()))[-most:]
 
     @property
     def text(self) -> str:
         """One line per message."""
-        return "".join(f"[{severity}] {text}\n" for severity, text in self.lines)
+        return "".join(f"[{severity}] {text}\n" for severity, text in tuple(self.lines))
+
+
+# The logger of each library, kept while the process lives: the library holds on to the first one.
+_LOGGERS: dict[ModuleType, tuple[Any, LibraryLog]] = {}
 
 
 def load_library(backend: EngineBackend) -> Library:

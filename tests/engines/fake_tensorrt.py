@@ -86,7 +86,7 @@ def fake_tensorrt(
     module: Any = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     module.__version__ = version
     module.ILogger = ILogger
-    module.Runtime = lambda logger: Runtime(library, logger)
+    module.Runtime = lambda logger: library.new_runtime(logger)
     module.DataType = DataType
     module.TensorIOMode = TensorIOMode
     module.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
@@ -103,7 +103,8 @@ class _Library:
     Attributes:
         contexts: How many contexts were made.
         alive: Runtimes, engines and contexts that are still held.
-        refuse: Names of methods that return False or None from now on.
+        refuse: Names of methods that return False or None from now on; `Runtime` raises, as the
+            constructor of the bindings does.
         unrecordable: Contexts synchronise while they run, which no graph can hold.
     """
 
@@ -116,6 +117,17 @@ class _Library:
         self.settings: list[IRuntimeConfig] = []
         self.refuse: set[str] = set()
         self.unrecordable = False
+
+    def new_runtime(self, logger: Any) -> Runtime:
+        """The first logger serves all, as long as a runtime of it lives."""
+        runtimes = (thing for thing in self.alive if isinstance(thing, Runtime))
+        first: Any = next((runtime._logger for runtime in runtimes), logger)
+        if first is not logger:
+            first.log(ILogger.WARNING, "The current new logger is ignored")
+        if "Runtime" in self.refuse:
+            first.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return Runtime(self, first)
 
 
 class Runtime:

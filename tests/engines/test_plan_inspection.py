@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -225,13 +225,14 @@ def library(*types: str, opens: bool = True, metadata: str = "") -> Library:
                 get_tensor_name=list(INPUTS).__getitem__,
             )
 
-    module = SimpleNamespace(
+    module = ModuleType("tensorrt")
+    module.__dict__.update(
         ILogger=Logger,
         Runtime=Runtime,
         LayerInformationFormat=SimpleNamespace(JSON="json"),
         __version__="10.3.0",
     )
-    return Library("tensorrt", module)  # type: ignore[arg-type]
+    return Library("tensorrt", module)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,19 @@ def test_an_engine_that_fits_and_fails_is_no_secret(workplace) -> None:
     assert "MiB left" in opened.skipped["tensorrt"]
 
 
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_auto_goes_on_where_the_library_does_not_start(workplace, backend) -> None:
+    """The bindings raise `TypeError`: a driver that is too old for the library, for example."""
+    workplace.library(backend).refuse = {"Runtime"}
+    bundle = workplace.bundle(backend, selection="host")
+    with pytest.raises(EngineError, match=r"does not start on this machine:\n  CUDA init.*: 35\n"):
+        open_sessions(bundle, backend=backend)
+    with pytest.warns(EngineWarning, match="could not be started, so onnxruntime computes"):
+        opened = open_sessions(bundle)
+    assert opened.backend == "onnxruntime"
+    assert "CUDA initialization failure with error: 35" in opened.skipped[backend]
+
+
 def test_an_engine_that_was_changed_is_not_loaded_and_the_graphs_are(workplace) -> None:
     bundle = workplace.bundle(selection="host")
     bundle.engine_path(bundle.engines()[0]).write_bytes(b"{}")

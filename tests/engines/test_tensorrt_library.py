@@ -3,8 +3,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
+from collections import deque
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -86,7 +87,8 @@ def test_on_a_jetson_it_names_jetpack(install, jetson):
 def test_stubs_alone_are_not_the_library(tmp_path, monkeypatch):
     (tmp_path / "tensorrt_rtx").mkdir()
     (tmp_path / "tensorrt_rtx" / "__init__.pyi").touch()
-    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # so that the stubs go afterwards
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(MissingDependencyError, match="type stubs only"):
         load_library("tensorrt-rtx")
@@ -148,6 +150,59 @@ def test_a_library_of_the_system_does_not_say(monkeypatch):
 
 
 def test_errors_are_found_among_the_lines():
-    log = LibraryLog([("INFO", "a"), ("ERROR", "b"), ("WARNING", "c"), ("INTERNAL_ERROR", "d")])
+    lines = [("INFO", "a"), ("ERROR", "b"), ("WARNING", "c"), ("INTERNAL_ERROR", "d")]
+    log = LibraryLog(deque(lines))
     assert log.errors == ["b", "d"]
     assert log.text.splitlines()[1] == "[ERROR] b"
+
+
+def test_a_session_of_months_keeps_the_latest_messages():
+    log = LibraryLog()
+    for number in range(20_000):
+        log.add("ERROR", f"{number % 19_998}")
+    assert len(log.lines) == 10_000
+    assert log.last_errors(3) == ["19997", "0", "1"]
+
+
+def test_a_second_runtime_writes_to_the_same_log():
+    """With a logger each, the library ignores the second one while a first object lives."""
+    pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
+    library = load_library("tensorrt-rtx")
+    library.log.lines.clear()
+    first, second = library.runtime(), load_library("tensorrt-rtx").runtime()
+    assert first.logger is second.logger
+    for runtime in (first, second):
+        before = len(library.log.errors)
+        assert runtime.deserialize_cuda_engine(b"no engine") is None
+        assert len(library.log.errors) > before
+    assert not any("logger is ignored" in text for _, text in library.log.lines)
+
+
+def library_that_raises(error):
+    class Logger:
+        VERBOSE = None
+
+        def __init__(self):
+            pass
+
+    class Runtime:
+        def __init__(self, logger):
+            logger.log(SimpleNamespace(name="ERROR"), "driver and library differ")
+            raise error
+
+    module = ModuleType("tensorrt")
+    module.__dict__.update(ILogger=Logger, Runtime=Runtime, __version__="11.4.1")
+    return Library("tensorrt", module)
+
+
+def test_a_library_that_does_not_start_says_why():
+    library = library_that_raises(TypeError("pybind11::init(): factory function returned nullptr"))
+    with pytest.raises(
+        EngineError, match=r"TensorRT 11\.4\.1 does not start.*:\n  driver and .*\n.*doctor"
+    ):
+        library.runtime()
+
+
+def test_a_wrong_argument_stays_a_mistake_of_ours():
+    with pytest.raises(TypeError, match="incompatible"):
+        library_that_raises(TypeError("incompatible constructor arguments")).runtime()
