@@ -172,6 +172,9 @@ class EngineEntry:
         bytes: Size of the file.
         linear_share: `precision_share` of the weights of linear layers and convolutions.
         layer_share: `precision_share` of the number of layers that compute.
+        gpu: Name of the GPU it was built on; empty if the build needed none.
+        multiprocessors: Number of its multiprocessors; 0 if the build needed none. Boards of one
+            family have one name and compute capability, and differ in this.
 
     Raises:
         BundleError: The batches are not ascending.
@@ -192,6 +195,8 @@ class EngineEntry:
     bytes: int
     linear_share: dict[str, float] = field(default_factory=dict)
     layer_share: dict[str, float] = field(default_factory=dict)
+    gpu: str = ""
+    multiprocessors: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= 1 << 20:

@@ -326,6 +326,7 @@ def _entry(
     graph: GraphEntry, file: str, request: EngineRequest, plan: Plan, machine: Machine
 ) -> EngineEntry:
     library = plan.library
+    gpu = None if library.is_rtx else machine.current_gpu  # TensorRT times its kernels on it
     return EngineEntry(
         role=graph.role,
         precision=graph.precision,
@@ -342,6 +343,8 @@ def _entry(
         bytes=plan.content.nbytes,
         linear_share=_rounded(plan.share.linear),
         layer_share=_rounded(plan.share.layers),
+        gpu=gpu.name if gpu else "",
+        multiprocessors=gpu.multiprocessors if gpu else 0,
     )
 
 

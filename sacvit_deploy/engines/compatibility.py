@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 
 from sacvit_deploy.bundle import Bundle, build_command
-from sacvit_deploy.engines.machine import Machine, this_machine
+from sacvit_deploy.engines.machine import Gpu, Machine, this_machine
 from sacvit_deploy.engines.tensorrt_library import (
     Library,
     library_cuda,
@@ -95,11 +95,22 @@ def _gpu_mismatch(entry: EngineEntry, machine: Machine) -> str | None:
     if gpu is None:
         return f"GPU: built for compute capability {built}, here is no GPU that CUDA can use"
     if gpu.compute_capability in entry.compute_capabilities:
-        return None
+        return _size_mismatch(entry, gpu)
     ampere_plus = entry.flags.hardware_compatibility == "ampere-plus"
     if ampere_plus and version_numbers(gpu.compute_capability) >= (8, 0):
         return None
     return f"compute capability: built for {built}, here is {gpu.compute_capability} ({gpu.name})"
+
+
+def _size_mismatch(entry: EngineEntry, gpu: Gpu) -> str | None:
+    """NVIDIA documents an engine of TensorRT as made for one model of a GPU."""
+    sizes = entry.multiprocessors, gpu.multiprocessors
+    if entry.flags.hardware_compatibility or 0 in sizes or sizes[0] == sizes[1]:
+        return None
+    return (
+        f"GPU: built on {entry.gpu} with {sizes[0]} multiprocessors, here is {gpu.name} with "
+        f"{sizes[1]}"
+    )
 
 
 def _cuda_mismatch(entry: EngineEntry, machine: Machine, cuda: str | None) -> str | None:

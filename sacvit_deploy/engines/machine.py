@@ -41,7 +41,7 @@ _JETPACKS: tuple[tuple[tuple[int, ...], str | None], ...] = (
 X86_64 = ("x86_64", "amd64")
 
 # Numbers from cuda.h: CUdevice_attribute.
-_CC_MAJOR, _CC_MINOR = 75, 76
+_CC_MAJOR, _CC_MINOR, _MULTIPROCESSORS = 75, 76, 16
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,13 @@ class Gpu:
         name: Its name in the driver.
         compute_capability: For example `8.6`.
         memory_bytes: Total memory; a Jetson shares it with the CPU.
+        multiprocessors: Number of its multiprocessors (SM); 0 if the driver does not tell.
     """
 
     name: str
     compute_capability: str
     memory_bytes: int
+    multiprocessors: int = 0
 
 
 @dataclass(frozen=True)
@@ -214,11 +216,12 @@ def _gpu(driver: Any, index: int) -> Gpu:
     device = _number(driver.cuDeviceGet, index)
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    major, minor = (
+    major, minor, multiprocessors = (
         _number(driver.cuDeviceGetAttribute, attribute, device)
-        for attribute in (_CC_MAJOR, _CC_MINOR)
+        for attribute in (_CC_MAJOR, _CC_MINOR, _MULTIPROCESSORS)
     )
-    return Gpu(os.fsdecode(name.value), f"{major}.{minor}", memory.value)
+    text = os.fsdecode(name.value)
+    return Gpu(text, f"{major}.{minor}", memory.value, multiprocessors or 0)
 
 
 def cache_folder(bundle: Bundle) -> Path:

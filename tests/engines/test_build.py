@@ -36,7 +36,7 @@ from tests.tiny_models import GATED, strong_gated
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
 
 NO_GPU = Machine("linux-x86_64", None, ())
-ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))
+ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30, 8),))
 ADA = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))
 
 
@@ -385,6 +385,7 @@ def test_a_file_that_is_no_graph_is_refused(typed, content):
 def test_by_default_rtx_builds_for_the_gpu_here_or_for_all_recent_ones(typed, machine):
     _, entries = build_engines(typed, request(), quiet)
     assert entries[0].compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
+    assert (entries[0].gpu, entries[0].multiprocessors) == ("", 0)
     machine(ADA)
     assert build.check_request(request()).compute_capabilities == ("8.9",)
 
@@ -447,6 +448,7 @@ class TestTensorRT:
         entry = entries[0]
         assert (entry.os, entry.cuda_version) == ("linux-aarch64", "12.6")
         assert entry.compute_capabilities == ("8.7",)
+        assert (entry.gpu, entry.multiprocessors) == ("Orin", 8)
         assert encode(entry.flags) == options
         assert entry.file == "engines/ee.fp32.tensorrt.engine"
 

@@ -40,6 +40,25 @@ def test_an_rtx_engine_runs_on_all_its_gpus_and_both_systems():
     assert mismatches(RTX_ENGINE, ADA, "1.7.1.116", "13") == []
 
 
+@pytest.mark.parametrize("multiprocessors", [0, 8, 16])
+@pytest.mark.parametrize("compatibility", [None, "same-compute-capability"])
+def test_another_board_of_the_same_family_is_noticed(multiprocessors, compatibility):
+    built = dataclasses.replace(
+        ENGINE,
+        gpu="Orin",
+        multiprocessors=16,
+        flags=EngineFlags(hardware_compatibility=compatibility),
+    )
+    nano = dataclasses.replace(ORIN, gpus=(Gpu("Orin", "8.7", 8 << 30, multiprocessors),))
+    found = mismatches(built, nano, "10.3.0")
+    if multiprocessors == 8 and compatibility is None:
+        assert found == ["GPU: built on Orin with 16 multiprocessors, here is Orin with 8"]
+    else:
+        assert found == []
+    older = dataclasses.replace(built, gpu="", multiprocessors=0)
+    assert mismatches(older, nano, "10.3.0") == []
+
+
 @pytest.mark.parametrize(
     ("engine", "machine", "version", "cuda", "says"),
     [

@@ -50,7 +50,7 @@ class FakeDriver:
         return self._put(size, ctypes.c_size_t, 8 << 30)
 
     def cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
-        return self._put(value, ctypes.c_int, {75: 8, 76: 7}[attribute])
+        return self._put(value, ctypes.c_int, {75: 8, 76: 7, 16: 8}[attribute])
 
     def cuCtxGetDevice(self, device):  # noqa: N802
         if self.current is None:
@@ -94,7 +94,7 @@ def test_the_driver_is_asked(monkeypatch):
     drive(monkeypatch, FakeDriver())
     found = this_machine()
     assert found.driver_cuda == "12.6"
-    assert found.gpus == (Gpu("Orin", "8.7", 8 << 30),)
+    assert found.gpus == (Gpu("Orin", "8.7", 8 << 30, 8),)
     assert found.current_gpu == found.gpus[0]
 
 
