@@ -11,7 +11,7 @@ import numpy as np
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.machine import this_machine
-from sacvit_deploy.engines.session import SessionOptions, check_feeds, sharing_memory
+from sacvit_deploy.engines.session import Rows, SessionOptions, check_feeds, sharing_memory
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.families.config import graph_specs
 
@@ -120,6 +120,9 @@ class TorchSession:
         """Release nothing: the model is the caller's."""
 
     def _uploaded(self, feed: Any) -> Any:
+        if isinstance(feed, Rows):
+            rows = self._torch.from_numpy(feed.numbers).to(self._device)
+            return self._uploaded(feed.tensor)[rows]
         if isinstance(feed, TorchTensor):
             return feed.value
         return self._torch.from_numpy(np.ascontiguousarray(feed)).to(self._device)

@@ -29,16 +29,14 @@ COARSE_FEATURES = "coarse_features"
 TARGET_INDEX = "target_index"
 NON_TARGET_INDEX = "non_target_index"
 FINE_INDEX = "fine_index"
-SURVIVOR_ROWS = "survivor_rows"
 KEPT = "kept"
 KEPT_MASK = "kept_mask"
 OVERFLOW = "overflow"
 SEMANTIC_ATTENTION = "semantic_attention"
 FEATURES = ("c2", "c3", "c4", "c5")
 
-# Names of dynamic axes.
+# Name of the dynamic axis.
 BATCH = "batch"
-SURVIVORS = "survivors"
 
 # Longest side of a network's input, in pixels.
 MAX_SIDE = 1 << 16

@@ -25,7 +25,6 @@ from sacvit_deploy.spec import (
     LOGITS,
     NON_TARGET_INDEX,
     SCORE,
-    SURVIVOR_ROWS,
     TARGET_INDEX,
     Preprocessing,
 )
@@ -104,21 +103,17 @@ class FakeSession:
         }
 
     def _refine(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        if SURVIVOR_ROWS not in feeds:
-            rows = range(len(feeds[IMAGE]))
-            given: list[Any] = [
-                [feeds[name][row] for name in (TARGET_INDEX, FINE_INDEX, NON_TARGET_INDEX)]
-                for row in rows
-            ]
-            return {LOGITS: self._refined_rows(feeds, rows, given)}
-        rows = feeds[SURVIVOR_ROWS].tolist()
-        indices = [self._select(feeds[SCORE][row].tolist()) for row in rows]
+        if SCORE not in feeds:
+            names = TARGET_INDEX, FINE_INDEX, NON_TARGET_INDEX
+            given = list(zip(*[feeds[name] for name in names], strict=True))
+            return {LOGITS: self._refined_rows(feeds, given)}
+        indices = [self._select(score.tolist()) for score in feeds[SCORE]]
         targets = np.array([target for target, _, _ in indices], dtype=np.int64)
-        return {LOGITS: self._refined_rows(feeds, rows, indices), TARGET_INDEX: targets}
+        return {LOGITS: self._refined_rows(feeds, indices), TARGET_INDEX: targets}
 
-    def _refined_rows(self, feeds, rows, indices) -> NDArray[np.float32]:
+    def _refined_rows(self, feeds, indices) -> NDArray[np.float32]:
         logits = []
-        for row, (target, fine, non_target) in zip(rows, indices, strict=True):
+        for row, (target, fine, non_target) in enumerate(indices):
             patches = self._fine_patches(feeds[IMAGE][row])
             parts = (
                 feeds[COARSE_FEATURES][row][target, 0],

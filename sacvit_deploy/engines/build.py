@@ -41,7 +41,7 @@ _BATCH_FIX = "Write --batch MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX < 2^31, for 
 
 @dataclass(frozen=True)
 class BatchRange:
-    """Batches that an engine accepts; also the range of survivors where the graph selects.
+    """Batches that an engine accepts, of either stage.
 
     Attributes:
         smallest: 1 or more.

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.engines.machine import this_machine
+from sacvit_deploy.engines.onnxruntime_rows import RowGatherer
 from sacvit_deploy.engines.session import (
+    Rows,
     SessionOptions,
     Tensor,
     check_feeds,
@@ -124,6 +126,7 @@ class OnnxRuntimeSession:
         # After a call that failed it would go on on the CPU, and say so on stdout only.
         self._session.disable_fallback()
         self._path = path
+        self._gather_rows = RowGatherer(ort)
         self.inputs = tuple(map(_tensor_spec, self._session.get_inputs()))
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._contract: tuple[TensorSpec, ...] = ()
@@ -200,6 +203,9 @@ class OnnxRuntimeSession:
         """An `OrtValue` on the device; only a host array has to be copied there."""
         if isinstance(feed, OrtTensor):
             return feed.value
+        if isinstance(feed, Rows):
+            handle: Any = feed.tensor
+            return self._gather_rows(handle.value, handle.dtype, feed.numbers, device)
         return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feed), device, 0)
 
     def _failure(self, error: Exception) -> EngineError:

@@ -155,7 +155,7 @@ def _member(library: Library, kind: Any, name: str) -> Any:
 
 
 def _add_profile(builder: Any, network: Any, config: Any, batch: BatchRange) -> None:
-    """Add one profile; every dynamic axis, survivors included, has the range of the batch."""
+    """Add one profile; the dynamic axis has the range of the batch."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)

@@ -35,6 +35,29 @@ class Tensor(Protocol):
         """Its axes, the batch first."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a tensor on the device, as an input of a session there.
+
+    Attributes:
+        tensor: A handle.
+        numbers: Row numbers, ascending, at least one, (K,).
+    """
+
+    tensor: Tensor
+    numbers: NDArray[np.int64]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """See `Tensor.dtype`."""
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Tensor.shape`."""
+        return (len(self.numbers), *self.tensor.shape[1:])
+
+
 class Session(Protocol):
     """One graph, ready to run; safe to call from several threads at once."""
 
@@ -82,7 +105,7 @@ class DeviceSession(Session, Protocol):
         """Compute every output of the graph, and copy only some of them to the host.
 
         Args:
-            feeds: One array or handle per input, by name.
+            feeds: One array, handle, or `Rows` of a handle per input, by name.
             keep: Names of the outputs and inputs to leave on the device.
 
         Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.device_memory import CudaDevice, CudaGraph, DeviceBuffer
-from sacvit_deploy.engines.session import SessionOptions, Tensor, check_feeds, closed_error
+from sacvit_deploy.engines.session import Rows, SessionOptions, Tensor, check_feeds, closed_error
 from sacvit_deploy.engines.tensorrt_engine import TensorRTEngine
 from sacvit_deploy.errors import EngineError, warn_caller
 from sacvit_deploy.spec import Role, TensorSpec
@@ -63,14 +63,12 @@ class CudaTensor:
         buffer: Device memory of the rows.
         dtype: Dtype of the elements.
         shape: Shape without padding.
-        filled: Rows that were computed, padding included.
         lease: Keeps the buffer from being used for another batch.
     """
 
     buffer: DeviceBuffer
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    filled: int
     lease: _Lease
 
 
@@ -142,7 +140,7 @@ class TensorRTSession:
                 raise closed_error(f"The session of {self._engine.entry.file}")
             # Not free again if the call fails: its contexts may then be in any state.
             slot = self._free.pop() if self._free else self._new_slot()
-            self._fill(slot, feeds, padded)
+            self._fill(slot, feeds)
             self._launch(slot, padded)
             arrays = self._fetch(slot, fetched, sizes)
         lease = _Lease(slot, self._free)
@@ -151,7 +149,6 @@ class TensorRTSession:
                 buffer=slot.buffers[name],
                 dtype=np.dtype(self._specs[name].dtype),
                 shape=_shape(self._specs[name], sizes),
-                filled=_shape(self._specs[name], padded)[0],
                 lease=lease,
             )
             for name in keep
@@ -184,26 +181,32 @@ class TensorRTSession:
         self._slots.add(slot)
         return slot
 
-    def _fill(self, slot: _Slot, feeds: Mapping[str, Tensor], padded: Mapping[str, int]) -> None:
-        """Copy the inputs to the slot; rows that pad are copies of the first row."""
+    def _fill(self, slot: _Slot, feeds: Mapping[str, Tensor]) -> None:
+        """Copy the inputs to the slot.
+
+        Rows that pad keep what was there before: zeros, or rows of an earlier batch. Both are valid
+        inputs, and no row has an effect on another.
+        """
         for spec in self._inputs:
             feed, address = feeds[spec.name], slot.buffers[spec.name].address
-            shape = _shape(spec, padded)
-            if isinstance(feed, CudaTensor):
-                self._copy_handle(feed, address, shape)
-                continue
-            array, rows = np.asarray(feed), self._staged(spec, shape)
-            rows[: len(array)] = array
-            rows[len(array) :] = array[0]
-            self._device.copy_in(address, rows)
+            if isinstance(feed, Rows):
+                self._copy_rows(feed.tensor, feed.numbers.tolist(), address)
+            elif isinstance(feed, CudaTensor):
+                self._copy_rows(feed, range(feed.shape[0]), address)
+            else:
+                array = np.asarray(feed)
+                staged = self._staged(spec, array.shape)
+                staged[...] = array
+                self._device.copy_in(address, staged)
 
-    def _copy_handle(self, feed: CudaTensor, address: int, shape: tuple[int, ...]) -> None:
-        """Copy a tensor of another session; most often its padding fits too."""
-        row_bytes = math.prod(shape[1:]) * feed.dtype.itemsize
-        ready = min(feed.filled, shape[0])
-        self._device.copy_within(address, feed.buffer.address, ready * row_bytes)
-        for row in range(ready, shape[0]):
-            self._device.copy_within(address + row * row_bytes, feed.buffer.address, row_bytes)
+    def _copy_rows(self, handle: Any, rows: Sequence[int], address: int) -> None:
+        """Copy rows of another session's tensor, those that lie side by side at once."""
+        row_bytes = math.prod(handle.shape[1:]) * handle.dtype.itemsize
+        for first, count in _runs(rows):
+            self._device.copy_within(
+                address, handle.buffer.address + first * row_bytes, count * row_bytes
+            )
+            address += count * row_bytes
 
     def _launch(self, slot: _Slot, padded: Mapping[str, int]) -> None:
         shaped = self._shaped(slot, padded)
@@ -290,6 +293,15 @@ def open_engines(
         engine.entry.role: TensorRTSession(engine, device, scratch, record=options.cuda_graphs)
         for engine in engines
     }
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First row and length of each run of rows that lie side by side."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end] != rows[end - 1] + 1:
+            yield rows[start], end - start
+            start = end
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -34,8 +34,6 @@ from sacvit_deploy.spec import (
     FINE_INDEX,
     NON_TARGET_INDEX,
     SCORE,
-    SURVIVOR_ROWS,
-    SURVIVORS,
     TARGET_INDEX,
     InputKind,
     Role,
@@ -186,21 +184,16 @@ def _tensors(
 ) -> dict[Role, tuple[Tensors, Tensors]]:
     """Inputs and outputs of both graphs.
 
-    With `selection="host"` the refine graph takes the survivors' rows of every tensor and the
-    indices that the host chose. With `"graph"` it takes the early-exit graph's tensors of the whole
-    batch and the survivors' row numbers, and chooses the targets itself.
+    The refine graph takes the survivors' rows of every tensor. With `selection="host"` it takes the
+    indices that the host chose. With `"graph"` it takes the scores and chooses the targets itself.
     """
     image = image_spec(config, input_kind)
     handed = _hand_off(config)
     early_exit = (image,), (logits_spec(config), *handed)
     targets, tokens = config.num_targets, config.num_coarse_tokens
     if selection == "graph":
-        rows = TensorSpec(SURVIVOR_ROWS, "int64", (SURVIVORS,))
-        chosen = TensorSpec(TARGET_INDEX, "int64", (SURVIVORS, targets))
-        refine: tuple[Tensors, Tensors] = (
-            (image, *handed, rows),
-            (logits_spec(config, SURVIVORS), chosen),
-        )
+        chosen = TensorSpec(TARGET_INDEX, "int64", (BATCH, targets))
+        refine: tuple[Tensors, Tensors] = (image, *handed), (logits_spec(config), chosen)
         return {"early_exit": early_exit, "refine": refine}
     indices = (
         TensorSpec(TARGET_INDEX, "int64", (BATCH, targets)),

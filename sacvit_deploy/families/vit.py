@@ -63,9 +63,9 @@ def image_spec(config: ModelConfig, input_kind: InputKind) -> TensorSpec:
     return TensorSpec(IMAGE, dtype, (BATCH, 3, *config.image_size))
 
 
-def logits_spec(config: ModelConfig, batch: str = BATCH) -> TensorSpec:
+def logits_spec(config: ModelConfig) -> TensorSpec:
     """Logits, (B, C)."""
-    return TensorSpec(LOGITS, "float32", (batch, config.num_classes))
+    return TensorSpec(LOGITS, "float32", (BATCH, config.num_classes))
 
 
 def body_macs(config: ModelConfig, length: int, pairs: int) -> int:

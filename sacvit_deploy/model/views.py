@@ -14,11 +14,10 @@ from sacvit_deploy.model.two_stage import (
     select_tokens,
 )
 from sacvit_deploy.model.vision_model import VisionModel
-from sacvit_deploy.spec import FINE_INDEX, SURVIVOR_ROWS, TARGET_INDEX, GraphSpec, TensorSpec
+from sacvit_deploy.spec import FINE_INDEX, TARGET_INDEX, GraphSpec, TensorSpec
 
-# Three images of which two survive: the dynamic axes of an example have different sizes, and none
-# is 1, so that tracing cannot confuse them or take one for a constant.
-EXAMPLE_SIZES = {"batch": 3, "survivors": 2}
+# Not 1, which tracing could take for a constant.
+EXAMPLE_SIZES = {"batch": 3}
 
 
 class SingleView(nn.Module):
@@ -72,16 +71,14 @@ class RefineView(_StageView):
 
 
 class RefineFromScoreView(_StageView):
-    """Second stage that chooses the survivors' rows and the tokens itself."""
+    """Second stage that chooses the tokens itself."""
 
     def forward(self, image: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """`tensors`: hand-off of the whole batch, score first, then the survivors' row numbers."""
-        *handed, rows = tensors
-        score, *rest = (torch.index_select(tensor, 0, rows) for tensor in handed)
-        coarse = _early_exit_output(self.model.config, score, rest)
+        """`tensors`: hand-off, score first."""
+        score, *handed = tensors
+        coarse = _early_exit_output(self.model.config, score, handed)
         selection = select_tokens(score, self.model.config)
-        logits = self.model.refine(torch.index_select(image, 0, rows), coarse, selection)
-        return logits, selection.target
+        return self.model.refine(image, coarse, selection), selection.target
 
 
 def _reuses_embeddings(config: ModelConfig) -> bool:
@@ -127,6 +124,6 @@ def _example(spec: TensorSpec, config: ModelConfig, generator: torch.Generator) 
     shape = [EXAMPLE_SIZES[axis] if isinstance(axis, str) else axis for axis in spec.shape]
     if spec.dtype != "int64":
         return torch.rand(shape, generator=generator)
-    limit = {SURVIVOR_ROWS: EXAMPLE_SIZES["batch"], FINE_INDEX: config.num_fine_tokens}
-    high = limit.get(spec.name, config.num_coarse_tokens)
+    fine = spec.name == FINE_INDEX
+    high = config.num_fine_tokens if fine else config.num_coarse_tokens
     return torch.randint(high, shape, generator=generator)

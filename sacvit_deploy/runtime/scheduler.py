@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sacvit_deploy.engines.session import DeviceSession, Session, Tensor, sharing_memory
+from sacvit_deploy.engines.session import DeviceSession, Rows, Session, Tensor, sharing_memory
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig, graph_specs
@@ -27,7 +27,6 @@ from sacvit_deploy.spec import (
     OVERFLOW,
     SCORE,
     SEMANTIC_ATTENTION,
-    SURVIVOR_ROWS,
     TARGET_INDEX,
     Role,
     Selection,
@@ -151,7 +150,8 @@ class FirstPass:
 
     Attributes:
         outcomes: One per picture, as if all had left.
-        hand_off: Tensors for the second stage, one row per picture: all arrays, or all handles.
+        hand_off: Tensors for the second stage, one row per picture: arrays, or handles of those
+            that stayed on the device.
         survivors: Rows that go on, ascending, (K,).
     """
 
@@ -163,8 +163,9 @@ class FirstPass:
 class Scheduler:
     """Runs batches through one or two sessions; holds no state between calls.
 
-    Where both graphs compute on one device and the second chooses its tokens itself, the hand-off
-    stays there: `run` copies the images in, the logits out, and the surviving row numbers in.
+    Where both graphs compute on one device, the hand-off stays there: `run` copies the images in
+    and the logits out, and the device copies the survivors' rows. If the host chooses the tokens,
+    the scores come out and the indices go in.
     """
 
     def __init__(
@@ -198,6 +199,8 @@ class Scheduler:
         self._goes_on = family_named(config.family).goes_on if "refine" in specs else None
         self._handed_on: set[str] = set()
         self._device_pair: tuple[DeviceSession, DeviceSession] | None = None
+        if self._goes_on is not None:
+            self._device_pair = sharing_memory(sessions[self._first], sessions["refine"])
         if self._goes_on == "confidence":
             left = {spec.name for spec in specs["early_exit"].outputs}
             taken = {spec.name for spec in specs["refine"].inputs}
@@ -205,8 +208,6 @@ class Scheduler:
             # Eq. 11 once for every token: in each batch it would take as long as the exit.
             tokens = np.arange(config.num_coarse_tokens)[:, None]
             self._children = fine_index(tokens, config.coarse_grid[1])
-            if selection == "graph":
-                self._device_pair = sharing_memory(sessions["early_exit"], sessions["refine"])
 
     def run(self, images: Array, policy: ExitPolicy, *, scores: bool = False) -> list[Outcome]:
         """Run both stages on a batch; the second only for the pictures that did not leave.
@@ -235,14 +236,17 @@ class Scheduler:
     ) -> FirstPass:
         """Run the first stage, or the only one; arguments and errors as in `run`.
 
-        With `on_device`, everything but the logits stays on the device, if it can.
+        With `on_device`, what the second stage takes stays on the device, if it can.
         """
         start = self._clock()
         outputs: Tensors
         hand_off: Mapping[str, Tensor]
         if on_device and self._device_pair is not None:
             kept = self._handed_on | {IMAGE}
-            outputs, hand_off = self._device_pair[0].run_on_device({IMAGE: images}, kept)
+            if self._selection == "host":
+                kept -= {SCORE}
+            outputs, handles = self._device_pair[0].run_on_device({IMAGE: images}, kept)
+            hand_off = {name: outputs[name] for name in self._handed_on - kept} | handles
         else:
             outputs = self._sessions[self._first].run({IMAGE: images})
             hand_off = {IMAGE: images} | {name: outputs[name] for name in self._handed_on}
@@ -330,10 +334,10 @@ class Scheduler:
     ) -> dict[str, Tensor]:
         """Make the inputs of the refine graph; arguments as in `refine`."""
         if self._goes_on == "overflow":
-            return dict(view_rows({IMAGE: hand_off[IMAGE]}, rows))
+            return _chosen_rows({IMAGE: hand_off[IMAGE]}, rows)
+        feeds = _chosen_rows(hand_off, rows)
         if self._selection == "graph":
-            return {**hand_off, SURVIVOR_ROWS: rows}
-        feeds: dict[str, Any] = dict(view_rows(hand_off, rows))
+            return feeds
         target, non_target = select_tokens(feeds.pop(SCORE), self._config)
         feeds[TARGET_INDEX], feeds[NON_TARGET_INDEX] = target, non_target
         feeds[FINE_INDEX] = self._children[target].reshape(len(target), -1)
@@ -342,6 +346,13 @@ class Scheduler:
     def _ms_each(self, start: float, pictures: int) -> float:
         """Divide the milliseconds since `start` among some pictures."""
         return (self._clock() - start) * 1e3 / pictures
+
+
+def _chosen_rows(tensors: Mapping[str, Tensor], rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Some rows of arrays and of handles."""
+    arrays = {name: each for name, each in tensors.items() if isinstance(each, np.ndarray)}
+    on_device = {name: Rows(tensors[name], rows) for name in tensors.keys() - arrays.keys()}
+    return {**(view_rows(arrays, rows) if arrays else {}), **on_device}
 
 
 def take_rows(tensors: Mapping[str, Any], rows: NDArray[np.int64]) -> Tensors:

@@ -17,7 +17,7 @@ from tests.test_bundle_changes import ENTRY
     ("name", "says"),
     [
         ("sac_host", ["sac_vit: 32x48 px", "12 of 24 tokens", "clustered", "selection by host"]),
-        ("sac_graph", ["uint8 (batch, 3, 32, 48)", "survivor_rows", "selection by graph"]),
+        ("sac_graph", ["uint8 (batch, 3, 32, 48)", "selection by graph"]),
         ("dense_bundle", ["vit: 32x48 px", "model.onnx  single  fp32", "origin random, seed 5"]),
     ],
 )

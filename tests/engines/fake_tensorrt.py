@@ -314,7 +314,7 @@ class IExecutionContext:
 
     def _compute(self, shapes: dict[str, tuple[int, ...]]) -> None:
         feeds = {name: self._array(name, shape).copy() for name, shape in shapes.items()}
-        selection: Selection = "graph" if "survivor_rows" in feeds else "host"
+        selection: Selection = "graph" if "score" in feeds else "host"
         session = FakeSession(self._library.config, self._engine._values["role"], selection)
         for name, array in session.run(feeds).items():
             self._array(name, array.shape)[...] = array

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines.session import SessionOptions, sharing_memory
+from sacvit_deploy.engines.session import Rows, SessionOptions, sharing_memory
 from sacvit_deploy.engines.tensorrt_session import CudaGraphWarning
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 from sacvit_deploy.spec import COARSE_EMBEDDINGS, COARSE_FEATURES, IMAGE, LOGITS, SCORE
@@ -33,6 +33,15 @@ def early_exit(workplace, backend="tensorrt", options=None, **bundle):
 
 def wanted(images):
     return FakeSession(SAC, "early_exit").run({IMAGE: images})
+
+
+def refined(images):
+    given = {name: wanted(images)[name] for name in HANDED_ON}
+    return FakeSession(SAC, "refine", "graph").run({IMAGE: images, **given})
+
+
+def rows_of(handles, rows):
+    return {name: Rows(handle, np.array(rows)) for name, handle in handles.items()}
 
 
 def same(found, images) -> None:
@@ -86,12 +95,12 @@ def test_each_bucket_is_recorded_once_and_replayed(workplace) -> None:
     assert workplace.gpu.launches == 3  # the first run of each is not a replay
 
 
-def test_rows_that_pad_cross_to_the_gpu_and_not_back(workplace) -> None:
+def test_rows_that_pad_do_not_cross(workplace) -> None:
     session = early_exit(workplace)
     session.run({IMAGE: random_images(5)})
     session.run_on_device({IMAGE: random_images(5)}, HANDED_ON)
     copied = [size for way, size in workplace.gpu.crossings if way == "in"]
-    assert copied == [6 * 3 * 24 * 32 * 4] * 2
+    assert copied == [5 * 3 * 24 * 32 * 4] * 2
     assert workplace.gpu.crossings[-1] == ("out", 5 * 7 * 4)
 
 
@@ -186,10 +195,8 @@ def test_a_held_tensor_stays_while_the_session_goes_on(workplace) -> None:
     used = workplace.gpu.used
     first.run({IMAGE: others})  # gets memory of its own
     assert workplace.gpu.used > used
-    rows = np.array([1, 4])
-    found, _ = second.run_on_device({**kept, "survivor_rows": rows}, ())
-    given = {IMAGE: images, **{name: wanted(images)[name] for name in HANDED_ON}}
-    expected = FakeSession(SAC, "refine", "graph").run({**given, "survivor_rows": rows})
+    found, _ = second.run_on_device(rows_of(kept, [1, 4]), ())
+    expected = refined(images[[1, 4]])
     np.testing.assert_array_equal(found[LOGITS], expected[LOGITS])
     np.testing.assert_array_equal(found["target_index"], expected["target_index"])
     used = workplace.gpu.used
@@ -199,19 +206,38 @@ def test_a_held_tensor_stays_while_the_session_goes_on(workplace) -> None:
     assert workplace.gpu.used == used
 
 
-def test_what_was_left_unpadded_is_padded_on_the_gpu(workplace) -> None:
-    opened = workplace.open(workplace.bundle(), options=PLAIN)
-    recorded = workplace.open(Bundle.open(workplace.folder / "tensorrt-graph"))
-    images = random_images(5)
+@pytest.mark.parametrize(
+    ("rows", "runs"), [([0, 1, 2, 3, 4], 1), ([0], 1), ([4], 1), ([0, 1, 3, 4], 2), ([0, 2, 4], 3)]
+)
+def test_rows_that_lie_side_by_side_are_copied_at_once(workplace, rows, runs) -> None:
+    opened, images = workplace.open(workplace.bundle()), random_images(5)
     _, kept = opened.sessions["early_exit"].run_on_device({IMAGE: images}, (IMAGE, *HANDED_ON))
     before = len(workplace.gpu.crossings)
-    rows = np.array([0, 3])
-    found, _ = recorded.sessions["refine"].run_on_device({**kept, "survivor_rows": rows}, ())
-    within = [c for c in workplace.gpu.crossings[before:] if c[0] == "within"]
-    assert len(within) == 2 * 4  # five rows at once and one for the sixth, of four tensors
-    given = {IMAGE: images, **{name: wanted(images)[name] for name in HANDED_ON}}
-    expected = FakeSession(SAC, "refine", "graph").run({**given, "survivor_rows": rows})
-    np.testing.assert_array_equal(found[LOGITS], expected[LOGITS])
+    found, _ = opened.sessions["refine"].run_on_device(rows_of(kept, rows), ())
+    crossed = workplace.gpu.crossings[before:]
+    assert [way for way, _ in crossed] == ["within"] * 4 * runs + ["out"] * 2
+    of_one = sum(math.prod(tensor.shape[1:]) * 4 for tensor in kept.values())
+    assert sum(size for way, size in crossed if way == "within") == of_one * len(rows)
+    np.testing.assert_array_equal(found[LOGITS], refined(images[rows])[LOGITS])
+
+
+def test_the_second_stage_has_one_context_for_each_of_its_own_sizes(workplace) -> None:
+    opened = workplace.open(workplace.bundle())
+    first, second = opened.sessions["early_exit"], opened.sessions["refine"]
+    before = None
+    for size in (4, 6, 8):
+        _, kept = first.run_on_device({IMAGE: random_images(size)}, (IMAGE, *HANDED_ON))
+        before = before or workplace.library().contexts
+        second.run_on_device(rows_of(kept, [1, 3]), ())
+    assert before == 1
+    assert workplace.library().contexts == 3 + 1  # first stage: 4, 6 and 8; second stage: 2
+
+
+def test_all_rows_of_a_handle_are_taken_without_naming_them(workplace) -> None:
+    opened, images = workplace.open(workplace.bundle()), random_images(3)
+    _, kept = opened.sessions["early_exit"].run_on_device({IMAGE: images}, (IMAGE, *HANDED_ON))
+    found, _ = opened.sessions["refine"].run_on_device(kept, ())
+    np.testing.assert_array_equal(found[LOGITS], refined(images)[LOGITS])
 
 
 def test_threads_share_a_session(workplace, backend) -> None:
@@ -287,7 +313,7 @@ def test_closing_gives_everything_back(workplace, backend, options) -> None:
     opened = workplace.open(workplace.bundle(backend), backend, options)
     early, refine = opened.sessions["early_exit"], opened.sessions["refine"]
     _, kept = early.run_on_device({IMAGE: random_images(3)}, (IMAGE, *HANDED_ON))
-    refine.run_on_device({**kept, "survivor_rows": np.array([1])}, ())
+    refine.run_on_device(rows_of(kept, [1]), ())
     early.run({IMAGE: random_images(5)})
     opened.close()
     assert workplace.gpu.is_untouched
@@ -324,7 +350,7 @@ def test_a_handle_may_outlive_its_session(workplace) -> None:
     early.close()
     assert kept[SCORE].shape == (3, SAC.num_coarse_tokens)
     with pytest.raises(EngineError, match="memory of a session was used after it was closed"):
-        refine.run({**kept, "survivor_rows": np.array([1])})
+        refine.run(rows_of(kept, [1]))
     refine.close()
     assert workplace.gpu.is_untouched
     del kept

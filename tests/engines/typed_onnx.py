@@ -50,9 +50,6 @@ def write_typed_graph(path: Path, entry: GraphEntry, precision: Precision) -> No
     constants = [_ints("flat", -1, pixels)]
     name = _linear(nodes, constants, "first", "pixels", (pixels, _WIDTH), precision)
     name = _linear(nodes, constants, "second", name, (_WIDTH, 1), precision)
-    if entry.outputs[0].shape[0] == "survivors":
-        nodes.append(helper.make_node("Gather", [name, "survivor_rows"], ["chosen"], axis=0))
-        name = "chosen"
     for spec in entry.outputs:
         rank = len(spec.shape)
         ramp = np.linspace(0.5, 2, int(np.prod(spec.shape[1:]))).reshape(spec.shape[1:])  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from sacvit_deploy.runtime.algorithm import confidence, fine_index, select_token
 from sacvit_deploy.runtime.load import load
 from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.samples import sample_pictures
-from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS, TARGET_INDEX
+from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, TARGET_INDEX
 from tests.exporters.graphs import normalised, session
 from tests.fakes import random_pictures
 from tests.tiny_models import SAC, SEMANTIC, strong_model
@@ -75,7 +75,6 @@ def test_at_eta_1_only_the_second_graph_speaks(pipeline, images):
     sessions, config = pipeline._opened.sessions, pipeline.manifest.config
     feeds = {**sessions["early_exit"].run({IMAGE: images}), IMAGE: images}
     target, other = select_tokens(feeds[SCORE], config)
-    feeds[SURVIVOR_ROWS] = np.arange(len(images))
     feeds |= {TARGET_INDEX: target, "non_target_index": other}
     feeds["fine_index"] = fine_index(target, config.coarse_grid[1])
     taken = {spec.name for spec in pipeline.manifest.graphs[1].inputs}
@@ -174,22 +173,20 @@ def planted_scores() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["sac_graph", "other_graph", "windowed_graph"])
-@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1], [2]])
-def test_of_equal_scores_the_graph_takes_the_lowest_index_too(name, rows, request):
+def test_of_equal_scores_the_graph_takes_the_lowest_index_too(name, request):
     bundle = request.getfixturevalue(name)
     score = planted_scores()
     pixels, image = normalised(bundle, len(score))
     taken = pixels if bundle.manifest.input_kind == "uint8" else image
     feeds = {**session(bundle, "early_exit").run({IMAGE: taken}), IMAGE: taken, SCORE: score}
     del feeds[LOGITS]
-    feeds = {spec.name: feeds[spec.name] for spec in bundle.graph("refine").inputs[:-1]}
-    found = session(bundle, "refine").run({**feeds, SURVIVOR_ROWS: np.array(rows)})
-    target, _ = select_tokens(score[rows], bundle.manifest.config)
+    found = session(bundle, "refine").run(feeds)
+    target, _ = select_tokens(score, bundle.manifest.config)
     np.testing.assert_array_equal(found[TARGET_INDEX], target)
 
 
 def test_with_ties_both_selections_give_the_same_logits(sac_host, sac_graph):
-    score, rows = planted_scores(), np.array([0, 1, 2, 3])
+    score = planted_scores()
     pixels, image = normalised(sac_host, len(score))
     handed = session(sac_host, "early_exit").run({IMAGE: image})
     handed = {name: handed[name] for name in ("coarse_embeddings", "coarse_features")}
@@ -200,6 +197,5 @@ def test_with_ties_both_selections_give_the_same_logits(sac_host, sac_graph):
         "fine_index": fine_index(target, SAC.coarse_grid[1]),
     }
     wanted = session(sac_host, "refine").run({IMAGE: image, **handed, **indices})[LOGITS]
-    graph = session(sac_graph, "refine")
-    found = graph.run({IMAGE: pixels, SCORE: score, **handed, SURVIVOR_ROWS: rows})[LOGITS]
+    found = session(sac_graph, "refine").run({IMAGE: pixels, SCORE: score, **handed})[LOGITS]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)

@@ -10,7 +10,7 @@ from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.families.config import preset
 from sacvit_deploy.records import PROBABILITIES
 from sacvit_deploy.runtime.algorithm import fine_index, select_tokens
-from sacvit_deploy.spec import IMAGE, SCORE, SURVIVOR_ROWS, TARGET_INDEX
+from sacvit_deploy.spec import IMAGE, SCORE, TARGET_INDEX
 from tests.exporters.graphs import normalised, read_graph, session
 
 BUNDLES = ["sac_host", "sac_graph", "other_graph", "windowed_graph", "lv_pixels"]
@@ -25,7 +25,6 @@ def fed_and_found(bundle, count: int):
     target, other = select_tokens(early[SCORE], config)
     known = {**early, **feeds, TARGET_INDEX: target, "non_target_index": other}
     known["fine_index"] = fine_index(target, config.coarse_grid[1])
-    known[SURVIVOR_ROWS] = np.arange(count)[::-2].copy()
     taken = {spec.name: known[spec.name] for spec in bundle.graph("refine").inputs}
     refined = session(bundle, "refine").run(taken)
     return {"early_exit": (feeds, early), "refine": (taken, refined)}

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sacvit_deploy.engines.session import check_feeds
+from sacvit_deploy.engines.session import Rows, check_feeds
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.runtime.rebatch import Rebatcher, Waiting
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
-from sacvit_deploy.spec import IMAGE, LOGITS, SURVIVOR_ROWS, TARGET_INDEX
+from sacvit_deploy.spec import (
+    FINE_INDEX,
+    IMAGE,
+    LOGITS,
+    NON_TARGET_INDEX,
+    SCORE,
+    TARGET_INDEX,
+)
 from tests.fakes import CF, SAC, FakeSession, fake_sessions, random_images
 from tests.runtime.outcomes import ETA, same
 
@@ -47,9 +54,11 @@ class FakeDeviceSession(FakeSession):
         check_feeds(feeds, self.inputs)
         arrays = {}
         for name, feed in feeds.items():
-            if isinstance(feed, OnDevice):
-                assert feed.memory == self.memory
-                arrays[name] = feed.value
+            handle = feed.tensor if isinstance(feed, Rows) else feed
+            if isinstance(handle, OnDevice):
+                assert handle.memory == self.memory
+                rows = feed.numbers if isinstance(feed, Rows) else slice(None)
+                arrays[name] = handle.value[rows]
             else:
                 self.crossed.append((name, "in", len(feed)))
                 arrays[name] = feed
@@ -68,28 +77,43 @@ def pair(config=SAC, selection="graph", memories=("there", "there")):
     }
 
 
+@pytest.mark.parametrize("selection", ["host", "graph"])
 @pytest.mark.parametrize("config", [SAC, CF], ids=["sac", "cf"])
 @pytest.mark.parametrize("eta", [0.0, ETA, 1.0])
-def test_on_a_device_and_on_the_host_is_the_same(config, eta) -> None:
+def test_on_a_device_and_on_the_host_is_the_same(config, eta, selection) -> None:
     images = random_images(9)
-    found = Scheduler(config, pair(config), "graph").run(images, FixedExit(eta))
-    same(
-        found,
-        Scheduler(config, fake_sessions(config, "graph"), "graph").run(images, FixedExit(eta)),
-    )
+    found = Scheduler(config, pair(config, selection), selection).run(images, FixedExit(eta))
+    on_host = Scheduler(config, fake_sessions(config, selection), selection)
+    same(found, on_host.run(images, FixedExit(eta)))
 
 
-def test_only_images_logits_and_rows_cross() -> None:
+def test_only_images_and_answers_cross() -> None:
     sessions = pair()
     outcomes = Scheduler(SAC, sessions, "graph").run(random_images(9), FixedExit(ETA))
     refined = sum(outcome.target_index is not None for outcome in outcomes)
     assert 0 < refined < 9
     assert sessions["early_exit"].crossed == [(IMAGE, "in", 9), (LOGITS, "out", 9)]
     assert sessions["refine"].crossed == [
-        (SURVIVOR_ROWS, "in", refined),
         (LOGITS, "out", refined),
         (TARGET_INDEX, "out", refined),
     ]
+
+
+def test_where_the_host_selects_scores_and_indices_cross_too() -> None:
+    sessions = pair(selection="host")
+    outcomes = Scheduler(SAC, sessions, "host").run(random_images(9), FixedExit(ETA))
+    refined = sum(outcome.target_index is not None for outcome in outcomes)
+    assert sessions["early_exit"].crossed == [
+        (IMAGE, "in", 9),
+        (LOGITS, "out", 9),
+        (SCORE, "out", 9),
+    ]
+    assert set(sessions["refine"].crossed) == {
+        (TARGET_INDEX, "in", refined),
+        (NON_TARGET_INDEX, "in", refined),
+        (FINE_INDEX, "in", refined),
+        (LOGITS, "out", refined),
+    }
 
 
 def test_both_stages_are_timed() -> None:
@@ -109,10 +133,9 @@ def test_where_all_leave_the_second_stage_is_not_touched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("selection", "memories"),
-    [("host", ("there", "there")), ("graph", ("here", "there")), ("graph", (None, None))],
-    ids=["the host selects", "two devices", "no device"],
+    "memories", [("here", "there"), (None, None)], ids=["two devices", "no device"]
 )
+@pytest.mark.parametrize("selection", ["host", "graph"])
 def test_elsewhere_the_host_hands_over(selection, memories) -> None:
     sessions = pair(SAC, selection, memories)
     images = random_images(9)

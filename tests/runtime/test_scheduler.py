@@ -14,7 +14,7 @@ from sacvit_deploy.runtime.scheduler import (
     take_rows,
     view_rows,
 )
-from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, SURVIVOR_ROWS, TARGET_INDEX
+from sacvit_deploy.spec import IMAGE, LOGITS, SCORE, TARGET_INDEX
 from tests.fakes import CF, DENSE, SAC, FakeSession, fake_sessions, random_images
 from tests.runtime.outcomes import ETA, same
 
@@ -85,14 +85,14 @@ def test_eta_1_refines_all_and_copies_nothing(network) -> None:
     assert feeds[IMAGE] is images
 
 
-def test_graph_selection_passes_the_whole_batch_untouched() -> None:
+def test_graph_selection_passes_the_survivors_and_their_scores() -> None:
     sessions = fake_sessions(SAC, "graph")
     images = random_images(12)
     outcomes = Scheduler(SAC, sessions, "graph").run(images, FixedExit(ETA))
     (feeds,) = sessions["refine"].calls
-    assert feeds[IMAGE] is images
-    assert feeds[SURVIVOR_ROWS].tolist() == np.flatnonzero(refined(outcomes)).tolist()
-    assert feeds[SURVIVOR_ROWS].dtype == np.int64
+    rows = np.flatnonzero(refined(outcomes))
+    np.testing.assert_array_equal(feeds[IMAGE], images[rows])
+    np.testing.assert_array_equal(feeds[SCORE], [outcomes[row].score for row in rows])
 
 
 @pytest.mark.parametrize("selection", ["host", "graph"])
