@@ -12,13 +12,14 @@ import numpy as np
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.session import Rows, SessionOptions, check_feeds, sharing_memory
-from sacvit_deploy.errors import EngineError
+from sacvit_deploy.errors import EngineError, MissingDependencyError
 from sacvit_deploy.families.config import graph_specs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
+    from benchmarks.power import PowerMeter
     from sacvit_deploy.engines.session import Session, Tensor
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.spec import EngineBackend, GraphSpec, Precision, Role
@@ -41,6 +42,7 @@ class Settings:
         seconds: Time to measure one row.
         folder: Folder for bundles and engines.
         given: Two bundles to use instead of exporting the networks.
+        power: Meter of a Jetson; None elsewhere.
     """
 
     device: str
@@ -51,6 +53,7 @@ class Settings:
     seconds: float
     folder: Path
     given: tuple[Path, ...] = ()
+    power: PowerMeter | None = None
 
 
 @dataclass(frozen=True)
@@ -310,14 +313,16 @@ def check_target(runtime: EngineBackend) -> None:
     """Check that there is a GPU that the library builds for.
 
     Raises:
-        Skipped: There is none.
+        Skipped: There is none, or the library is not installed.
         EngineError: The library is installed but cannot be used.
-        MissingDependencyError: It is not installed.
     """
     from sacvit_deploy.engines.build import EngineRequest, check_request
     from sacvit_deploy.engines.tensorrt_library import load_library
 
-    load_library(runtime)
+    try:
+        load_library(runtime)
+    except MissingDependencyError as error:
+        raise Skipped(error.problem) from error
     if not this_machine().gpus:
         raise Skipped("there is no GPU to run an engine on")
     try:

@@ -4,17 +4,24 @@
 
 Each backend classifies the same random pictures with the same random weights: both stages with a
 given share of hard pictures, and the dense network, in turn. Its decisions are compared with those
-of torch in FP32 on the CPU, and the hand-off on the device with the hand-off through the host. A
-backend that is not installed is skipped, with the reason. One that is installed and does not work
-has failed, and the rest still runs. The file is written at the start and after every step.
+of torch in FP32 on the CPU, and the hand-off on the device with the hand-off through the host. On a
+Jetson, `tegrastats` gives the energy of a picture. A backend that is not installed is skipped, with
+the reason. One that is installed and does not work has failed, and so has a section that lacks a
+part of this check itself; the rest still runs. The exit code is 1 if anything failed. The file is
+written at the start and after every step.
 
-Run it from the root of the repository; only what is measured has to be installed. On a machine
-without a GPU:
+Run it from the root of the repository. Carry to the machine:
+
+- always: numpy, pillow, click, and onnxruntime or onnxruntime-gpu;
+- to export the networks there: torch, onnx, onnxscript, onnx-graphsurgeon;
+- with a GPU: cuda-bindings, of the driver's major version of CUDA;
+- what is to be measured: tensorrt, tensorrt-rtx, the plug-in of ONNX Runtime.
+
+On a board without torch, give two bundles that were exported elsewhere with `--selection graph
+--precision fp16` instead of the second line: `--bundles TWO_STAGE DENSE`. On a machine without a
+GPU:
 
     python -m benchmarks.gpu_check result.json --device cpu --preset tiny --seconds 0
-
-On a board without torch, give two bundles that were exported elsewhere with `--selection graph`:
-`--bundles TWO_STAGE DENSE`.
 """
 
 from __future__ import annotations
@@ -23,15 +30,18 @@ import argparse
 import dataclasses
 import functools
 import gc
+import importlib.util
 import json
 import platform
 import re
+import sys
 import tempfile
 import traceback
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import power
 from benchmarks.contenders import (
     Bundles,
     Contender,
@@ -46,6 +56,7 @@ from benchmarks.contenders import (
 from benchmarks.measure import (
     Reference,
     agreement,
+    cuda_malloc_check,
     cuda_memory_check,
     decisions,
     measured_rows,
@@ -54,7 +65,6 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.decode import encode
 from sacvit_deploy.engines.machine import this_machine
 from sacvit_deploy.engines.tensorrt_library import ENGINE_BACKENDS
-from sacvit_deploy.errors import MissingDependencyError
 from sacvit_deploy.families.config import ModelConfig, preset
 from sacvit_deploy.families.two_stage import TwoStageConfig
 
@@ -82,6 +92,40 @@ DISTRIBUTIONS = (
     "nvidia-cudnn-cu12",
     "nvidia-cudnn-cu13",
 )
+
+# Parts of the check itself: what is imported, and the distribution that has it.
+ALWAYS = {"numpy": "numpy", "PIL": "pillow", "click": "click", "onnxruntime": "onnxruntime"}
+TO_EXPORT = {
+    "torch": "torch",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "onnx_graphsurgeon": "onnx-graphsurgeon",
+}
+ON_A_GPU = {"cuda.bindings": "cuda-bindings"}
+
+
+def parts_section(settings: Settings) -> dict[str, Any]:
+    """Whether every part of the check itself is there, and what to carry if not."""
+    parts = ALWAYS | ({} if settings.given else TO_EXPORT) | (ON_A_GPU if has_gpu() else {})
+    missing = [name for module, name in parts.items() if not is_installed(module)]
+    if not missing:
+        return {"status": "ran"}
+    reason = f"missing, and needed here: {', '.join(missing)}"
+    say(reason)
+    return {"status": "failed", "reason": reason, "carry": missing}
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be found; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
+
+
+def has_gpu() -> bool:
+    """Whether there is a GPU that CUDA can use."""
+    return bool(this_machine().gpus)
 
 
 def sections(settings: Settings) -> dict[str, Section]:
@@ -115,19 +159,33 @@ def run_section(settings: Settings, start: Section, reference: Reference) -> dic
     return section
 
 
-def memory_section() -> dict[str, Any]:
-    """The result of `cuda_memory_check`, or why there is none."""
-    if not this_machine().gpus:
+def on_gpu(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of a check that needs a GPU, or why there is none."""
+    if not has_gpu():
         return ending(Skipped("there is no GPU"))
     try:
-        return {"status": "ran", **cuda_memory_check()}
+        return {"status": "ran", **check()}
     except Exception as error:  # as in `run_section`
         return ending(error)
 
 
+def power_section(settings: Settings) -> dict[str, Any]:
+    """How power is measured, and what the board takes while nothing runs."""
+    meter = settings.power
+    if meter is None:
+        return ending(Skipped("there is no tegrastats; it comes with a Jetson"))
+    idle = meter.idle_w(max(settings.seconds, 3 * power.INTERVAL_S))
+    if idle is None:
+        return ending(RuntimeError("tegrastats names no rail that is known; run it to see which."))
+    return {"status": "ran", "rails": meter.rails, "idle_w": round(idle, 3)}
+
+
 def ending(error: Exception) -> dict[str, Any]:
-    """Why something ended early: it is not installed, or it failed."""
-    if isinstance(error, (Skipped, ModuleNotFoundError, MissingDependencyError)):
+    """Why something ended early: it does not apply here, or it failed.
+
+    A part of the check itself that is not installed is a failure: nothing was checked.
+    """
+    if isinstance(error, Skipped):
         return {"status": "skipped", "reason": str(error)}
     return {"status": "failed", "reason": str(error), "trace": traceback.format_exc()}
 
@@ -191,7 +249,10 @@ def run(settings: Settings, output: Path) -> dict[str, Any]:
         "sac_fraction_asked": settings.fraction,
     }
     steps: dict[str, Callable[[], dict[str, Any]]] = {
-        "cuda_memory": memory_section,
+        "parts": functools.partial(parts_section, settings),
+        "cuda_malloc": functools.partial(on_gpu, cuda_malloc_check),
+        "cuda_memory": functools.partial(on_gpu, cuda_memory_check),
+        "power": functools.partial(power_section, settings),
         "torch_reference": functools.partial(take_torch, settings, reference),
     }
     write(document, output)
@@ -262,8 +323,15 @@ def found_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run everything and print the results."""
+def failures(document: dict[str, Any]) -> list[str]:
+    """Names of the steps and sections that failed."""
+    steps = {name: part for name, part in document.items() if isinstance(part, dict)}
+    parts = steps | document["sections"]
+    return [name for name, part in parts.items() if part.get("status") == "failed"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run everything, print the results, and return 1 if anything failed."""
     options = parsed(arguments)
     two_stage, dense = networks(options)
     try:
@@ -280,14 +348,23 @@ def main(arguments: list[str] | None = None) -> None:
             fraction=options.sac_fraction,
             seconds=options.seconds,
             folder=Path(folder),
+            power=power.started(),
         )
-        document = run(settings, options.output)
-    print(json.dumps({key: document[key] for key in ("device", "versions", "cuda_memory")}))
+        try:
+            document = run(settings, options.output)
+        finally:
+            if settings.power is not None:
+                settings.power.close()
+    shown = ("device", "versions", "parts", "cuda_malloc", "cuda_memory", "power")
+    print(json.dumps({key: document[key] for key in shown}))
     for name, section in document["sections"].items():
         print(f"{name}: {section['status']}. {section.get('reason', '')}")
         for line in (*section["agreement"], *map(row_text, section["rows"])):
             print(line)
+    failed = failures(document)
+    print(f"failed: {', '.join(failed) or 'nothing'}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.contenders import ThroughHost
+from benchmarks.power import INTERVAL_S
 from sacvit_deploy.benchmark.networks import random_images
 from sacvit_deploy.benchmark.shares import batches_in_round, imposed_etas
 from sacvit_deploy.benchmark.timing import CallTime, Effort, TimedNetwork, in_turn, summarize
 from sacvit_deploy.errors import EngineError
+from sacvit_deploy.libraries import version
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler
 
 if TYPE_CHECKING:
@@ -36,31 +39,51 @@ def measured_rows(settings: Settings, contender: Contender) -> Iterator[dict[str
         ways["device"] = contender.sessions
     for batch in settings.batches:
         for way, sessions in ways.items():
+            work = work_of(settings, sessions, contender.dense, batch)
             yield {
                 "runtime": contender.runtime,
                 "precision": contender.precision,
                 "cuda_graphs": contender.cuda_graphs,
                 "hand_off": way,
                 "batch": batch,
-                **timings(settings, sessions, contender.dense, batch),
+                **timings(settings, work, batch),
+                **energies(settings, work, batch),
             }
 
 
-def timings(
+@dataclass(frozen=True)
+class Work:
+    """What is measured: a batch in both networks, once for each index of a round.
+
+    Attributes:
+        calls: By the name of the network.
+        rounds: Indices of a round.
+    """
+
+    calls: Mapping[str, Callable[[int], CallTime]]
+    rounds: int
+
+
+def work_of(
     settings: Settings, sessions: Mapping[Role, Session], dense: Session, batch: int
-) -> dict[str, Any]:
-    """Measure the milliseconds of a batch; both networks take turns."""
+) -> Work:
+    """A round in which the wanted share of the pictures is refined."""
     config, share = settings.two_stage, settings.fraction
     network = TimedNetwork(config, sessions, "graph")
     baseline = TimedNetwork(settings.dense, {"single": dense})
-    count = batches_in_round(batch, share)
-    images = [random_images(config.image_size, "float", batch, seed) for seed in range(count)]
+    rounds = batches_in_round(batch, share)
+    images = [random_images(config.image_size, "float", batch, seed) for seed in range(rounds)]
     etas = imposed_etas(network.scheduler, images, share, config.stages.exit_comparison)
-    work: dict[str, Callable[[int], CallTime]] = {
+    calls: dict[str, Callable[[int], CallTime]] = {
         "two_stage": lambda index: network.run(images[index], etas[index]),
         "dense": lambda index: baseline.run(images[index], 1.0),
     }
-    times = in_turn(work, count, Effort(settings.seconds))
+    return Work(calls, rounds)
+
+
+def timings(settings: Settings, work: Work, batch: int) -> dict[str, Any]:
+    """Measure the milliseconds of a batch; both networks take turns."""
+    times = in_turn(work.calls, work.rounds, Effort(settings.seconds))
     own, other = summarize(times["two_stage"], batch), summarize(times["dense"], batch)
     return {
         "sac_fraction": round(own.refined, 4),
@@ -74,6 +97,28 @@ def timings(
         "speedup": round(other.p50 / own.p50, 3),
         "repeats": own.rounds,
     }
+
+
+def energies(settings: Settings, work: Work, batch: int) -> dict[str, Any]:
+    """Measure the millijoules of a picture, of the whole board; one network after the other.
+
+    Nothing where there is no meter.
+    """
+    meter, found = settings.power, {}
+    if meter is None:
+        return {}
+    for name, call in work.calls.items():
+        seconds, pictures, start = 0.0, 0, time.perf_counter()
+        while seconds < max(settings.seconds, 3 * INTERVAL_S):
+            for index in range(work.rounds):  # a round has the wanted share
+                call(index)
+            pictures += batch * work.rounds
+            seconds = time.perf_counter() - start
+        watts = meter.mean_w(start, start + seconds)
+        if watts is not None:
+            found[f"{name}_w"] = round(watts, 3)
+            found[f"{name}_mj_per_image"] = round(watts * seconds / pictures * 1e3, 3)
+    return found
 
 
 def decisions(settings: Settings, sessions: Mapping[Role, Session]) -> dict[str, Any]:
@@ -128,6 +173,30 @@ def agreement(settings: Settings, contender: Contender, reference: Reference) ->
         host = decisions(settings, through_host(contender))
         report["hand_off_max_difference"] = float(np.abs(found["late"] - host["late"]).max())
     return report
+
+
+def cuda_malloc_check() -> dict[str, Any]:
+    """Allocate on the GPU: whether the wheel of cuda-bindings fits driver and board at all.
+
+    Raises:
+        EngineError: It does not; the fix names what to use instead.
+        MissingDependencyError: There is none.
+    """
+    from sacvit_deploy.engines.device_memory import CudaDevice
+
+    installed = version("cuda-bindings")
+    try:
+        device = CudaDevice()
+        device.allocate(1 << 20)
+        device.synchronize()
+    except EngineError as error:
+        raise EngineError(
+            f"cuda-bindings {installed} cannot use this GPU. {error.problem}",
+            "Install the release of this machine's CUDA, for example cuda-bindings==12.9.*, or on "
+            "a board build it from NVIDIA's sources against /usr/local/cuda. Until then ONNX "
+            "Runtime runs the bundle: --backend onnxruntime.",
+        ) from error
+    return {"cuda_bindings": installed}
 
 
 def cuda_memory_check() -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
+import sys
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +17,9 @@ from benchmarks import contenders, gpu_check, measure
 from benchmarks.contenders import Contender, Settings, Skipped
 from sacvit_deploy.engines import build, onnxruntime_session, registry
 from sacvit_deploy.engines.machine import Gpu, Machine
+from sacvit_deploy.errors import MissingDependencyError
 from tests.engines.engine_bundles import Workplace
+from tests.engines.fake_cuda import cudaError_t
 from tests.fakes import DENSE, SAC, fake_opened, fake_sessions
 
 SMALL = ("--device", "cpu", "--batch", "1,4", "--seconds", "0")
@@ -55,6 +61,45 @@ def test_a_section_keeps_what_it_found_before_it_ended(settings) -> None:
     assert failed["agreement"][0]["max_refined_logit_error"] == 0
     skipped = gpu_check.run_section(settings, absent, reference)
     assert (skipped["status"], skipped["reason"]) == ("skipped", "no such thing here")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("No module named 'onnx_graphsurgeon'"),
+        MissingDependencyError("Adding a precision needs onnx.", "Install it."),
+    ],
+)
+def test_a_missing_part_of_the_check_is_a_failure(settings, error) -> None:
+    def lacks():
+        raise error
+        yield
+
+    found = gpu_check.run_section(settings, lacks, measure.Reference())
+    assert found["status"] == "failed"
+    assert str(error) in found["reason"]
+    assert gpu_check.failures({"sections": {"onnxruntime CUDA": found}}) == ["onnxruntime CUDA"]
+
+
+@pytest.mark.parametrize("given", [(), (Path("two-stage"), Path("dense"))])
+@pytest.mark.parametrize("machine", [H200, Machine("linux-x86_64", None, ())])
+def test_what_is_missing_is_named_before_the_work(settings, monkeypatch, given, machine) -> None:
+    lacking = ("onnx_graphsurgeon", "cuda.bindings")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in lacking else find(name)
+    )
+    monkeypatch.setattr(gpu_check, "this_machine", lambda: machine)
+    found = gpu_check.parts_section(dataclasses.replace(settings, given=given))
+    carry = [] if given else ["onnx-graphsurgeon"]
+    carry += ["cuda-bindings"] if machine.gpus else []
+    assert found.get("carry", []) == carry
+    assert found["status"] == ("failed" if carry else "ran")
+
+
+def test_a_package_that_is_not_there_at_all_is_missing() -> None:
+    assert not gpu_check.is_installed("no_such_package.part")
+    assert gpu_check.is_installed("numpy")
 
 
 def odd(*_):
@@ -136,6 +181,13 @@ def test_a_gpu_that_a_library_does_not_build_for_is_no_failure(monkeypatch) -> N
         contenders.check_target("tensorrt-rtx")
 
 
+def test_a_library_that_is_not_installed_is_no_failure(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(contenders, "this_machine", lambda: H200)
+    with pytest.raises(Skipped, match="needs tensorrt, which is not installed"):
+        contenders.check_target("tensorrt")
+
+
 def test_the_memory_check_holds_on_the_fake_gpu(tmp_path, monkeypatch) -> None:
     Workplace.make(tmp_path, monkeypatch, SAC)
     found = measure.cuda_memory_check()
@@ -145,10 +197,50 @@ def test_the_memory_check_holds_on_the_fake_gpu(tmp_path, monkeypatch) -> None:
     assert "MiB left" in found["too_much_memory"]
 
 
+def test_the_first_thing_is_to_allocate(tmp_path, monkeypatch) -> None:
+    workplace = Workplace.make(tmp_path, monkeypatch, SAC)
+    assert "cuda_bindings" in measure.cuda_malloc_check()
+    workplace.gpu.fail["cudaMalloc"] = cudaError_t.cudaErrorInvalidValue
+    monkeypatch.setattr(gpu_check, "this_machine", lambda: H200)
+    found = gpu_check.on_gpu(measure.cuda_malloc_check)
+    assert found["status"] == "failed"
+    assert "cannot use this GPU. CUDA failed in cudaMalloc" in found["reason"]
+    assert "--backend onnxruntime" in found["reason"]
+
+
+class SteadyMeter:
+    """A board that always takes as much."""
+
+    rails = ("VDD_IN",)
+
+    def mean_w(self, start, end) -> float:
+        assert end > start
+        return 6.0
+
+    def idle_w(self, seconds) -> float | None:
+        return 4.0
+
+
+def test_a_meter_gives_the_energy_of_a_picture(settings) -> None:
+    measured = dataclasses.replace(settings, power=SteadyMeter(), batches=(4,))
+    (row,) = measure.measured_rows(measured, contender())
+    assert row["two_stage_w"] == row["dense_w"] == 6
+    assert 0 < row["dense_mj_per_image"] < row["dense_ms_p50"] / 4 * 6 * 100
+    found = gpu_check.power_section(measured)
+    assert found == {"status": "ran", "rails": ("VDD_IN",), "idle_w": 4.0}
+    assert gpu_check.power_section(settings)["status"] == "skipped"
+
+
+def test_a_meter_that_reads_nothing_is_a_failure(settings, monkeypatch) -> None:
+    monkeypatch.setattr(SteadyMeter, "idle_w", lambda *_: None)
+    measured = dataclasses.replace(settings, power=SteadyMeter())
+    assert gpu_check.power_section(measured)["status"] == "failed"
+
+
 @pytest.mark.slow
 def test_everything_runs_on_a_machine_without_a_gpu(tmp_path, capsys) -> None:
     output = tmp_path / "result.json"
-    gpu_check.main([str(output), "--preset", "tiny", *SMALL])
+    assert gpu_check.main([str(output), "--preset", "tiny", *SMALL]) == 0
     document = json.loads(output.read_text())
     assert document["reference"] == "torch cpu fp32"
     statuses = {name: section["status"] for name, section in document["sections"].items()}
