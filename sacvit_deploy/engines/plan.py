@@ -135,6 +135,8 @@ def _config(library: Library, builder: Any, request: EngineRequest) -> Any:
     if request.timing_cache is not None:
         _load_timing_cache(config, request.timing_cache)
     if library.is_rtx:
+        # It records CUDA graphs only of engines that allocate nothing while they run.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(request.compute_capabilities)
         for index, target in enumerate(request.compute_capabilities):
             name = "SM" + target.replace(".", "")

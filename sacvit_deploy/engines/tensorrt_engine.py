@@ -27,6 +27,10 @@ class CacheWarning(UserWarning):
     """Compiled kernels could not be kept for the next start."""
 
 
+class CudaGraphWarning(UserWarning):
+    """An engine cannot be recorded, and is launched kernel by kernel."""
+
+
 @dataclass(frozen=True)
 class BatchBuckets:
     """The sizes of one dynamic axis.
@@ -98,7 +102,7 @@ class TensorRTEngine:
         self._check_tensors()
         self.buckets = self._buckets(options)
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
-        self._settings, self._cache = None, None
+        self._settings, self._cache, self._runs = None, None, 0
         if plan.library.is_rtx:
             file = cache_folder(bundle) / f"{entry.role}.{entry.precision}.rtx-cache"
             self._settings = self._rtx_settings(options)
@@ -122,13 +126,29 @@ class TensorRTEngine:
         log.lines.clear()
         return EngineError(f"{self.library} {what} {self.entry.file}: {said}.", fix)
 
-    def keep_compiled(self) -> None:
-        """Save the kernels that TensorRT-RTX has compiled, for the next start."""
-        if self._cache is not None:
+    def check_recordable(self, context: Any, stream: int) -> None:
+        """Warn if TensorRT-RTX cannot record a context; `context` has its shapes and memory."""
+        if self.library.is_rtx and not context.is_stream_capturable(stream):
+            warn_caller(
+                f"{self.entry.file} runs without CUDA graphs: {self.library} cannot record it. "
+                f"{self.rebuild}",
+                CudaGraphWarning,
+            )
+
+    def keep_compiled(self, *, new_shapes: bool) -> None:
+        """Save the kernels that TensorRT-RTX has compiled up to this run, for the next start.
+
+        Some come later than the run that needs them, compiled by a thread of the library. So the
+        1st, 2nd, 4th, 8th, ... run saves too, and `close`.
+        """
+        self._runs += 1
+        if self._cache is not None and (new_shapes or self._runs & (self._runs - 1) == 0):
             self._cache.write()
 
     def close(self) -> None:
         """Release the engine, once no context of it is left."""
+        if self._cache is not None and self._runs:
+            self._cache.write()
         self._engine = self._settings = self._cache = self._runtime = None
 
     def _check_tensors(self) -> None:

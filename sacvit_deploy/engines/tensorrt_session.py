@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines.device_memory import CudaDevice, CudaGraph, DeviceBuffer
 from sacvit_deploy.engines.session import Rows, SessionOptions, Tensor, check_feeds, closed_error
-from sacvit_deploy.engines.tensorrt_engine import TensorRTEngine
+from sacvit_deploy.engines.tensorrt_engine import CudaGraphWarning, TensorRTEngine
 from sacvit_deploy.errors import EngineError, warn_caller
 from sacvit_deploy.spec import Role, TensorSpec
 
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 # Two axes with a dozen sizes each make more pairs than a program meets; the least recently used one
 # is dropped.
 _MOST_RECORDED = 32
-
-
-class CudaGraphWarning(UserWarning):
-    """An engine cannot be recorded, and is launched kernel by kernel."""
 
 
 @dataclass
@@ -213,8 +209,11 @@ class TensorRTSession:
         if shaped.recorded is not None:
             self._device.launch(shaped.recorded)
             return
+        if self._recording and not shaped.has_run:
+            self._engine.check_recordable(shaped.context, self._device.stream)
         self._enqueue(shaped.context)
         if shaped.has_run:
+            self._engine.keep_compiled(new_shapes=False)
             return
         shaped.has_run = True
         # The first run after a change of shape does work on the host that cannot be recorded.
@@ -225,7 +224,7 @@ class TensorRTSession:
             except EngineError as error:
                 name = self._engine.entry.file
                 warn_caller(f"{name} runs without CUDA graphs: {error.problem}", CudaGraphWarning)
-        self._engine.keep_compiled()
+        self._engine.keep_compiled(new_shapes=True)
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self._device.stream):

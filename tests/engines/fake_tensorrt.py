@@ -105,7 +105,8 @@ class _Library:
         alive: Runtimes, engines and contexts that are still held.
         refuse: Names of methods that return False or None from now on; `Runtime` raises, as the
             constructor of the bindings does.
-        unrecordable: Contexts synchronise while they run, which no graph can hold.
+        unrecordable: Contexts synchronise while they run, which no graph can hold, and those of
+            TensorRT-RTX say so.
     """
 
     def __init__(self, gpu: Gpu, config: ModelConfig, rtx: bool) -> None:
@@ -196,7 +197,8 @@ class ICudaEngine:
             strategy = strategy.get_execution_context_allocation_strategy()
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         self._library.contexts += 1
-        return IExecutionContext(self, self._library, self._logger)
+        kind = RtxContext if self._library.rtx else IExecutionContext
+        return kind(self, self._library, self._logger)
 
 
 class RtxEngine(ICudaEngine):
@@ -323,3 +325,12 @@ class IExecutionContext:
         dtype = np.dtype(self._engine.get_tensor_dtype(name).value)
         view = self._library.gpu.view(self._addresses[name], math.prod(shape) * dtype.itemsize)
         return view.view(dtype).reshape(shape)
+
+
+class RtxContext(IExecutionContext):
+    __slots__ = ()
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert stream
+        assert self._addresses.keys() == self._engine._tensors.keys()
+        return not self._library.unrecordable

@@ -91,6 +91,7 @@ def test_fp32_means_fp32_and_not_tf32():
     builder = rtx.Builder(rtx.Logger())
     config = plan._config(Library("tensorrt-rtx", rtx), builder, wanted)
     assert not config.get_flag(rtx.BuilderFlag.TF32)
+    assert config.get_flag(rtx.BuilderFlag.REQUIRE_USER_ALLOCATION), "else it records no graph"
 
 
 def test_shares_are_those_of_the_graphs(typed):

@@ -27,6 +27,7 @@ CLASSES = {
 RTX_CLASSES = {
     **CLASSES,
     "ICudaEngine": fakes.RtxEngine,
+    "IExecutionContext": fakes.RtxContext,
     "IRuntimeConfig": fakes.IRuntimeConfig,
     "IRuntimeCache": fakes.IRuntimeCache,
     "CudaGraphStrategy": fakes.CudaGraphStrategy,

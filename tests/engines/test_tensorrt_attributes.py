@@ -40,6 +40,7 @@ CLASSES = {
 }
 # Used only behind `Library.is_rtx`.
 ONLY_RTX = {
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
     "ComputeCapability",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from sacvit_deploy.engines import compatibility, registry
+from sacvit_deploy.engines.machine import cache_folder
+from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.engines.tensorrt_engine import BatchBuckets, CacheWarning
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.records import EngineFlags
@@ -167,3 +169,40 @@ def test_a_cache_that_the_library_does_not_hand_out_is_no_failure(workplace, mon
     with pytest.warns(CacheWarning, match="does not hand them out"):
         session.run({IMAGE: random_images(1)})
     assert not list(workplace.folder.rglob("*.rtx-cache"))
+
+
+@pytest.fixture
+def lazy(workplace):
+    """A session whose kernels are compiled by and by, those so far, and the file of its cache."""
+    bundle = workplace.bundle("tensorrt-rtx")
+    opened = workplace.open(bundle, "tensorrt-rtx", SessionOptions(cuda_graphs=False))
+    settings = workplace.library("tensorrt-rtx").settings[0]
+    assert settings.dynamic_shapes_kernel_specialization_strategy.name == "LAZY"
+    file = cache_folder(bundle) / "early_exit.fp32.rtx-cache"
+    return opened.sessions["early_exit"], settings._cache, file
+
+
+def test_kernels_that_come_later_are_kept_when_the_session_is_closed(lazy) -> None:
+    session, compiled, file = lazy
+    for _ in range(5):
+        session.run({IMAGE: random_images(3)})
+    compiled._content = b"kernels for batches of 3"
+    assert file.read_bytes() == b"kernels"
+    session.close()
+    assert file.read_bytes() == b"kernels for batches of 3"
+
+
+def test_kernels_that_come_later_are_kept_by_a_process_that_never_closes(lazy) -> None:
+    session, compiled, file = lazy
+    kept = []
+    for run in range(1, 10):
+        compiled._content = b"kernels %d" % run
+        session.run({IMAGE: random_images(3)})
+        kept.append(file.read_bytes())
+    assert kept == [b"kernels %d" % run for run in (1, 2, 2, 4, 4, 4, 4, 8, 8)]
+
+
+def test_a_session_that_never_ran_keeps_nothing(lazy) -> None:
+    session, _, file = lazy
+    session.close()
+    assert not file.exists()

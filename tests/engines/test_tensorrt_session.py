@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.engines.session import Rows, SessionOptions, sharing_memory
-from sacvit_deploy.engines.tensorrt_session import CudaGraphWarning
+from sacvit_deploy.engines.tensorrt_engine import CudaGraphWarning
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 from sacvit_deploy.spec import COARSE_EMBEDDINGS, COARSE_FEATURES, IMAGE, LOGITS, SCORE
 from tests.engines.fake_cuda import cudaError_t
@@ -163,6 +163,19 @@ def test_an_engine_that_cannot_be_recorded_still_runs(workplace) -> None:
     images = random_images(3, seed=1)
     same(session.run({IMAGE: images}), images)
     assert workplace.gpu.launches == 0
+
+
+def test_rtx_says_itself_that_it_cannot_be_recorded(workplace) -> None:
+    workplace.library("tensorrt-rtx").unrecordable = True
+    session = early_exit(workplace, "tensorrt-rtx")
+    images = random_images(3)
+    with pytest.warns(CudaGraphWarning, match=r"without CUDA graphs: TensorRT-RTX 1.*build-engine"):
+        same(session.run({IMAGE: images}), images)
+
+
+def test_rtx_is_not_asked_where_nothing_is_to_be_recorded(workplace) -> None:
+    workplace.library("tensorrt-rtx").unrecordable = True
+    early_exit(workplace, "tensorrt-rtx", PLAIN).run({IMAGE: random_images(3)})
 
 
 def test_too_large_a_batch_is_refused_and_the_next_one_is_not(workplace, backend) -> None:
