@@ -19,7 +19,7 @@ from sacvit_deploy.files import terminated_like_ctrl_c
 # Line in --help by verb; the code is in sacvit_deploy.commands.<verb>.
 VERBS = {
     "export": "Export a checkpoint to a bundle of ONNX graphs.",
-    "run": "Classify pictures with a bundle.",
+    "run": "Classify pictures or videos (also called predict).",
     "inspect": "Check a bundle and list its contents.",
     "evaluate": "Measure accuracy, cost and latency on labelled pictures.",
     "calibrate": "Choose the exit threshold for a goal.",
@@ -34,6 +34,10 @@ VERBS = {
 }
 
 
+# Other names of verbs; --help lists the first one.
+ALIASES = {"predict": "run"}
+
+
 class LazyGroup(click.Group):
     """A group whose verbs are imported when they are called, so that --help is instant."""
 
@@ -43,9 +47,10 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load one verb; None if there is none of that name."""
-        if cmd_name not in VERBS:
+        verb = ALIASES.get(cmd_name, cmd_name)
+        if verb not in VERBS:
             return None
-        name = cmd_name.replace("-", "_")
+        name = verb.replace("-", "_")
         module = importlib.import_module(f"sacvit_deploy.commands.{name}")
         command: click.Command = module.command
         return command
@@ -114,7 +119,7 @@ def main() -> None:
     Start here:
       sacvit-deploy demo
       sacvit-deploy export model.safetensors -o bundle --preset sac_deit_small_patch16_224
-      sacvit-deploy run bundle cat.jpg
+      sacvit-deploy run bundle cat.jpg photos/
     """
 
 

@@ -22,6 +22,8 @@ _EXTRA_OF = {
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "tensorrt",
     "openvino": "openvino",
+    "cv2": "video",
+    "pyarrow": "parquet",
     "pytriton": "triton",
     "tensorboard": "train",
     "tomli": "train",

@@ -76,7 +76,7 @@ def test_success_in_a_pipe(sac_host):
 
 def test_a_failure_is_one_message_without_a_traceback(sac_host, tmp_path):
     (tmp_path / "cat.jpg").write_text("not an image")
-    ran = process("run", sac_host.path, tmp_path / "cat.jpg", "--json")
+    ran = process("run", sac_host.path, tmp_path / "cat.jpg", "--json", "--on-error", "stop")
     assert ran.returncode == 1
     assert ran.stdout == ""
     assert ran.stderr.startswith("Error: ")

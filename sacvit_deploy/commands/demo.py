@@ -48,6 +48,6 @@ def command(output: Path, eta: float | None, as_json: bool) -> None:
     if as_json:
         options.echo_json({"results": [result.to_dict() for result in results], "sheet": file})
         return
-    options.echo_lines(describe_results(results))
+    options.echo_lines(describe_results(results, [picture.name for picture in sample_pictures()]))
     click.echo(_NOTE)
     click.echo(f"Refined tokens: {file}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from sacvit_deploy.bundle import Bundle, build_command
 from sacvit_deploy.comparison.decisions import agreement_in_words
@@ -122,14 +121,25 @@ def describe_engines(engines: Sequence[EngineEntry]) -> Iterator[str]:
         yield f"  weights: {shares}"
 
 
-def describe_results(results: Sequence[Result]) -> Iterator[str]:
-    """Describe each picture: name, class, probability, and where it left."""
-    names = [Path(result.image or "").name for result in results]
-    width = max(map(len, names))
-    label_width = max(len(result.label) for result in results)
+def describe_results(results: Sequence[Result], names: Sequence[str]) -> Iterator[str]:
+    """Describe each picture, in columns; see `describe_result`."""
+    widths = max(map(len, names)), max(len(result.label) for result in results)
     for name, result in zip(names, results, strict=True):
-        line = f"{name:<{width}}  {result.label:<{label_width}}  {result.probability:6.1%}"
-        yield f"{line}  {_stage(result)}"
+        yield describe_result(result, name, widths)
+
+
+def describe_result(
+    result: Result, name: str, widths: tuple[int, int] = (0, 0), top: int = 1
+) -> str:
+    """Describe one picture: its name, `top` classes with their probabilities, where it left.
+
+    The name and each class take at least their `widths`.
+    """
+    name_width, label_width = widths
+    best = ", ".join(
+        f"{label:<{label_width}} {share:6.1%}" for _, label, share in result.top5[:top]
+    )
+    return f"{name:<{name_width}}  {best}  {_stage(result)}"
 
 
 def _stage(result: Result) -> str:

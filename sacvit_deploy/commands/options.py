@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -204,6 +205,26 @@ def passed_over_lines(pipeline: Pipeline, asked: str = AUTO) -> Iterator[str]:
 def echo_json(document: object) -> None:
     """Print plain data, dataclasses and paths as one JSON document on stdout."""
     click.echo(json.dumps(encode(document), indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def json_array() -> Iterator[Callable[[object], None]]:
+    """Print one JSON array on stdout, an item as soon as it is added."""
+    count = 0
+
+    def add(item: object) -> None:
+        nonlocal count
+        text = json.dumps(encode(item), indent=2, ensure_ascii=False)
+        click.echo((",\n" if count else "[\n") + textwrap.indent(text, "  "), nl=False)
+        count += 1
+
+    try:
+        yield add
+    except BaseException:
+        if count:  # what was printed stays a document
+            click.echo("\n]")
+        raise
+    click.echo("\n]" if count else "[]")
 
 
 def echo_lines(lines: Iterable[str]) -> None:

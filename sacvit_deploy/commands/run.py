@@ -1,36 +1,188 @@
-"""The `run` command."""
+"""The `run` command, also called `predict`."""
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sacvit_deploy.commands import options
-from sacvit_deploy.commands.describe import describe_results
+from sacvit_deploy.commands.describe import describe_result
+from sacvit_deploy.errors import ImageError
 from sacvit_deploy.runtime.load import load_classifier
+from sacvit_deploy.runtime.pictures import PictureSource
+from sacvit_deploy.runtime.pipeline import Pipeline
+from sacvit_deploy.runtime.result import Result
+from sacvit_deploy.runtime.result_file import Key, Row, result_file
+from sacvit_deploy.runtime.sources import Frame, Sources, open_sources
+from sacvit_deploy.runtime.video import Pace
+
+_WIDEST_NAME = 60
 
 
 @click.command("run")
 @options.bundle_argument
-@options.images_argument
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @options.eta_option
 @options.backend_option
 @options.precision_option
+@click.option("--threads", type=int, help="CPU threads of one operator.")
+@click.option("--batch-size", type=int, help="Pictures that are computed together; 8, or 1 live.")
 @options.decode_option("fast")
+@click.option("--every", default=1, show_default=True, help="Take each N-th frame of a video.")
+@click.option("--fps", type=float, help="Take at most so many frames of a video per second.")
+@options.choice_option(
+    "--on-error", ["skip", "stop"], "What to do with a picture that cannot be read."
+)
+@click.option("--top", default=1, type=click.IntRange(1, 5), help="Classes to print, 1 to 5.")
+@click.option(
+    "--output",
+    type=options.PATH,
+    metavar="FILE",
+    help="Write the results to a .jsonl, .csv or .parquet file.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the --output of a run that was stopped.")
 @options.json_option
-def command(bundle: Path, images: tuple[Path, ...], as_json: bool, **chosen: Any) -> None:
-    """Classify each IMAGE with BUNDLE.
+def command(
+    bundle: Path,
+    sources: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+    top: int,
+    **chosen: Any,
+) -> None:
+    """Classify the pictures of each SOURCE with BUNDLE.
+
+    A SOURCE is a picture, a folder, a pattern in quotes, a zip or table of pictures, a video, the
+    number of a camera, the URL of a stream, or - for paths on stdin. `predict` is the same command.
 
     \b
     Example:
       sacvit-deploy run bundle cat.jpg dog.jpg --eta 0.6
+      sacvit-deploy run bundle photos/ --output results.jsonl
+      sacvit-deploy run bundle clip.mp4 --fps 5 --output frames.csv
     """
-    with load_classifier(bundle, **chosen) as pipeline:
+    resume = chosen.pop("resume")
+    if output and as_json:
+        raise click.UsageError("--json prints the results; --output writes them. Give one.")
+    if resume and not output:
+        raise click.UsageError("--resume goes on with a file; name it with --output.")
+    pace = Pace(chosen.pop("every"), chosen.pop("fps"))
+    pictures = open_sources(sources, pace, sys.stdin.buffer)
+    run = _Run(pictures, stops=chosen.pop("on_error") == "stop")
+    batch_size = chosen.pop("batch_size")
+    with ExitStack() as stack:
+        pipeline = stack.enter_context(load_classifier(bundle, **chosen))
         options.tell_backend(pipeline, chosen["backend"])
-        results = pipeline(list(images))
-    if as_json:
-        options.echo_json([result.to_dict() for result in results])
-    else:
-        options.echo_lines(describe_results(results))
+        done: frozenset[Key] = frozenset()
+        write: Callable[[Row], object] = options.echo_json
+        if output:
+            write, done = stack.enter_context(result_file(output, resume=resume))
+        elif as_json:
+            write = stack.enter_context(options.json_array())
+        progress = stack.enter_context(options.Progress())
+        for frame, result in run.results(pipeline, batch_size, done):
+            if output or as_json:
+                write(_row(frame, result))
+            else:
+                click.echo(describe_result(result, _name(frame), (run.name_width, 0), top))
+            if output or not sys.stdout.isatty():
+                progress.bar(run.share, run.in_words)
+    if output:
+        click.echo(f"{run.in_words}; written to {output}")
+    if run.failed:
+        click.echo(f"{run.failed} of {run.count + run.failed} could not be read.", err=True)
+        click.get_current_context().exit(1)
+
+
+def _row(frame: Frame, result: Result) -> Row:
+    """The result with the full name of its picture."""
+    row = {**result.to_dict(), "image": frame.name}
+    row.pop("index", None)
+    return row if frame.number is None else {**row, "frame": frame.number}
+
+
+def _name(frame: Frame) -> str:
+    return frame.name if frame.number is None else f"{frame.name}:{frame.number}"
+
+
+@dataclass
+class _Run:
+    """Pictures on their way through a pipeline, and how many of them are done.
+
+    Attributes:
+        sources: The pictures.
+        stops: Whether a picture that cannot be read ends the run.
+        count: Pictures that were classified.
+        failed: Pictures and videos that could not be read.
+        early: Pictures that exited early.
+        skipped: Pictures that were done before.
+    """
+
+    sources: Sources
+    stops: bool
+    count: int = 0
+    failed: int = 0
+    early: int = 0
+    skipped: int = 0
+    _start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def name_width(self) -> int:
+        """Width of the column of names."""
+        return min(_WIDEST_NAME, max(map(len, self.sources.names or ("",))))
+
+    @property
+    def share(self) -> float:
+        """Share of the pictures that is done; 0 if their number is not known."""
+        total = len(self.sources.names or ())
+        return (self.count + self.failed + self.skipped) / total if total else 0.0
+
+    @property
+    def in_words(self) -> str:
+        """How many pictures are done, how fast, and how many exited early."""
+        rate = self.count / (time.perf_counter() - self._start)
+        early = f", {self.early / max(1, self.count):.0%} left early" if self.early else ""
+        return f"{self.count:,} pictures, {rate:.1f}/s{early}"
+
+    def results(
+        self, pipeline: Pipeline, batch_size: int | None, done: frozenset[Key]
+    ) -> Iterator[tuple[Frame, Result]]:
+        """Classify all pictures but those that are done, in order."""
+        waiting: dict[int | None, Frame] = {}
+
+        def pictures() -> Iterator[PictureSource]:
+            index = 0
+            for frame in self.sources.frames(self._told):
+                if Key(frame.name, frame.number) in done:
+                    self.skipped += 1
+                    continue
+                waiting[index] = frame
+                index += 1
+                yield frame.picture
+
+        def failed(index: int, _: PictureSource, error: ImageError) -> None:
+            del waiting[index]
+            self._told(error)
+
+        if batch_size is None and self.sources.is_live:
+            batch_size = 1
+        stream = pipeline.stream(pictures(), batch_size=batch_size, channels="bgr", on_error=failed)
+        self._start = time.perf_counter()
+        with closing(stream) as results:
+            for result in results:
+                self.count += 1
+                self.early += result.stage == "early_exit"
+                yield waiting.pop(result.index), result
+
+    def _told(self, error: ImageError) -> None:
+        if self.stops:
+            raise error
+        self.failed += 1
+        click.echo(f"Not read: {error.problem} {error.fix}", err=True)

@@ -53,7 +53,8 @@ def command(
     if as_json:
         options.echo_json({"sheet": output, "results": [_as_json(seen) for seen in drawn.looks]})
         return
-    options.echo_lines(describe_results([seen.result for seen in drawn.looks]))
+    results = [seen.result for seen in drawn.looks]
+    options.echo_lines(describe_results(results, [str(image) for image in images]))
     click.echo(f"{drawn.title}: {output}")
 
 

@@ -44,7 +44,8 @@ def test_engines_have_a_size_and_shares():
 
 
 def result(stage, **fields) -> Result:
-    return Result("a/cat.jpg", 1, "tabby", 0.5, stage, top5=(), **fields)
+    best = ((1, "tabby", 0.5), (0, "lynx", 0.25))
+    return Result("a/cat.jpg", 1, "tabby", 0.5, stage, top5=best, **fields)
 
 
 def test_results_say_where_each_picture_left():
@@ -54,15 +55,21 @@ def test_results_say_where_each_picture_left():
                 result("early_exit", early_exit_probability=0.5),
                 result("refine", early_exit_probability=0.25, target_tokens=(3, 1)),
                 result("single", early_exit_probability=None),
-            ]
+            ],
+            ["a/cat.jpg", "b/cat.jpg", "cat.jpg"],
         )
     )
-    start = "cat.jpg  tabby   50.0%  "
+    start = "/cat.jpg  tabby  50.0%  "
     assert lines == [
-        f"{start}left at the early exit",
-        f"{start}refined 2 tokens (early exit confidence 25.0%)",
-        f"{start}one stage",
+        f"a{start}left at the early exit",
+        f"b{start}refined 2 tokens (early exit confidence 25.0%)",
+        "cat.jpg    tabby  50.0%  one stage",
     ]
+
+
+def test_several_classes_of_a_picture():
+    line = describe.describe_result(result("single", early_exit_probability=None), "a", top=3)
+    assert line == "a  tabby  50.0%, lynx  25.0%  one stage"
 
 
 def test_an_evaluation_has_a_line_for_each_threshold():

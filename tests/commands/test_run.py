@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import struct
+import subprocess
+import sys
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from sacvit_deploy.manifest import MANIFEST
 from sacvit_deploy.runtime.load import load
 from sacvit_deploy.samples import sample_pictures
+from tests.fakes import random_pictures
 
 PICTURES = sample_pictures()
 
@@ -45,7 +51,7 @@ def test_a_line_for_each_picture(invoke, request, name, eta, says):
     lines = ran.out.splitlines()
     assert len(lines) == len(PICTURES)
     for line, picture in zip(lines, PICTURES, strict=True):
-        assert line.startswith(picture.name)
+        assert line.startswith(str(picture))
         assert says in line
 
 
@@ -93,12 +99,33 @@ def bad_pictures(folder) -> dict[str, str]:
     }
 
 
-def test_pictures_that_cannot_be_used(refused, sac_host, tmp_path):
-    for name, says in bad_pictures(tmp_path).items():
-        said = refused("run", sac_host.path, PICTURES[0], tmp_path / name)
-        assert says in said, name
-        assert name in said
-        assert says in refused("run", sac_host.path, tmp_path / name, "--json")
+def test_pictures_that_cannot_be_used_are_told_and_skipped(invoke, sac_host, tmp_path):
+    wanted = bad_pictures(tmp_path)
+    del wanted["folder"]  # a source of its own
+    ran = invoke(
+        "run", sac_host.path, PICTURES[0], *[tmp_path / name for name in wanted], PICTURES[1]
+    )
+    assert ran.code == 1
+    assert [line.split()[0] for line in ran.out.splitlines()] == [str(p) for p in PICTURES[:2]]
+    *told, last = ran.err.splitlines()
+    for line, (name, says) in zip(told, wanted.items(), strict=True):
+        assert line.startswith("Not read: The picture ")
+        assert name in line
+        assert says in line
+    assert last == "6 of 8 could not be read."
+
+
+def test_the_first_bad_picture_can_stop_the_run(invoke, refused, sac_host, tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
+    stop = ("--on-error", "stop")
+    ran = invoke("run", sac_host.path, PICTURES[0], tmp_path / "text.jpg", PICTURES[1], *stop)
+    assert ran.code == 1
+    assert ran.out.count("\n") == 1
+    assert ran.err.startswith("Error: The picture ")
+    assert "text.jpg" in refused("run", sac_host.path, tmp_path / "text.jpg", "--json", *stop)
+    ran = invoke("run", sac_host.path, PICTURES[0], tmp_path / "text.jpg", "--json", *stop)
+    assert len(json.loads(ran.out)) == 1
+    assert "has no pictures" in refused("run", sac_host.path, tmp_path / "." / "x*")
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.01, "nan", "inf"])
@@ -187,3 +214,97 @@ def test_pictures_of_any_kind(invoke, sac_host, tmp_path):
     ran = invoke("run", sac_host.path, *paths, "--json")
     assert ran.code == 0
     assert len(json.loads(ran.out)) == len(modes)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve pictures of the same names in three folders, of which two cannot be read."""
+    folder = tmp_path / "photos"
+    for number in range(12):
+        home = folder / "abc"[number % 3]
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PICTURES[number % 4], home / f"{number // 3}.jpg")
+    (folder / "a" / "0.jpg").write_text("not an image")
+    (folder / "c" / "3.jpg").write_text("not an image")
+    return folder
+
+
+def good(photos) -> list[str]:
+    files = [str(file) for file in sorted(photos.rglob("*.jpg"))]
+    return files[1:-1]
+
+
+def test_a_folder_into_a_file(invoke, sac_host, photos, tmp_path):
+    file = tmp_path / "results.jsonl"
+    ran = invoke("run", sac_host.path, photos, "--output", file, "--eta", 1, "--batch-size", 3)
+    assert ran.code == 1
+    assert ran.err.count("Not read: ") == 2
+    assert ran.err.endswith("2 of 12 could not be read.\n")
+    assert re.fullmatch(rf"10 pictures, [0-9.]+/s; written to {re.escape(str(file))}\n", ran.out)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["image"] for row in rows] == good(photos)
+    with load(sac_host.path) as pipeline:
+        wanted = pipeline([row["image"] for row in rows], eta=1)
+    assert rows == [json.loads(json.dumps(result.to_dict())) for result in wanted]
+
+
+def test_a_stopped_run_goes_on(invoke, sac_host, photos, tmp_path):
+    files = [str(file) for file in sorted(photos.rglob("*.jpg"))]
+    whole, file = tmp_path / "whole.csv", tmp_path / "results.csv"
+    invoke("run", sac_host.path, photos, "--output", whole)
+    invoke("run", sac_host.path, *files[:5], "--output", file)
+    assert "Go on with it: --resume" in invoke("run", sac_host.path, photos, "--output", file).err
+    ran = invoke("run", sac_host.path, photos, "--output", file, "--resume")
+    assert ran.out.startswith("6 pictures, ")
+    assert file.read_bytes() == whole.read_bytes()
+    assert invoke("run", sac_host.path, photos, "--output", file, "--resume").out[:2] == "0 "
+
+
+def test_paths_on_stdin(sac_host, photos):
+    command = [sys.executable, "-m", "sacvit_deploy.cli", "run", str(sac_host.path), "-"]
+    listed = "\n".join(good(photos)[:3])
+    ran = subprocess.run(command, input=listed, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in ran.stdout.splitlines()] == good(photos)[:3]
+
+
+def test_frames_of_a_video(invoke, sac_host, tmp_path):
+    cv2 = pytest.importorskip("cv2", reason="needs the video extra")
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for picture in random_pictures(9):
+        writer.write(np.ascontiguousarray(np.asarray(Image.fromarray(picture).resize((64, 48)))))
+    writer.release()
+    capture = cv2.VideoCapture(str(clip))
+    frames = [capture.read()[1] for _ in range(9)]
+    ran = invoke("run", sac_host.path, clip, PICTURES[0], "--every", 4, "--json")
+    assert ran.code == 0
+    found = json.loads(ran.out)
+    assert [(row["image"], row.get("frame")) for row in found] == [
+        *((str(clip), number) for number in (0, 4, 8)),
+        (str(PICTURES[0]), None),
+    ]
+    with load(sac_host.path) as pipeline:
+        wanted = pipeline(frames[::4], channels="bgr")
+    assert [row["top5"][0][2] for row in found[:3]] == [result.probability for result in wanted]
+    assert f"{clip}:4  " in invoke("run", sac_host.path, clip, "--fps", 2.5).out
+
+
+def test_several_classes_and_threads(invoke, sac_host):
+    ran = invoke("run", sac_host.path, PICTURES[0], "--top", 3, "--threads", 1)
+    assert ran.out.count("%, class ") == 2
+
+
+def test_predict_is_run(invoke, sac_host):
+    called = [invoke(verb, sac_host.path, PICTURES[0]) for verb in ("run", "predict")]
+    assert called[0] == called[1]
+    assert called[0].code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--json", "--output", "r.csv"], "Give one"), (["--resume"], "name it with --output")],
+)
+def test_options_that_do_not_fit(invoke, sac_host, arguments, says):
+    ran = invoke("run", sac_host.path, PICTURES[0], *arguments)
+    assert ran.code == 2
+    assert says in ran.err

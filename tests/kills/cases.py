@@ -26,6 +26,7 @@ from tests.fakes import ENGINE, fake_manifest, random_pictures
 from tests.kills.harness import Case, sweep
 
 _NAME = "bundle"
+_RUN_PICTURES = 5
 _STEPS = 4  # of `_RUN`, which saves after the third one, too
 _RUN = """
 output = "run"
@@ -153,6 +154,44 @@ class Evaluate:
         page = (folder / "report.html").read_text(encoding="utf-8")
         assert page == "old" or page.rstrip().endswith("</html>")
         return page == "old"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """`run --output`; what counts is that a killed run goes on without losing or repeating a row.
+
+    Attributes:
+        bundle: Classifies.
+        name: File of the results.
+    """
+
+    bundle: Path
+    name: str
+
+    def start(self, folder: Path) -> None:
+        from tests.labelled_pictures import write_pictures
+
+        write_pictures(folder / "data", ["a", "b"], _RUN_PICTURES)
+
+    def run(self, folder: Path) -> None:
+        output = ("--output", folder / self.name, "--resume")
+        invoke("run", self.bundle, folder / "data", "--batch-size", 2, *output)
+
+    def seen(self, folder: Path) -> object:
+        """Pictures and classes of all whole rows, once all are there; None before that."""
+        from sacvit_deploy.runtime.result_file import result_file
+
+        file = folder / self.name
+        if not file.exists():
+            return None
+        copy = shutil.copy(file, folder.parent / f"copy-{self.name}")
+        with result_file(Path(copy), resume=True) as (_, done):
+            pass
+        lines = Path(copy).read_text().splitlines()
+        assert len(lines) == len(done) + (bool(lines) and file.suffix == ".csv")
+        if len(done) < _RUN_PICTURES:
+            return None
+        return [line.replace(str(folder), "") for line in lines]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,6 +366,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "export-force": _EXPORTING,
     "calibrate": (*_PICTURES, "sacvit_deploy.commands.calibrate"),
     "evaluate": (*_PICTURES, "sacvit_deploy.commands.evaluate"),
+    "run-csv": (*_PICTURES, "sacvit_deploy.commands.run"),
+    "run-jsonl": (*_PICTURES, "sacvit_deploy.commands.run"),
     "build-engine": _BUILDING,
     "build-engine-again": _BUILDING,
     "convert": (*_BUILDING, "sacvit_deploy.exporters.precision"),
@@ -344,6 +385,8 @@ def case_named(name: str, bundle: Path, checkpoint: Path) -> Case:
         "export-force": Export(bundle, checkpoint, force=True),
         "calibrate": Calibrate(bundle),
         "evaluate": Evaluate(bundle),
+        "run-csv": Run(bundle, "results.csv"),
+        "run-jsonl": Run(bundle, "results.jsonl"),
         "build-engine": BuildEngine(),
         "build-engine-again": BuildEngine(again=True),
         "convert": BuildEngine(bundle=bundle),

@@ -46,7 +46,15 @@ def test_a_file_that_is_written_in_place_is_noticed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "at_least"),
-    [("export", 20), ("export-force", 20), ("calibrate", 15), ("evaluate", 8), ("train", 40)],
+    [
+        ("export", 20),
+        ("export-force", 20),
+        ("calibrate", 15),
+        ("evaluate", 8),
+        ("run-csv", 7),
+        ("run-jsonl", 7),
+        ("train", 40),
+    ],
 )
 def test_a_command_that_is_killed_at_any_operation(
     tmp_path, sac_host, sac_checkpoint, name, at_least
