@@ -137,7 +137,7 @@ def describe_result(
     """
     name_width, label_width = widths
     best = ", ".join(
-        f"{label:<{label_width}} {share:6.1%}" for _, label, share in result.top5[:top]
+        f"{label:<{label_width}}  {share:6.1%}" for _, label, share in result.top5[:top]
     )
     return f"{name:<{name_width}}  {best}  {_stage(result)}"
 

@@ -59,17 +59,17 @@ def test_results_say_where_each_picture_left():
             ["a/cat.jpg", "b/cat.jpg", "cat.jpg"],
         )
     )
-    start = "/cat.jpg  tabby  50.0%  "
+    start = "/cat.jpg  tabby   50.0%  "
     assert lines == [
         f"a{start}left at the early exit",
         f"b{start}refined 2 tokens (early exit confidence 25.0%)",
-        "cat.jpg    tabby  50.0%  one stage",
+        "cat.jpg    tabby   50.0%  one stage",
     ]
 
 
 def test_several_classes_of_a_picture():
     line = describe.describe_result(result("single", early_exit_probability=None), "a", top=3)
-    assert line == "a  tabby  50.0%, lynx  25.0%  one stage"
+    assert line == "a  tabby   50.0%, lynx   25.0%  one stage"
 
 
 def test_an_evaluation_has_a_line_for_each_threshold():
