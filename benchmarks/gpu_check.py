@@ -59,6 +59,7 @@ from benchmarks.measure import (
     cuda_malloc_check,
     cuda_memory_check,
     decisions,
+    engine_sessions_check,
     measured_rows,
 )
 from sacvit_deploy.bundle import Bundle
@@ -101,7 +102,7 @@ TO_EXPORT = {
     "onnxscript": "onnxscript",
     "onnx_graphsurgeon": "onnx-graphsurgeon",
 }
-ON_A_GPU = {"cuda.bindings": "cuda-bindings"}
+ON_A_GPU = {"cuda.bindings": "cuda-bindings", "pytest": "pytest"}
 
 
 def parts_section(settings: Settings) -> dict[str, Any]:
@@ -252,6 +253,7 @@ def run(settings: Settings, output: Path) -> dict[str, Any]:
         "parts": functools.partial(parts_section, settings),
         "cuda_malloc": functools.partial(on_gpu, cuda_malloc_check),
         "cuda_memory": functools.partial(on_gpu, cuda_memory_check),
+        "engine_sessions": functools.partial(on_gpu, engine_sessions_check),
         "power": functools.partial(power_section, settings),
         "torch_reference": functools.partial(take_torch, settings, reference),
     }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.contenders import ThroughHost
+from benchmarks.contenders import Skipped, ThroughHost
 from benchmarks.power import INTERVAL_S
 from sacvit_deploy.benchmark.networks import random_images
 from sacvit_deploy.benchmark.shares import batches_in_round, imposed_etas
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from sacvit_deploy.spec import Role
 
 COMPARED = 32
+_ROOT = Path(__file__).resolve().parents[1]
+_SESSION_TESTS = "tests/engines/test_sessions_on_cuda.py"
+_SECONDS = 300
 
 
 def through_host(contender: Contender) -> dict[Role, Session]:
@@ -236,3 +242,31 @@ def cuda_memory_check() -> dict[str, Any]:
         "round_trip_gb_per_s": round(2 * size / seconds / 1e9, 2),
         "too_much_memory": refusal,
     }
+
+
+def engine_sessions_check() -> dict[str, Any]:
+    """Test engine sessions on the GPU, with torch kernels in an engine's place.
+
+    The tests run in a process of their own, which a driver may end.
+
+    Raises:
+        Skipped: No test could run, with the reason.
+        EngineError: A test failed.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    ran = subprocess.run(
+        [*command, _SESSION_TESTS],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    lines = [line for line in (ran.stdout + ran.stderr).splitlines() if line.strip()] or [""]
+    notes = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
+    if ran.returncode:
+        command_line = f"python -m pytest -m gpu {_SESSION_TESTS}"
+        raise EngineError("\n".join([*notes, lines[-1]]), f"See it all with: {command_line}")
+    if "passed" not in lines[-1]:
+        raise Skipped("; ".join(notes) or lines[-1])
+    return {"tests": lines[-1], "notes": notes}

@@ -17,7 +17,7 @@ from benchmarks import contenders, gpu_check, measure
 from benchmarks.contenders import Contender, Settings, Skipped
 from sacvit_deploy.engines import build, onnxruntime_session, registry
 from sacvit_deploy.engines.machine import Gpu, Machine
-from sacvit_deploy.errors import MissingDependencyError
+from sacvit_deploy.errors import EngineError, MissingDependencyError
 from tests.engines.engine_bundles import Workplace
 from tests.engines.fake_cuda import cudaError_t
 from tests.fakes import DENSE, SAC, fake_opened, fake_sessions
@@ -269,3 +269,33 @@ def test_bundles_that_leave_the_choice_to_the_host_are_refused(sac_host, dense_b
     given = [str(sac_host.path), str(dense_bundle.path)]
     with pytest.raises(SystemExit, match="--selection graph"):
         gpu_check.main(["result.json", "--bundles", *given])
+
+
+def test_the_tests_of_engine_sessions_say_why_they_did_not_run() -> None:
+    if gpu_check.has_gpu():
+        pytest.skip("they run here")
+    with pytest.raises(Skipped, match="needs an NVIDIA GPU"):
+        measure.engine_sessions_check()
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "says"),
+    [
+        (0, "....\n4 passed in 3s", {"tests": "4 passed in 3s", "notes": []}),
+        (
+            1,
+            "F...\nFAILED t.py::test_a - x\n1 failed, 3 passed",
+            r"FAILED t\.py::test_a.*\n1 failed",
+        ),
+        (1, "", "No module named pytest"),
+    ],
+)
+def test_what_the_tests_of_engine_sessions_found(monkeypatch, code, output, says) -> None:
+    errors = "" if output else "python: No module named pytest\n"
+    ran = SimpleNamespace(returncode=code, stdout=output, stderr=errors)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: ran)
+    if code:
+        with pytest.raises(EngineError, match=says):
+            measure.engine_sessions_check()
+    else:
+        assert measure.engine_sessions_check() == says

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.spec import Selection
     from tests.engines.fake_cuda import Gpu
 
-SCRATCH_BYTES = {"early_exit": 4096, "refine": 8192}
+SCRATCH_BYTES = {"early_exit": 4096, "refine": 8192}  # enough for batches of 8
 
 
 class DataType(enum.Enum):
@@ -101,6 +101,7 @@ class _Library:
     """The state of the fake, for the test.
 
     Attributes:
+        context: Class of its execution contexts.
         contexts: How many contexts were made.
         alive: Runtimes, engines and contexts that are still held.
         refuse: Names of methods that return False or None from now on; `Runtime` raises, as the
@@ -113,6 +114,7 @@ class _Library:
         self.gpu = gpu
         self.config = config
         self.rtx = rtx
+        self.context: type[IExecutionContext] = RtxContext if rtx else IExecutionContext
         self.contexts = 0
         self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
         self.settings: list[IRuntimeConfig] = []
@@ -197,8 +199,7 @@ class ICudaEngine:
             strategy = strategy.get_execution_context_allocation_strategy()
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         self._library.contexts += 1
-        kind = RtxContext if self._library.rtx else IExecutionContext
-        return kind(self, self._library, self._logger)
+        return self._library.context(self, self._library, self._logger)
 
 
 class RtxEngine(ICudaEngine):
