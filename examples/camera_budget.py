@@ -38,6 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with sacvit_deploy.load(arguments.bundle).with_budget(fps=arguments.fps) as pipeline:
+        pipeline.warm_up([1])
         # One frame at a time has the least delay.
         stream = pipeline.stream(camera(arguments.picture, arguments.frames), batch_size=1)
         for number, _ in enumerate(stream, start=1):

@@ -116,6 +116,14 @@ class DeviceSession(Session, Protocol):
         """
 
 
+@runtime_checkable
+class PreparingSession(Session, Protocol):
+    """A session that prepares for each of a few batch sizes, when it first runs one of them."""
+
+    def prepared_sizes(self, largest: int) -> list[int]:
+        """Batch sizes up to `largest`, ascending, that together prepare for all of them."""
+
+
 def sharing_memory(first: Session, second: Session) -> tuple[DeviceSession, DeviceSession] | None:
     """Both sessions, if the second accepts handles of the first."""
     if not (isinstance(first, DeviceSession) and isinstance(second, DeviceSession)):

@@ -120,6 +120,11 @@ class TensorRTSession:
         """Library and device; see `DeviceSession.memory`."""
         return f"{self._engine.library.backend} cuda:{self._device.ordinal}"
 
+    def prepared_sizes(self, largest: int) -> list[int]:
+        """Those that are recorded; see `PreparingSession.prepared_sizes`."""
+        recorded = {size for each in self._engine.buckets.values() for size in each.recorded}
+        return sorted({size for size in recorded if size < largest} | {largest})
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute every output; see `Session.run`."""
         return self.run_on_device(feeds, ())[0]
@@ -139,6 +144,9 @@ class TensorRTSession:
             self._fill(slot, feeds)
             self._launch(slot, padded)
             arrays = self._fetch(slot, fetched, sizes)
+            if not keep:
+                self._free.append(slot)
+                return arrays, {}
         lease = _Lease(slot, self._free)
         kept: dict[str, Tensor] = {
             name: CudaTensor(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NoReturn, TypeVar
 
+import numpy as np
+
+from sacvit_deploy.decode import check_field
 from sacvit_deploy.engines.registry import OpenedSessions
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from sacvit_deploy.spec import Decode, Precision
+from sacvit_deploy.runtime.scheduler import Scheduler
+from sacvit_deploy.spec import Decode, Precision, check_count
 
 _Self = TypeVar("_Self", bound="OpenedBundle")
 
@@ -20,6 +24,8 @@ class OpenedBundle:
         manifest: Description of the bundle.
         preprocess: Turns a picture into the input tensor.
     """
+
+    _scheduler: Scheduler
 
     def __init__(self, manifest: Manifest, opened: OpenedSessions, decode: Decode) -> None:
         """Join what belongs to one bundle.
@@ -57,6 +63,30 @@ class OpenedBundle:
     def skipped(self) -> Mapping[str, str]:
         """Backends that would have been faster, and why each was not taken."""
         return self._opened.skipped
+
+    def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
+        """Do now what the first batches of these sizes would wait for.
+
+        Both stages compute blank pictures, which are not counted anywhere. An engine makes its
+        contexts, records its CUDA graphs and, with TensorRT-RTX, compiles its kernels; the second
+        stage for every number of hard pictures that a batch can have. ONNX Runtime and OpenVINO
+        take their memory.
+
+        Args:
+            batch_sizes: Pictures in a session at once: 1 for calls with one picture, and the
+                `batch_size` of calls with several and of streams.
+
+        Raises:
+            ConfigError: A size is not a whole number from 1 on.
+            EngineError: A size is above `largest_batch`, the backend failed, or the pipeline is
+                closed.
+        """
+        numbers = isinstance(batch_sizes, Iterable) and not isinstance(batch_sizes, str)
+        check_field(numbers, "batch_sizes", batch_sizes, "a list of numbers, such as [1, 8]")
+        dtype = np.float32 if self.manifest.input_kind == "float" else np.uint8
+        for size in [check_count("batch_sizes", size) for size in batch_sizes]:
+            images = np.zeros((size, 3, *self.manifest.config.image_size), dtype)
+            self._scheduler.warm_up(images)
 
     def close(self) -> None:
         """Release the sessions and their memory; calls after that raise `EngineError`.

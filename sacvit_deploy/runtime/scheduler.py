@@ -11,7 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sacvit_deploy.engines.session import DeviceSession, Rows, Session, Tensor, sharing_memory
+from sacvit_deploy.engines.session import (
+    DeviceSession,
+    PreparingSession,
+    Rows,
+    Session,
+    Tensor,
+    sharing_memory,
+)
 from sacvit_deploy.errors import EngineError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig, graph_specs
@@ -230,6 +237,25 @@ class Scheduler:
             for row, outcome in zip(first.survivors, refined, strict=True):
                 first.outcomes[row] = outcome
         return first.outcomes
+
+    def warm_up(self, images: Array) -> None:
+        """Run both stages as `run` does, the second with every size that its session prepares for.
+
+        Args:
+            images: A batch as `run` takes it; what it shows has no effect.
+
+        Raises:
+            EngineError: As in `run`.
+        """
+        first = self.first_pass(images, EVERY_PICTURE, on_device=True)
+        if self._goes_on is None:
+            return
+        session, sizes = self._sessions["refine"], [len(images)]
+        if isinstance(session, PreparingSession):
+            sizes = session.prepared_sizes(len(images))
+        for size in sizes:
+            rows = np.arange(size, dtype=np.int64)
+            self.refine(first.outcomes[:size], first.hand_off, rows, EVERY_PICTURE)
 
     def first_pass(
         self, images: Array, policy: ExitPolicy, *, on_device: bool = False

@@ -12,6 +12,7 @@ import pytest
 from sacvit_deploy.engines.session import Rows, SessionOptions, sharing_memory
 from sacvit_deploy.engines.tensorrt_engine import CudaGraphWarning
 from sacvit_deploy.errors import EngineError, MissingDependencyError
+from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.spec import COARSE_EMBEDDINGS, COARSE_FEATURES, IMAGE, LOGITS, SCORE
 from tests.engines.fake_cuda import cudaError_t
 from tests.fakes import SAC, FakeSession, random_images
@@ -413,3 +414,39 @@ def test_nothing_warns(workplace, backend) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         early_exit(workplace, backend).run({IMAGE: random_images(2)})
+
+
+def test_prepared_sizes_are_those_that_are_recorded(workplace) -> None:
+    bundle = workplace.bundle()
+    session, plain = (workplace.open(bundle, options=o).sessions["refine"] for o in (None, PLAIN))
+    assert session.prepared_sizes(8) == [1, 2, 3, 4, 6, 8]
+    assert session.prepared_sizes(5) == [1, 2, 3, 4, 5]
+    assert plain.prepared_sizes(5) == [5]
+
+
+@pytest.mark.parametrize("selection", ["host", "graph"])
+def test_after_the_warm_up_every_batch_is_a_replay(workplace, selection) -> None:
+    bundle = workplace.bundle(selection=selection)
+    opened, images = workplace.open(bundle), random_images(6)
+    with Pipeline(bundle.manifest, opened) as pipeline:
+        pipeline.warm_up([6])
+        contexts, launches = workplace.library().contexts, workplace.gpu.launches
+        assert (contexts, launches) == (1 + 5, 0)  # first stage: 6; second stage: 1, 2, 3, 4, 6
+        for eta in (0.14, 0.16, 0.18, 0.2, 0.22, 1.0):
+            pipeline.outcomes(images, eta)
+        assert workplace.library().contexts == contexts
+        assert workplace.gpu.launches > 6
+        assert pipeline.stats.snapshot().pictures == 0
+
+
+def test_rtx_compiles_in_the_warm_up(workplace) -> None:
+    bundle = workplace.bundle("tensorrt-rtx")
+    pipeline = Pipeline(bundle.manifest, workplace.open(bundle, "tensorrt-rtx"))
+    pipeline.warm_up()
+    assert len(list((workplace.folder / "cache").rglob("*.rtx-cache"))) == 2
+
+
+def test_a_warm_up_above_the_engines_batch_is_refused(workplace) -> None:
+    bundle = workplace.bundle()
+    with pytest.raises(EngineError, match=r"batch of 9 .* takes 1 to 8"):
+        Pipeline(bundle.manifest, workplace.open(bundle)).warm_up([1, 9])

@@ -27,7 +27,7 @@ from sacvit_deploy.errors import (
 from sacvit_deploy.runtime.load import load
 from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from tests.fakes import SAC, fake_manifest, fake_opened, random_pictures
+from tests.fakes import DENSE, SAC, fake_manifest, fake_opened, random_pictures
 
 ETA = 0.19  # about the median confidence of the fake
 PICTURES = random_pictures(20)
@@ -366,3 +366,32 @@ def test_decode_is_kept_by_a_budget_and_exact_is_the_plain_preprocessing() -> No
         assert (fast.preprocess(picture) != plain(picture)).any()
         assert exact.with_budget(ms=5).preprocess == exact.preprocess
         assert fast.with_budget(ms=5).preprocess == fast.preprocess
+
+
+@pytest.mark.parametrize("config", [SAC, DENSE], ids=["two stages", "one"])
+def test_a_warm_up_runs_every_stage_and_counts_nothing(config) -> None:
+    opened = fake_opened(config)
+    warm = Pipeline(fake_manifest(config), opened)
+    warm.warm_up([1, 8])
+    for session in opened.sessions.values():
+        assert [len(feeds["image"]) for feeds in session.calls] == [1, 8]  # type: ignore[attr-defined]
+    assert warm.stats.snapshot().pictures == 0
+
+
+def test_a_warm_up_teaches_a_budget_nothing() -> None:
+    held = make().with_budget(ms=5.0)
+    before = held.budget
+    held.warm_up([4])
+    assert held.budget == before
+
+
+@pytest.mark.parametrize("sizes", [4, "4", [0], [1.5], [True]])
+def test_a_warm_up_takes_whole_numbers(pipeline, sizes) -> None:
+    with pytest.raises(ConfigError, match="batch_sizes"):
+        pipeline.warm_up(sizes)
+
+
+def test_a_closed_pipeline_does_not_warm_up(pipeline) -> None:
+    pipeline.close()
+    with pytest.raises(EngineError, match="closed"):
+        pipeline.warm_up()
