@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,13 @@ from sacvit_deploy.runtime.result import Result
 from sacvit_deploy.runtime.result_file import Key, Row, result_file
 from sacvit_deploy.runtime.sources import Frame, Sources, open_sources
 from sacvit_deploy.runtime.video import Pace
+from sacvit_deploy.visualize.annotate import Annotator
+
+Sink = Callable[[Frame, Result], None]
+"""Takes the pictures and their results, one after another."""
 
 _WIDEST_NAME = 60
+_LOADING = ("eta", "backend", "precision", "threads", "decode")
 
 
 @click.command("run")
@@ -47,16 +52,15 @@ _WIDEST_NAME = 60
     metavar="FILE",
     help="Write the results to a .jsonl, .csv or .parquet file.",
 )
+@click.option(
+    "--save",
+    type=options.PATH,
+    metavar="FOLDER",
+    help="Write copies with class, stage and target tokens drawn on them.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the --output of a run that was stopped.")
 @options.json_option
-def command(
-    bundle: Path,
-    sources: tuple[str, ...],
-    output: Path | None,
-    as_json: bool,
-    top: int,
-    **chosen: Any,
-) -> None:
+def command(bundle: Path, sources: tuple[str, ...], **chosen: Any) -> None:
     """Classify the pictures of each SOURCE with BUNDLE.
 
     A SOURCE is a picture, a folder, a pattern in quotes, a zip or table of pictures, a video, the
@@ -68,30 +72,19 @@ def command(
       sacvit-deploy run bundle photos/ --output results.jsonl
       sacvit-deploy run bundle clip.mp4 --fps 5 --output frames.csv
     """
-    resume = chosen.pop("resume")
-    if output and as_json:
-        raise click.UsageError("--json prints the results; --output writes them. Give one.")
-    if resume and not output:
-        raise click.UsageError("--resume goes on with a file; name it with --output.")
-    pace = Pace(chosen.pop("every"), chosen.pop("fps"))
-    pictures = open_sources(sources, pace, sys.stdin.buffer)
-    run = _Run(pictures, stops=chosen.pop("on_error") == "stop")
-    batch_size = chosen.pop("batch_size")
+    _check_usage(**chosen)
+    output = chosen["output"]
+    pace = Pace(chosen["every"], chosen["fps"])
+    run = _Run(open_sources(sources, pace, sys.stdin.buffer), stops=chosen["on_error"] == "stop")
     with ExitStack() as stack:
-        pipeline = stack.enter_context(load_classifier(bundle, **chosen))
+        loading = {name: chosen[name] for name in _LOADING}
+        pipeline = stack.enter_context(load_classifier(bundle, **loading))
         options.tell_backend(pipeline, chosen["backend"])
-        done: frozenset[Key] = frozenset()
-        write: Callable[[Row], object] = options.echo_json
-        if output:
-            write, done = stack.enter_context(result_file(output, resume=resume))
-        elif as_json:
-            write = stack.enter_context(options.json_array())
+        sinks, done = _sinks(stack, pipeline, run, chosen)
         progress = stack.enter_context(options.Progress())
-        for frame, result in run.results(pipeline, batch_size, done):
-            if output or as_json:
-                write(_row(frame, result))
-            else:
-                click.echo(describe_result(result, _name(frame), (run.name_width, 0), top))
+        for frame, result in run.results(pipeline, chosen["batch_size"], done):
+            for sink in sinks:
+                sink(frame, result)
             if output or not sys.stdout.isatty():
                 progress.bar(run.share, run.in_words)
     if output:
@@ -99,6 +92,41 @@ def command(
     if run.failed:
         click.echo(f"{run.failed} of {run.count + run.failed} could not be read.", err=True)
         click.get_current_context().exit(1)
+
+
+def _check_usage(
+    output: Path | None, save: Path | None, *, resume: bool, as_json: bool, **_: object
+) -> None:
+    if output and as_json:
+        raise click.UsageError("--json prints the results; --output writes them. Give one.")
+    if resume and not output:
+        raise click.UsageError("--resume goes on with a file; name it with --output.")
+    if resume and save:
+        raise click.UsageError(
+            "--save has no copies of the pictures that --resume skips. Give one."
+        )
+
+
+def _sinks(
+    stack: ExitStack, pipeline: Pipeline, run: _Run, chosen: Mapping[str, Any]
+) -> tuple[list[Sink], frozenset[Key]]:
+    """Open what takes the results, and find those that a file has already."""
+    done: frozenset[Key] = frozenset()
+    sinks: list[Sink] = []
+    if chosen["output"]:
+        write, done = stack.enter_context(result_file(chosen["output"], resume=chosen["resume"]))
+        sinks.append(lambda frame, result: write(_row(frame, result)))
+    elif chosen["as_json"]:
+        add = stack.enter_context(options.json_array())
+        sinks.append(lambda frame, result: add(_row(frame, result)))
+    else:
+        widths, top = (run.name_width, 0), chosen["top"]
+        sinks.append(
+            lambda frame, result: click.echo(describe_result(result, _name(frame), widths, top))
+        )
+    if chosen["save"]:
+        sinks.append(stack.enter_context(Annotator(chosen["save"], pipeline)).add)
+    return sinks, done
 
 
 def _row(frame: Frame, result: Result) -> Row:

@@ -28,11 +28,13 @@ class Frame:
         name: Path as it was given, with the path below it; or the name of the video or camera.
         picture: The picture, not read yet; an array of a video is in BGR.
         number: Position in its video, from 0; None for a picture that is a file.
+        rate: Frames taken in a second of its video; 0 for a picture that is a file.
     """
 
     name: str
     picture: PictureSource
     number: int | None = None
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,5 +140,5 @@ def _frames_of_list(listed: IO[bytes]) -> Iterator[Frame]:
 
 
 def _frames_of_video(source: str, pace: Pace) -> Iterator[Frame]:
-    for number, frame in frames_of_video(source, pace):
-        yield Frame(source, frame, number)
+    for frame in frames_of_video(source, pace):
+        yield Frame(source, frame.pixels, frame.number, frame.rate)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ VIDEO_SUFFIXES = frozenset(
 """File name suffixes of videos, in lower case."""
 
 _FREQUENT = 1000.0  # frames a second that no video claims in earnest
+_USUAL_RATE = 25.0
 _SAME_TIME = 1e-6  # seconds by which a frame may come early
 
 
@@ -48,9 +49,23 @@ class Pace:
         check_field(fits, "fps", self.fps, "a number of frames a second, above 0")
 
 
+class VideoFrame(NamedTuple):
+    """One frame of a video.
+
+    Attributes:
+        number: Position in the video, from 0; frames that are not taken count too.
+        pixels: (H, W, 3), uint8, BGR.
+        rate: Frames taken in a second of the video, about; 25 where nothing tells it.
+    """
+
+    number: int
+    pixels: NDArray[np.uint8]
+    rate: float
+
+
 def frames_of_video(
     source: str, pace: Pace, clock: Callable[[], float] = time.monotonic
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+) -> Iterator[VideoFrame]:
     """Read a video to its end, or a camera for ever.
 
     The frames of a file are taken by its own time, those of a camera or a stream by the clock.
@@ -61,7 +76,7 @@ def frames_of_video(
         clock: Current time in seconds.
 
     Yields:
-        Number of the frame, from 0, and the frame, (H, W, 3), uint8, BGR.
+        The frames that are taken, in order.
 
     Raises:
         ImageError: It cannot be opened, or has no frame.
@@ -70,7 +85,9 @@ def frames_of_video(
     cv2 = require("cv2", "Reading a video or a camera")
     is_file = os.path.exists(source)
     with closing(_Capture(cv2, source)) as capture:
-        rate = capture.frames_per_second if is_file else None
+        told = capture.frames_per_second
+        rate = told if is_file else None
+        taken = min(pace.fps or math.inf, (told or _USUAL_RATE) / pace.every)
         number, step, due = -1, 1 / (pace.fps or math.inf), -math.inf
         while (frame := capture.read()) is not None:
             number += 1
@@ -79,7 +96,7 @@ def frames_of_video(
             now = number / rate if rate else clock()
             if now + _SAME_TIME >= due:
                 due = now + step if due < 0 else max(due + step, now)
-                yield number, frame
+                yield VideoFrame(number, frame, taken)
         if number < 0:
             raise ImageError(f"The video {source!r} has no frame that can be read.", _FIX)
 

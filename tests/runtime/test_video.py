@@ -26,17 +26,23 @@ def clip(tmp_path_factory):
 
 
 def numbers(clip, *pace, clock=lambda: 0.0):
-    return [number for number, _ in frames_of_video(clip, Pace(*pace), clock)]
+    return [frame.number for frame in frames_of_video(clip, Pace(*pace), clock)]
 
 
 def test_all_frames_in_order_in_bgr(clip):
     found = list(frames_of_video(clip, Pace()))
-    assert [number for number, _ in found] == list(range(30))
-    for number, frame in found:
+    assert [frame.number for frame in found] == list(range(30))
+    for number, frame, rate in found:
+        assert rate == 10
         assert frame.shape == (SIZE[1], SIZE[0], 3)
         assert frame.dtype == np.uint8
         assert abs(int(np.median(frame[..., 2])) - 8 * number) <= 4
         assert np.median(frame[..., 0]) <= 8
+
+
+@pytest.mark.parametrize(("pace", "rate"), [((2,), 5), ((1, 4), 4), ((4, 4), 2.5)])
+def test_the_rate_of_what_is_taken(clip, pace, rate):
+    assert next(frames_of_video(clip, Pace(*pace))).rate == rate
 
 
 def test_every_third(clip):
@@ -79,6 +85,9 @@ class Camera:
     def read(self):
         self.left -= 1
         return self.left >= 0, np.zeros((2, 2, 3), np.uint8)
+
+    def get(self, _):
+        return 0.0  # a camera that does not tell
 
     def release(self):
         self.is_released = True
