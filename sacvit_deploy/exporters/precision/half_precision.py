@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 
 # Resize reads its scales as FP32; a Cast names its own type. Half would move the places that
-# GridSample reads by some hundredths of a cell in a wide picture.
-_ALWAYS_FLOAT = {"Resize", "GridSample", "Cast"}
+# GridSample reads by some hundredths of a cell in a wide picture. The statistics of a
+# LayerNormalization are squares, which overflow in half from 256 on; TensorRT computes them in the
+# type of its input, whatever `stash_type` says.
+_ALWAYS_FLOAT = {"Resize", "GridSample", "Cast", "LayerNormalization"}
 # Earlier operator sets quantise FP32 only.
 _HALF_QUANTISATION_OPSET, _ITS_IR_VERSION = 19, 9
 
@@ -62,10 +64,8 @@ def half_model(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> on
     tokens, because neighbouring scores differ by 1e-6 to 1e-5; the last product of each gate and
     its decisions; the heads' products and what is made
     of them, because the exit acts on the softmax (their weights are stored in half); the resize;
-    the reading of pictures at places, and the last product that gives the places; and the nodes of
-    `keep`.
-    LayerNormalization stays one operator, which computes its statistics in FP32. INT8 tensors stay
-    INT8.
+    the reading of pictures at places, and the last product that gives the places; every
+    LayerNormalization, with its scale and bias; and the nodes of `keep`. INT8 tensors stay INT8.
 
     Args:
         model: FP32 or INT8 graph, with its weights.

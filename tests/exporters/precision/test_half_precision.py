@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sacvit_deploy.comparison.graphs import LiteralSession, rounding_model
+from sacvit_deploy.comparison.graphs import LiteralSession, rounding_model, to_model
 from sacvit_deploy.exporters.precision.add_precision import linear_weight_shares, weight_shares
 from sacvit_deploy.exporters.precision.half_precision import half_model
 from tests.exporters.graphs import normalised, op_counts, placed, read_graph, run_model
@@ -77,7 +78,7 @@ def test_nearly_all_weights_are_half(typed):
 
 def test_blocks_compute_in_half(typed):
     original = {node.name for node in typed.original.graph.node}
-    kinds = {"LayerNormalization", "MatMul", "Erf", "Conv"}
+    kinds = {"MatMul", "Erf", "Conv"}
     nodes = [n for n in typed.graph.node if n.op_type in kinds and n.name in original]
     types = [typed.type_of(node) for node in nodes]
     # The class rows of the score are the only products in FP32.
@@ -86,12 +87,11 @@ def test_blocks_compute_in_half(typed):
     assert types.count(TensorProto.FLOAT16) == len(types) - types.count(TensorProto.FLOAT)
 
 
-def test_layer_normalization_stays_one_operator_with_statistics_in_fp32(typed):
+def test_layer_normalization_stays_one_operator_in_fp32(typed):
     norms = [n for n in typed.graph.node if n.op_type == "LayerNormalization"]
     assert len(norms) == op_counts(typed.original)["LayerNormalization"]
     for node in norms:
-        stash = [a.i for a in node.attribute if a.name == "stash_type"]
-        assert stash in ([], [TensorProto.FLOAT])
+        assert {typed.types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT}
 
 
 def test_what_decides_stays_in_fp32(typed):
@@ -174,6 +174,54 @@ def overflowing() -> onnx.ModelProto:
         helper.make_node("Gemm", ["y", "eye"], ["logits"], name="head"),
     ]
     return small(nodes, {"w": np.full((4, 4), 300), "small": [0.001], "eye": np.eye(4)})
+
+
+def normalising(size) -> onnx.ModelProto:
+    """A residual stream of about a size, its LayerNormalization, and a head."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["branch"], name="branch"),
+        helper.make_node("Add", ["x", "branch"], ["stream"], name="stream"),
+        helper.make_node("LayerNormalization", ["stream", "scale", "bias"], ["y"], name="norm"),
+        helper.make_node("Gemm", ["y", "eye"], ["logits"], name="head"),
+    ]
+    constants = {"w": size * np.eye(4), "scale": np.ones(4), "bias": np.zeros(4), "eye": np.eye(4)}
+    return small(nodes, constants)
+
+
+def with_literal_norms(model) -> onnx.ModelProto:
+    """The same graph with statistics computed in the type of the input, as TensorRT does."""
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    for norm in [node for node in graph.nodes if node.op == "LayerNormalization"]:
+        x, scale, bias = norm.inputs
+        norm.name = "literal"
+        last = gs.Constant("last", np.array([-1]))
+        epsilon = gs.Constant("epsilon", np.array(1e-5, x.dtype))
+
+        def compute(op, *inputs, typed=x.dtype):
+            made = gs.Variable(f"{op}_{len(graph.nodes)}", typed)
+            graph.nodes.append(gs.Node(op, made.name, {}, list(inputs), [made]))
+            return made
+
+        centred = compute("Sub", x, compute("ReduceMean", x, last))
+        variance = compute("ReduceMean", compute("Mul", centred, centred), last)
+        deviation = compute("Sqrt", compute("Add", variance, epsilon))
+        scaled = compute("Mul", compute("Div", centred, deviation), scale)
+        graph.nodes.append(gs.Node("Add", "shifted", {}, [scaled, bias], list(norm.outputs)))
+        norm.outputs.clear()
+    return to_model(graph.cleanup().toposort())
+
+
+@pytest.mark.parametrize("size", [1e3, 1e4])
+def test_a_large_residual_stream_is_normalised_by_statistics_in_the_type_of_the_input(
+    size, tmp_path
+):
+    """The squares of its values are beyond half; ONNX Runtime alone computes them in FP32."""
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    model = normalising(size)
+    (wanted,) = run_model(model, x=x)
+    for made in (half_model(model), with_literal_norms(half_model(model))):
+        session = LiteralSession(rounding_model(made), tmp_path / "rounding.onnx")
+        np.testing.assert_allclose(session.run({"x": x})["logits"], wanted, rtol=0, atol=5e-3)
 
 
 def test_an_overflow_between_two_nodes_is_seen(tmp_path):
