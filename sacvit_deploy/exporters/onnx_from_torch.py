@@ -11,7 +11,6 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript import opset18
 
 from sacvit_deploy.errors import ExportError, interrupt_in
 from sacvit_deploy.model.views import example_inputs, view_for
@@ -52,7 +51,6 @@ def onnx_from_torch(model: VisionModel, spec: GraphSpec, *, opset: int = 18) -> 
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
                 dynamic_shapes=_dynamic_shapes(spec),
-                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
                 optimize=True,
                 verbose=False,
             )
@@ -89,15 +87,6 @@ def _name_weights(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
-
-
-def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """Translate aten.sort.stable, which the exporter does not know.
-
-    TopK of ONNX is stable by definition: of equal elements the lower index comes first.
-    """
-    count = opset18.Shape(x, start=dim, end=dim + 1 or None)
-    return opset18.TopK(x, count, axis=dim, largest=1 if descending else 0, sorted=1)
 
 
 def _dynamic_shapes(spec: GraphSpec) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
 """The best window of coarse tokens, inside which LF-ViT chooses its targets.
 
 Hu et al., "LF-ViT: Reducing Spatial Redundancy in Vision Transformer for Efficient Image
-Recognition" (AAAI 2024). Slices, sums and `argmax` are the same in numpy and in torch, so that the
-host, the torch network and the graph traced from it share one computation.
+Recognition" (AAAI 2024). Slices and sums are the same in numpy and in torch, so that the host, the
+torch network and the graph traced from it share one computation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ OUTSIDE = -1.0
 """Score of a token outside of the window: below every share of attention."""
 
 
-def best_window(score: Any, grid: Grid, side: int) -> Any:
-    """Find the window with the largest sum of scores; of equal sums the first, row by row.
+def window_sums(score: Any, grid: Grid, side: int) -> Any:
+    """Add up the scores in every window; the best is the first with the largest sum, row by row.
 
     The sums are a fixed sequence of additions, across and then down. Each rounds alike wherever it
     is computed, which a matrix product does not promise, so that equal windows tie everywhere.
@@ -31,7 +31,7 @@ def best_window(score: Any, grid: Grid, side: int) -> Any:
         side: Rows and columns of the window.
 
     Returns:
-        Row of `window_members`, (B,), of the same library.
+        Sums in the order of `window_members`, (B, windows), of the same library.
     """
     rows, columns = grid
     field = score.reshape(-1, rows, columns)
@@ -41,7 +41,7 @@ def best_window(score: Any, grid: Grid, side: int) -> Any:
     down = across[:, : rows - side + 1]
     for shift in range(1, side):
         down = down + across[:, shift : rows - side + 1 + shift]
-    return down.reshape(-1, (rows - side + 1) * (columns - side + 1)).argmax(1)
+    return down.reshape(-1, (rows - side + 1) * (columns - side + 1))
 
 
 @lru_cache(maxsize=16)

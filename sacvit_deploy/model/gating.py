@@ -12,11 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sacvit_deploy.model.ranking import ranking_key
 from sacvit_deploy.model.vit import Block, Mlp
 
 CERTAIN = 3e4
 """Added to the margin of a token that is always kept: above every margin, and finite in FP16."""
 
+_LARGEST_MARGIN = 2 * CERTAIN  # beyond it margins count as equal
 _INIT_STD = 0.02  # DeiT's
 _FIRST_MARGIN = 1.0  # sampled, 73 % are kept
 
@@ -77,12 +79,17 @@ def choose_exact(x: Tensor, margin: Tensor) -> Chosen:
 
 
 def choose_most_certain(x: Tensor, margin: Tensor, count: int) -> Chosen:
-    """The `count` tokens with the largest margins, most certain first; each shape is fixed."""
+    """The `count` tokens with the largest margins, most certain first; each shape is fixed.
+
+    Of equal margins the lower index comes first; see `ranking_key`.
+    """
     batch, length, width = x.shape
-    largest, index = torch.topk(margin, count, dim=1)
+    key = ranking_key(margin.clamp(-_LARGEST_MARGIN, _LARGEST_MARGIN), _LARGEST_MARGIN)
+    index = torch.topk(key, count, dim=1).indices
     starts = length * torch.arange(batch, device=x.device)
     rows = (index + starts[:, None]).flatten()
     tokens = x.flatten(0, 1).index_select(0, rows).view(batch, count, width)
+    largest = margin.flatten().index_select(0, rows).view(batch, count)
     return Chosen(tokens, largest > 0, rows)
 
 

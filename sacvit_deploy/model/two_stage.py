@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sacvit_deploy.families.config import ModelConfig
-from sacvit_deploy.families.windows import OUTSIDE, best_window, window_members
+from sacvit_deploy.families.windows import OUTSIDE, window_members, window_sums
 from sacvit_deploy.model.attention import ClusterKernel, Clusters
+from sacvit_deploy.model.ranking import ranking_key
 from sacvit_deploy.model.vision_model import Answers
 from sacvit_deploy.model.vit import ClassTokenBackbone, Mlp
+
+# Scores are shares of attention: those of a window add up to no more. Outside of it they are -1.
+_LARGEST_SCORE = 1.0
 
 
 class EarlyExitOutput(NamedTuple):
@@ -95,14 +99,20 @@ def fine_index(coarse: Tensor, coarse_columns: int) -> Tensor:
 def select_tokens(
     score: Tensor, config: ModelConfig, num_targets: int | None = None
 ) -> TokenSelection:
-    """Split the coarse tokens by score (B, N), as `runtime.algorithm.select_tokens` does."""
+    """Split the coarse tokens by score (B, N), as `runtime.algorithm.select_tokens` does.
+
+    The keys of `ranking_key` hold every score from 2^-33 on exactly, up to 64 tokens; each doubling
+    of the tokens takes one power of two.
+    """
     targets = config.num_targets if num_targets is None else num_targets
     if (side := config.stages.window) is not None:
         members = torch.from_numpy(window_members(config.coarse_grid, side).copy())
-        best = best_window(score, config.coarse_grid, side)
+        sums = window_sums(score, config.coarse_grid, side)
+        best = ranking_key(sums, _LARGEST_SCORE).argmax(1)
         inside = torch.index_select(members.to(score.device), 0, best)
         score = torch.where(inside, score, OUTSIDE)
-    order = torch.sort(score, dim=1, descending=True, stable=True).indices
+    key = ranking_key(score, _LARGEST_SCORE)
+    order = torch.topk(key, key.shape[1], dim=1).indices
     target, non_target = order[:, :targets], order[:, targets:]
     return TokenSelection(target, non_target, fine_index(target, config.coarse_grid[1]))
 

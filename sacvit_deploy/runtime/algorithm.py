@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.families.config import ModelConfig
-from sacvit_deploy.families.windows import OUTSIDE, best_window, window_members
+from sacvit_deploy.families.windows import OUTSIDE, window_members, window_sums
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
@@ -89,7 +89,8 @@ def window_tokens(score: NDArray[Any], config: ModelConfig) -> NDArray[np.bool_]
     if side is None:
         return np.ones(score.shape, np.bool_)
     grid = config.coarse_grid
-    inside: NDArray[np.bool_] = window_members(grid, side)[best_window(score, grid, side)]
+    best = window_sums(score, grid, side).argmax(axis=1)
+    inside: NDArray[np.bool_] = window_members(grid, side)[best]
     return inside
 
 

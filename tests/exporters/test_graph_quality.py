@@ -114,7 +114,8 @@ def test_no_part_is_cut_out_of_what_was_just_joined(graph):
 
 def test_there_is_nothing_idle(graph):
     assert not {"Identity", "Dropout", "If", "Loop", "ConstantOfShape", "Constant"} & set(graph.ops)
-    assert graph.ops["Cast"] == (graph.input_kind == "uint8")
+    chooses = graph.role == "refine" and graph.by_graph
+    assert graph.ops["Cast"] == (graph.input_kind == "uint8") + chooses
     wanted = {value.name for value in graph.model.graph.output}
     used = {name for node in graph.nodes for name in node.input} | wanted
     assert all(set(node.output) & used for node in graph.nodes)
@@ -149,3 +150,11 @@ def test_token_rows_are_gathered_whole(graph):
 
 def test_only_the_graph_that_chooses_sorts(graph):
     assert graph.ops["TopK"] == (graph.role == "refine" and graph.by_graph)
+
+
+def test_what_is_sorted_has_no_ties(graph):
+    """int64 keys: TensorRT promises no order among equal values."""
+    types = onnx.shape_inference.infer_shapes(graph.model).graph.value_info
+    integers = {v.name for v in types if v.type.tensor_type.elem_type == onnx.TensorProto.INT64}
+    ranked = [node for node in graph.nodes if node.op_type in {"TopK", "ArgMax"}]
+    assert all(node.input[0] in integers for node in ranked)
