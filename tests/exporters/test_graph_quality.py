@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from sacvit_deploy.engines.plan_inspection import network_layers
 from tests.exporters.graphs import op_counts, read_graph
 
 GRAPHS = [
@@ -158,3 +159,16 @@ def test_what_is_sorted_has_no_ties(graph):
     integers = {v.name for v in types if v.type.tensor_type.elem_type == onnx.TensorProto.INT64}
     ranked = [node for node in graph.nodes if node.op_type in {"TopK", "ArgMax"}]
     assert all(node.input[0] in integers for node in ranked)
+
+
+@pytest.mark.parametrize("name", ["sac_graph", "windowed_graph"])
+def test_tensorrt_rtx_sorts_the_keys_in_64_bits(name, request):
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
+    bundle = request.getfixturevalue(name)
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, builder.logger)
+    assert parser.parse_from_file(str(bundle.graph_path(bundle.graph("refine"))))
+    sorting = [layer for layer in network_layers(trt, network) if layer.kind == "TOPK"]
+    windows = bundle.manifest.config.stages.window is not None
+    assert [layer.dtype for layer in sorting] == ["INT64"] * (1 + windows)
