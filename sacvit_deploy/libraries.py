@@ -24,6 +24,7 @@ _EXTRA_OF = {
     "openvino": "openvino",
     "cv2": "video",
     "pyarrow": "parquet",
+    "polygraphy": "tensorrt",
     "pytriton": "triton",
     "tensorboard": "train",
     "tomli": "train",

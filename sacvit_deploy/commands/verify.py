@@ -12,6 +12,7 @@ from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.comparison.decisions import agreement_in_words
 from sacvit_deploy.comparison.network import of_bundle, reference_for
+from sacvit_deploy.comparison.polygraphy_case import SCRIPT
 from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
 from sacvit_deploy.samples import read_pictures, sample_pictures
 from sacvit_deploy.spec import Backend, Precision, check_eta
@@ -56,6 +57,12 @@ def _limit_options(command: _Command) -> _Command:
     help="Pictures to compare decisions on; without it, those of the package.",
 )
 @click.option("--layers", is_flag=True, help="Also compare every layer, to find the first error.")
+@click.option(
+    "--save-polygraphy",
+    type=options.PATH,
+    metavar="DIR",
+    help="Write inputs, reference outputs and a script for NVIDIA's Polygraphy to DIR.",
+)
 @options.eta_option
 @_limit_options
 @options.json_option
@@ -73,6 +80,7 @@ def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -
         eta=None if chosen["eta"] is None else check_eta(chosen["eta"]),
         limits={name: chosen[name] for name in _LIMITS if chosen[name] is not None},
         layers=chosen["layers"],
+        polygraphy=chosen["save_polygraphy"],
     )
 
     def verified(opened: Bundle) -> Verification:
@@ -80,6 +88,8 @@ def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -
         return verify(reference_for(opened, chosen["against"], candidate), candidate, request)
 
     verification = from_bundle(bundle, verified)  # `--layers` reads its graphs again
+    if request.polygraphy is not None:
+        click.echo(f"compare with: sh {request.polygraphy / SCRIPT} onnxruntime", err=True)
     if as_json:
         options.echo_json(verification.to_dict())
     else:

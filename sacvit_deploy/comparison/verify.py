@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sacvit_deploy.comparison.decisions import LIMITS, Limits, MissedLimit, compare_decisions
+from sacvit_deploy.comparison.polygraphy_case import save_polygraphy
 from sacvit_deploy.comparison.tensors import compare_tensors, finite_fields, parity_batches
 from sacvit_deploy.decode import OPTIONAL, encode
 from sacvit_deploy.errors import ConfigError
@@ -35,6 +37,7 @@ class VerifyRequest:
         eta: Exit threshold of both, in [0, 1]; None takes that of the candidate.
         limits: Fields of `Limits` in [0, 1], by name; the others follow from the precision.
         layers: Whether to compare layer by layer too.
+        polygraphy: Folder for the comparison in Polygraphy's files; None writes none.
 
     Raises:
         ConfigError: There is no picture, or a limit is out of [0, 1].
@@ -44,6 +47,7 @@ class VerifyRequest:
     eta: float | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     layers: bool = False
+    polygraphy: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.pictures:
@@ -127,6 +131,7 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
         ImageError: A picture cannot be read.
         EngineError: A session failed.
         ConfigError: The candidate is torch, or layers were asked for of an engine.
+        MissingDependencyError: Files for Polygraphy were asked for, and it is not installed.
     """
     precision = max(reference.precision, candidate.precision, key=list(LIMITS).index)
     random = reference.random or candidate.random
@@ -137,6 +142,11 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
     sizes = dict.fromkeys(min(size, largest) for size in usual)
     batches = (_pixels(candidate, request.pictures, size) for size in sizes)
     records = compare_tensors(reference, candidate, batches)
+    if request.polygraphy is not None:
+        size = 1 if candidate.takes_one_picture else min(_LAYER_BATCH, largest)
+        pixels = _pixels(candidate, request.pictures, size)
+        share = limits.max_tensor_error
+        save_polygraphy(reference, candidate, pixels, share, request.polygraphy)
     layers, worst_step = None, None
     if request.layers:
         layers, worst_step = _compare_layers(reference, candidate, request.pictures)

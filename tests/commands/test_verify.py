@@ -97,3 +97,15 @@ def test_what_the_bundle_does_not_have(refused, sac_host):
 )
 def test_wrong_usage(invoke, sac_host, wrong):
     assert invoke("verify", sac_host.path, *wrong).code == 2
+
+
+def test_a_comparison_is_left_for_polygraphy(invoke, sac_host, sac_checkpoint, tmp_path):
+    pytest.importorskip("polygraphy", reason="needs the tensorrt-rtx extra")
+    folder = tmp_path / "polygraphy"
+    ran = invoke("verify", sac_host.path, "--against", sac_checkpoint, "--save-polygraphy", folder)
+    assert ran.code == 0, ran
+    assert {file.name for file in folder.iterdir()} == {
+        "compare.sh", "early_exit.inputs.json", "early_exit.outputs.json",
+        "refine.inputs.json", "refine.outputs.json",
+    }  # fmt: skip
+    assert f"sh {folder}/compare.sh onnxruntime" in ran.err
