@@ -277,7 +277,8 @@ def engine_contenders(
     settings: Settings, bundles: Bundles, runtime: EngineBackend
 ) -> Iterator[Contender]:
     """Build TensorRT or TensorRT-RTX engines, and run them with and without CUDA graphs."""
-    from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
+    from sacvit_deploy.engines.build import build_engines
+    from sacvit_deploy.engines.engine_request import BatchRange, EngineRequest
     from sacvit_deploy.engines.registry import open_sessions
 
     check_target(runtime)
@@ -316,7 +317,8 @@ def check_target(runtime: EngineBackend) -> None:
         Skipped: There is none, or the library is not installed.
         EngineError: The library is installed but cannot be used.
     """
-    from sacvit_deploy.engines.build import EngineRequest, check_request
+    from sacvit_deploy.engines.build import check_request
+    from sacvit_deploy.engines.engine_request import EngineRequest
     from sacvit_deploy.engines.tensorrt_library import load_library
 
     try:

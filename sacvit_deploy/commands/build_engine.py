@@ -11,13 +11,11 @@ import click
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_engines
-from sacvit_deploy.engines.build import (
+from sacvit_deploy.engines.build import build_engines, check_request, graphs_in
+from sacvit_deploy.engines.engine_request import (
     BatchRange,
     EngineRequest,
     HardwareCompatibility,
-    build_engines,
-    check_request,
-    graphs_in,
     parse_compute_capabilities,
 )
 from sacvit_deploy.engines.tensorrt_library import default_backend

@@ -1,21 +1,20 @@
-"""Build the engines of a bundle: the options, their checks, and the entries in its description."""
+"""Build the engines of a bundle: the checks, and the entries in its description."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
 
 from sacvit_deploy.bundle import ENGINE_FOLDER, Bundle
 from sacvit_deploy.bundle_changes import check_unchanged, locked, publish, staging_folder
 from sacvit_deploy.decode import encode
+from sacvit_deploy.engines.build_progress import OnProgress
+from sacvit_deploy.engines.engine_request import BatchRange, EngineRequest
 from sacvit_deploy.engines.machine import Machine, this_machine
-from sacvit_deploy.engines.plan import OnProgress, Plan, build_plan, check_timing_cache
-from sacvit_deploy.engines.plan_inspection import check_plan
+from sacvit_deploy.engines.plan import Plan, build_plan, check_polygraphy, check_timing_cache
+from sacvit_deploy.engines.plan_worker import PlanOrder, Shape
 from sacvit_deploy.engines.tensorrt_library import (
     RTX_CAPABILITIES,
     TURING,
@@ -24,138 +23,11 @@ from sacvit_deploy.engines.tensorrt_library import (
     load_library,
 )
 from sacvit_deploy.errors import BundleError, EngineError
-from sacvit_deploy.records import EngineEntry, EngineFlags, GraphEntry
-from sacvit_deploy.spec import EngineBackend, Precision, Role
-
-HardwareCompatibility = Literal["none", "same-compute-capability", "ampere-plus"]
+from sacvit_deploy.records import EngineEntry, GraphEntry
+from sacvit_deploy.spec import Precision, Role
 
 # What TensorRT-RTX builds for by default without a GPU: the cards, and not DGX Spark (12.1).
 _PORTABLE_TARGETS = tuple(target for target in RTX_CAPABILITIES if target != "12.1")
-
-# More memory than any GPU has, and a number of bytes that the libraries can hold.
-_MOST_WORKSPACE_MIB = 1 << 24
-_LARGEST_BATCH = (1 << 31) - 1
-
-_BATCH_FIX = "Write --batch MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX < 2^31, for example 1:8:32."
-
-
-@dataclass(frozen=True)
-class BatchRange:
-    """Batches that an engine accepts, of either stage.
-
-    Attributes:
-        smallest: 1 or more.
-        best: The batch its kernels are chosen for.
-        largest: The batch its memory is allocated for.
-    """
-
-    smallest: int
-    best: int
-    largest: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.smallest <= self.best <= self.largest <= _LARGEST_BATCH:
-            raise EngineError(
-                f"The batch range is {self.smallest}:{self.best}:{self.largest}.", _BATCH_FIX
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> BatchRange:
-        """Read `MIN:OPT:MAX`, or one number for all three; `EngineError` if it is neither."""
-        parts = text.split(":")
-        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
-            raise EngineError(f"The batch range is {text!r}.", _BATCH_FIX)
-        numbers = [int(part) for part in parts]
-        return cls(*(numbers if len(numbers) == 3 else numbers * 3))
-
-    @property
-    def triple(self) -> tuple[int, int, int]:
-        """(smallest, best, largest)."""
-        return self.smallest, self.best, self.largest
-
-
-@dataclass(frozen=True)
-class EngineRequest:
-    """One call of `build_engines`.
-
-    Attributes:
-        precision: Precision of the graphs.
-        backend: The library that builds.
-        batch: The optimization profile.
-        compute_capabilities: GPUs to build for, such as `8.6`; empty for the one of this machine.
-            TensorRT-RTX only.
-        workspace_mib: Upper limit of scratch memory in MiB; None leaves it to the builder.
-        optimization_level: 0 (fast build) to 5 (fast engine); None leaves it to the builder.
-        timing_cache: File with the timings of earlier builds, written again afterwards. TensorRT
-            only.
-        version_compatible: The engine also loads in later TensorRT releases of the same major
-            version, somewhat slower. TensorRT only.
-        hardware_compatibility: Other GPUs that the engine runs on. TensorRT only.
-    """
-
-    precision: Precision
-    backend: EngineBackend
-    batch: BatchRange = BatchRange(1, 8, 32)
-    compute_capabilities: tuple[str, ...] = ()
-    workspace_mib: int | None = None
-    optimization_level: int | None = None
-    timing_cache: Path | None = None
-    version_compatible: bool = False
-    hardware_compatibility: HardwareCompatibility = "none"
-
-    def __post_init__(self) -> None:
-        if self.workspace_mib is not None and not 1 <= self.workspace_mib <= _MOST_WORKSPACE_MIB:
-            raise EngineError(
-                f"The workspace limit is {self.workspace_mib} MiB.",
-                f"Make it 1 to {_MOST_WORKSPACE_MIB}.",
-            )
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise EngineError(
-                f"The optimization level is {self.optimization_level}.", "Make it 0 to 5."
-            )
-        if self.hardware_compatibility not in get_args(HardwareCompatibility):
-            raise EngineError(
-                f"The hardware compatibility is {self.hardware_compatibility!r}.",
-                f"Choose one of {', '.join(get_args(HardwareCompatibility))}.",
-            )
-
-    @property
-    def only_tensorrt(self) -> list[str]:
-        """Options set here that TensorRT-RTX does not have, as the command line writes them."""
-        chosen = {
-            "--timing-cache": self.timing_cache is not None,
-            "--version-compatible": self.version_compatible,
-            "--hardware-compatibility": self.hardware_compatibility != "none",
-        }
-        return [name for name, is_set in chosen.items() if is_set]
-
-    @property
-    def flags(self) -> EngineFlags:
-        """The options that an engine's entry records, without those left to the builder."""
-        hardware = self.hardware_compatibility
-        return EngineFlags(
-            self.workspace_mib,
-            self.optimization_level,
-            self.version_compatible or None,
-            None if hardware == "none" else hardware,
-        )
-
-
-def parse_compute_capabilities(text: str) -> tuple[str, ...]:
-    """Read `86,89,120` or `8.6,8.9,12.0` as `("8.6", "8.9", "12.0")`, each once.
-
-    `EngineError` if one is not a compute capability.
-    """
-    found = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,2})\.?(\d)", part.strip(), re.ASCII)
-        if match is None:
-            raise EngineError(
-                f"The compute capability {part.strip()!r} cannot be read.",
-                "Write them as 86,89,120; sacvit-deploy doctor shows the one of this machine.",
-            )
-        found.append(f"{match[1]}.{match[2]}")
-    return tuple(dict.fromkeys(found))
 
 
 def build_engines(
@@ -190,20 +62,19 @@ def build_engines(
         (staging / ENGINE_FOLDER).mkdir()
         entries = []
         for number, graph in enumerate(graphs):
-            plan = build_plan(
-                library,
-                bundle.engine_graph_path(graph),
-                _kept_share(bundle, graph),
-                request,
-                _graph_report(report, graph.role, number, len(graphs)),
-            )
-            if _here(machine) in request.compute_capabilities:
-                found = check_plan(library, plan.content, request.precision)
-                plan.log.lines.append(("INFO", found))
             file = _free_name(bundle, graph, request)
+            order = PlanOrder(
+                request,
+                graph=bundle.engine_graph_path(graph),
+                plan=staging / file,
+                shapes=_shapes(graph, request.batch),
+                kept_share=_kept_share(bundle, graph),
+                opens_here=_here(machine) in request.compute_capabilities,
+            )
+            report_graph = _graph_report(report, graph.role, number, len(graphs))
+            plan = build_plan(library, order, report_graph)
             entries.append(_entry(graph, file, request, plan, machine))
-            _write(staging, entries[-1], plan)
-            del plan  # as large as the engine: not beside the next one
+            _write_log(staging, entries[-1], plan, request)
         # Read again: another build may have ended since.
         with locked(bundle.path) as current:
             check_unchanged(current, bundle.graph_files(), "built", "Build again.")
@@ -226,6 +97,26 @@ def _check_shapes(graphs: Iterable[GraphEntry]) -> None:
             )
 
 
+def _shapes(graph: GraphEntry, batch: BatchRange) -> dict[str, tuple[Shape, Shape, Shape]]:
+    """Smallest, best and largest shape of each input of a graph, by its name.
+
+    There is one profile. A second one, for small batches, doubles the time of a build.
+    """
+    rows = batch.survivors if graph.role == "refine" else batch
+
+    def shape(sides: Iterable[str | int], size: int) -> Shape:
+        return tuple(size if isinstance(side, str) else side for side in sides)
+
+    return {
+        spec.name: (
+            shape(spec.shape, rows.smallest),
+            shape(spec.shape, rows.best),
+            shape(spec.shape, rows.largest),
+        )
+        for spec in graph.inputs
+    }
+
+
 def _graph_report(report: OnProgress, role: Role, number: int, count: int) -> OnProgress:
     """Report the build of one of `count` graphs as a part of the whole."""
     return lambda share, phase: report((number + share) / count, f"{role}: {phase}")
@@ -239,6 +130,7 @@ def check_request(request: EngineRequest) -> EngineRequest:
         MissingDependencyError: The library is not installed.
     """
     targets = _targets(load_library(request.backend), request, _here(this_machine()))
+    check_polygraphy()
     if request.timing_cache is not None:
         check_timing_cache(request.timing_cache)
     return dataclasses.replace(request, compute_capabilities=targets)
@@ -340,7 +232,7 @@ def _entry(
         precision_share=_rounded(plan.share.weights),
         flags=request.flags,
         build_s=round(plan.build_s, 3),
-        bytes=plan.content.nbytes,
+        bytes=plan.bytes,
         linear_share=_rounded(plan.share.linear),
         layer_share=_rounded(plan.share.layers),
         gpu=gpu.name if gpu else "",
@@ -352,14 +244,14 @@ def _rounded(shares: dict[str, float]) -> dict[str, float]:
     return {kind: round(share, 6) for kind, share in shares.items()}
 
 
-def _write(staging: Path, entry: EngineEntry, plan: Plan) -> None:
-    """Write an engine and its log; the log begins with the request, for use in reports."""
-    file, log = (staging / name for name in entry.files)
-    file.write_bytes(plan.content)
+def _write_log(staging: Path, entry: EngineEntry, plan: Plan, request: EngineRequest) -> None:
+    """Write the log of an engine; it begins with the request, for use in reports."""
     head = f"{plan.library}, CUDA {entry.cuda_version or 'not known'}, "
     head += f"{entry.os}, compute capability {', '.join(entry.compute_capabilities)}\n"
     flags = encode(entry.flags) or "no flags"
     head += f"{entry.role} in {entry.precision}, batch {entry.batch}, {flags}\n"
-    # The bundle may be passed on; the folder's path on this machine stays private.
+    # The bundle may be passed on; paths of folders on this machine stay private.
     text = plan.log.text.replace(f"{staging.parent}{os.sep}", "")
-    log.write_text(head + text, encoding="utf-8")
+    if request.timing_cache is not None:
+        text = text.replace(f"{request.timing_cache.parent}{os.sep}", "")
+    (staging / entry.files[1]).write_text(head + text, encoding="utf-8")

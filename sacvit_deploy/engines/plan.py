@@ -1,314 +1,164 @@
-"""Build one engine in memory: the builder's configuration, its progress, and how it is stopped."""
+"""Build one engine in a process of its own, and pass on what that process says."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import io
+import os
+import pickle
 import signal
-import threading
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import IO, cast
 
-from sacvit_deploy.engines.plan_inspection import (
-    PrecisionShare,
-    check_precision,
-    network_layers,
-    precision_share,
+from sacvit_deploy.engines.build_progress import OnProgress
+from sacvit_deploy.engines.plan_inspection import PrecisionShare
+from sacvit_deploy.engines.plan_worker import (
+    Built,
+    LogLine,
+    Message,
+    PlanOrder,
+    Progress,
+    fix_for,
+    timing_cache_error,
 )
 from sacvit_deploy.engines.tensorrt_library import Library, LibraryLog
-from sacvit_deploy.errors import EngineError, raised_as
-from sacvit_deploy.files import check_writable, interrupt, open_regular, write_whole
+from sacvit_deploy.errors import EngineError, MissingDependencyError
+from sacvit_deploy.files import check_writable
 
-if TYPE_CHECKING:
-    from sacvit_deploy.engines.build import BatchRange, EngineRequest
-
-
-# Share of the work that is done, in [0, 1], and the name of the phase.
-OnProgress = Callable[[float, str], None]
-
-_HARDWARE = {"same-compute-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
-_SHOWN_ERRORS = 5
-_MIB = 1 << 20
+# The user's main module is not run again, as `multiprocessing` would; modules come from the same
+# folders as in this process.
+_START = (
+    "import sys; sys.path[:] = sys.argv[1:]; "
+    "from sacvit_deploy.engines.plan_worker import main; main()"
+)
+# Chooses the library when Polygraphy is imported.
+_USE_RTX = "POLYGRAPHY_USE_TENSORRT_RTX"
+# What Windows returns for a process that Ctrl-C ended.
+_STATUS_CONTROL_C_EXIT = 0xC000013A
+_SHOWN_BYTES = 1000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A built engine that is not on disk yet.
+    """An engine that was just built.
 
     Attributes:
         library: The library that built it.
-        content: The bytes of the plan file, owned by the library.
+        bytes: Size of its file.
         share: Precisions in the network.
         log: The builder's messages.
-        build_s: Seconds it took, parsing included.
+        build_s: Seconds it took, start of the process and parsing included.
     """
 
     library: Library
-    content: memoryview
+    bytes: int
     share: PrecisionShare
     log: LibraryLog
     build_s: float
 
 
-def build_plan(
-    library: Library,
-    graph: Path,
-    kept_share: float | None,
-    request: EngineRequest,
-    on_progress: OnProgress,
-) -> Plan:
-    """Build one engine in memory.
+def build_plan(library: Library, order: PlanOrder, on_progress: OnProgress) -> Plan:
+    """Build one engine and write it to its file.
+
+    If this process ends for any reason, the one that builds ends too.
 
     Args:
         library: The library that builds.
-        graph: The `.onnx` file, its external weights beside it.
-        kept_share: See `check_precision`, which runs before the build begins.
-        request: Its compute capabilities are the ones to build for.
-        on_progress: Called with the share of the work done.
+        order: The graph, the file of the engine, and the options.
+        on_progress: Called with the share of the work done; what it raises stops the build.
 
     Raises:
-        EngineError: The graph is not of that precision, or the library refuses it.
-        KeyboardInterrupt: Ctrl-C; the builder has stopped.
+        EngineError: The graph is not of that precision, the library refuses it, or it crashed.
+        OSError: The engine cannot be written.
+        KeyboardInterrupt: Ctrl-C; the process that builds has ended.
     """
-    trt, log, start = library.module, library.log, time.perf_counter()
-    log.lines.clear()
-    with library.starting():
-        builder = trt.Builder(library.logger)
-    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
-    # The parser owns the weights the network points to, and has to outlive the build.
-    parser = trt.OnnxParser(network, builder.logger)
-    _parse(parser, graph, library)
-    share = precision_share(network_layers(trt, network))
-    check_precision(share, graph.name, request.precision, kept_share)
-    config = _config(library, builder, request)
-    _add_profile(builder, network, config, request.batch)
-    with cancelled_by_ctrl_c() as cancelled:
-        progress = config.progress_monitor = _progress_monitor(trt, on_progress, cancelled)
-        content = builder.build_serialized_network(network, config)
-    if progress.failure is not None:
-        raise progress.failure
-    if content is None:
-        raise _refused(library, graph, log)
-    if request.timing_cache is not None:
-        with _timing_cache_error(request.timing_cache, "written", "the engine has not been kept"):
-            write_whole(request.timing_cache, bytes(config.get_timing_cache().serialize()))
-    return Plan(library, memoryview(content), share, log, time.perf_counter() - start)
+    start, log = time.perf_counter(), LibraryLog()
+    with tempfile.TemporaryFile() as printed, _worker(library, printed) as process:
+        for message in _answers(process, order):
+            if isinstance(message, Progress):
+                on_progress(*message)
+            elif isinstance(message, LogLine):
+                log.add(*message)
+            elif isinstance(message, Built):
+                build_s = time.perf_counter() - start
+                return Plan(library, order.plan.stat().st_size, message.share, log, build_s)
+            else:
+                raise message
+        raise _crashed(library, order.graph, process.wait(), log.last_errors() or _end(printed))
 
 
-def _parse(parser: Any, graph: Path, library: Library) -> None:
-    if parser.parse_from_file(str(graph)):
-        return
-    reasons = []
-    for index in range(min(parser.num_errors, _SHOWN_ERRORS)):
-        error = parser.get_error(index)
-        node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
-        reasons.append(f"  {node}{error.desc()}")
-    raise EngineError(
-        f"{library} cannot read {graph}:\n" + "\n".join(reasons),
-        "Check the bundle with sacvit-deploy inspect; export with a lower --opset if an operator "
-        "is not known.",
-    )
+@contextlib.contextmanager
+def _worker(library: Library, printed: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """The process that builds; at the end of the block it is gone, and its memory is free."""
+    environment = {**os.environ, _USE_RTX: str(int(library.is_rtx))}
+    with subprocess.Popen(
+        [sys.executable, "-c", _START, *map(str, sys.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=printed,
+        env=environment,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def _config(library: Library, builder: Any, request: EngineRequest) -> Any:
-    trt, config = library.module, builder.create_builder_config()
-    if "TF32" in trt.BuilderFlag.__members__:
-        # On by default: it rounds the factors of FP32 products to 10 bits, and tokens are ranked by
-        # smaller differences. FP16 and INT8 graphs keep the ranking in FP32 on purpose.
-        config.clear_flag(trt.BuilderFlag.TF32)
-    # Names and types of all layers, for the engine inspector.
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if request.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib * _MIB)
-    if request.optimization_level is not None:
-        config.builder_optimization_level = request.optimization_level
-    if request.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if request.hardware_compatibility != "none":
-        level = _HARDWARE[request.hardware_compatibility]
-        kind = trt.HardwareCompatibilityLevel
-        config.hardware_compatibility_level = _member(library, kind, level)
-    if request.timing_cache is not None:
-        _load_timing_cache(config, request.timing_cache)
-    if library.is_rtx:
-        # It records CUDA graphs only of engines that allocate nothing while they run.
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        config.num_compute_capabilities = len(request.compute_capabilities)
-        for index, target in enumerate(request.compute_capabilities):
-            name = "SM" + target.replace(".", "")
-            kind = trt.ComputeCapability
-            config.set_compute_capability(_member(library, kind, name), index)
-    return config
+def _answers(process: subprocess.Popen[bytes], order: PlanOrder) -> Iterator[Message]:
+    """Give the order, and yield messages until the process ends. Its stdin stays open."""
+    stdin, stdout = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+    with contextlib.suppress(OSError):  # it has already ended; there is no answer
+        os.write(stdin.fileno(), pickle.dumps(order))
+    with contextlib.suppress(EOFError, pickle.UnpicklingError):
+        while True:
+            yield pickle.load(stdout)
 
 
-def _member(library: Library, kind: Any, name: str) -> Any:
-    """A member of an enumeration that not every release has."""
-    members = kind.__members__
-    if name not in members:
-        raise EngineError(
-            f"{library} has no {kind.__name__}.{name}.",
-            f"It has {', '.join(members)}; upgrade it, or leave the option out.",
-        )
-    return members[name]
+def _end(printed: IO[bytes]) -> list[str]:
+    """The last lines of what the process printed."""
+    size = printed.seek(0, io.SEEK_END)
+    printed.seek(max(size - _SHOWN_BYTES, 0))
+    lines = printed.read().decode(errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-5:] or ["(it gave no reason)"]
 
 
-def _add_profile(builder: Any, network: Any, config: Any, batch: BatchRange) -> None:
-    """Add one profile; the dynamic axis has the range of the batch."""
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shapes = [
-            tuple(size if side < 0 else side for side in tensor.shape) for size in batch.triple
-        ]
-        profile.set_shape(tensor.name, *shapes)
-    config.add_optimization_profile(profile)
-
-
-def _refused(library: Library, graph: Path, log: LibraryLog) -> EngineError:
-    said = log.last_errors(_SHOWN_ERRORS)
-    fix = "The lines above are the builder's own; try a smaller --batch or another --opset."
-    if any("memory" in text.lower() or "alloc" in text.lower() for text in said):
-        fix = (
-            "Memory ran out: close other programs, or give a smaller --batch maximum, "
-            "--workspace-mib 512 or --optimization-level 2."
-        )
+def _crashed(library: Library, graph: Path, status: int, said: list[str]) -> BaseException:
+    """The error for a process that ended without an answer."""
+    if status in (-signal.SIGINT, _STATUS_CONTROL_C_EXIT):
+        return KeyboardInterrupt()
+    ended = f"ended with exit code {status}"
+    if status < 0:
+        ended = f"was ended by {signal.Signals(-status).name}"
+    words = "\n".join(f"  {line}" for line in said)
+    fix = "See what this machine has with: sacvit-deploy doctor"
+    # Linux ends the process that takes the most memory with SIGKILL.
     return EngineError(
-        f"{library} could not build {graph}:\n"
-        + "\n".join(f"  {text}" for text in said or ["(it gave no reason)"]),
-        fix,
+        f"{library} crashed while it built {graph}; its process {ended}:\n{words}",
+        fix_for("memory" if status == -9 else words, fix),
     )
+
+
+def check_polygraphy() -> None:
+    """Raise `MissingDependencyError` without Polygraphy, and do not import it here.
+
+    Its first import chooses the library for a whole process.
+    """
+    if importlib.util.find_spec("polygraphy") is None:
+        raise MissingDependencyError(
+            "Building an engine needs polygraphy, which is not installed.",
+            "Install it with: pip install polygraphy",
+        )
 
 
 def check_timing_cache(file: Path) -> None:
     """Make the folder of a timing cache; `EngineError` if the cache could not be written."""
-    with _timing_cache_error(file, "written", "no engine was built"):
+    with timing_cache_error(file, "written", "no engine was built"):
         file.parent.mkdir(parents=True, exist_ok=True)
         check_writable(file)
-
-
-def _load_timing_cache(config: Any, file: Path) -> None:
-    with _timing_cache_error(file, "read", "no engine was built"):
-        content = b""
-        if file.exists():
-            with open_regular(file) as stream:
-                content = stream.read()
-    cache = config.create_timing_cache(content)
-    if cache is None or not config.set_timing_cache(cache, False):
-        raise EngineError(
-            f"The timing cache {file} is not one of this library, release and GPU.",
-            "Remove the file; the build makes a new one.",
-        )
-
-
-def _timing_cache_error(
-    file: Path, done: str, outcome: str
-) -> contextlib.AbstractContextManager[None]:
-    problem = f"The timing cache {file} cannot be {done}"
-    return raised_as(EngineError, problem, f"Give another file, or none; {outcome}.")
-
-
-@dataclass
-class _Phase:
-    parent: str | None
-    steps: int
-    done: int = 0
-
-
-class BuildProgress:
-    """The methods of an `IProgressMonitor`, which turn nested phases into one share.
-
-    A phase has steps, and a phase inside it counts as one of them. A builder announces a phase when
-    it begins and not before, so the share is kept from falling.
-
-    Attributes:
-        failure: The exception of `on_progress`; it stops the build, and is raised after it.
-    """
-
-    def __init__(self, on_progress: OnProgress, cancelled: threading.Event) -> None:
-        self.failure: Exception | None = None
-        self._on_progress = on_progress
-        self._cancelled = cancelled
-        self._phases: dict[str, _Phase] = {}
-        self._lock = threading.Lock()
-        self._share = 0.0
-
-    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        """A phase begins."""
-        with self._lock:
-            self._phases[phase_name] = _Phase(parent_phase, max(num_steps, 1))
-        self._tell(phase_name)
-
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        """A step, counted from 0, is done; False stops the build."""
-        with self._lock:
-            if phase_name in self._phases:
-                self._phases[phase_name].done = step + 1
-        self._tell(phase_name)
-        return self.failure is None and not self._cancelled.is_set()
-
-    def phase_finish(self, phase_name: str) -> None:
-        """A phase ends, perhaps before its last step."""
-        with self._lock:
-            self._phases.pop(phase_name, None)
-
-    def _tell(self, phase_name: str) -> None:
-        with self._lock:
-            share = self._share = max(self._share, self._share_of(phase_name))
-        try:
-            self._on_progress(share, phase_name)
-        except Exception as error:  # it must not cross the library's C++ code; see `failure`
-            self.failure = error
-
-    def _share_of(self, phase_name: str) -> float:
-        """Share of the whole work that is done, seen from a phase upwards."""
-        share, phase = 0.0, self._phases.get(phase_name)
-        while phase is not None:
-            share = min((phase.done + share) / phase.steps, 1.0)
-            phase = self._phases.get(phase.parent or "")
-        return share
-
-
-def _progress_monitor(trt: ModuleType, on_progress: OnProgress, cancelled: threading.Event) -> Any:
-    class Monitor(BuildProgress, trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # known at run time
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            BuildProgress.__init__(self, on_progress, cancelled)
-
-    return Monitor()
-
-
-@contextlib.contextmanager
-def cancelled_by_ctrl_c() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; `KeyboardInterrupt` is raised when the block ends.
-
-    SIGTERM sets it too, where SIGTERM is handled like Ctrl-C.
-
-    An exception inside a callback would have to cross the library's C++ code, which ends the
-    process. So the builder is asked to stop, and the exception is raised after it has.
-    """
-    cancelled = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield cancelled  # Python handles signals in the main thread alone
-        return
-    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-    if signal.getsignal(signal.SIGTERM) is interrupt:
-        before[signal.SIGTERM] = interrupt
-    received = []
-
-    def stop(number: int, _frame: object) -> None:
-        received.append(number)
-        cancelled.set()
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield cancelled
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if cancelled.is_set():
-            raise KeyboardInterrupt(*received[:1])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from sacvit_deploy.bundle import Bundle, read_bundle
 from sacvit_deploy.bundle_changes import publish, update_manifest
 from sacvit_deploy.decode import encode
 from sacvit_deploy.engines import build, plan
-from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
+from sacvit_deploy.engines.build import build_engines
+from sacvit_deploy.engines.engine_request import BatchRange, EngineRequest
 from sacvit_deploy.engines.machine import Gpu, Machine
-from sacvit_deploy.engines.tensorrt_library import Library
 from sacvit_deploy.errors import (
     BundleError,
     BundleIntegrityError,
@@ -30,6 +31,7 @@ from sacvit_deploy.errors import (
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.files import FileRecord, folder_lock
 from sacvit_deploy.records import Agreement, PrecisionRecord
+from tests.engines.stand_in_tensorrt import install_stand_in
 from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
 from tests.tiny_models import GATED, strong_gated
 
@@ -86,12 +88,25 @@ def test_every_graph_becomes_an_engine(typed, precision):
         assert reopened.engine_path(entry).read_bytes()[:4] == b"vtrt", "nothing is prepended"
 
 
-def test_fp32_means_fp32_and_not_tf32():
-    wanted = request(compute_capabilities=("8.6",))
-    builder = rtx.Builder(rtx.Logger())
-    config = plan._config(Library("tensorrt-rtx", rtx), builder, wanted)
-    assert not config.get_flag(rtx.BuilderFlag.TF32)
-    assert config.get_flag(rtx.BuilderFlag.REQUIRE_USER_ALLOCATION), "else it records no graph"
+def test_fp32_means_fp32_and_not_tf32(typed):
+    bundle, (entry, _) = build_engines(typed, request(compute_capabilities=("8.6",)), quiet)
+    (flags,) = re.findall(r"Flags +\| \[(.*)\]", (bundle.path / entry.files[1]).read_text())
+    assert set(flags.split(", ")) == {"REQUIRE_USER_ALLOCATION", "STRONGLY_TYPED"}
+
+
+@pytest.mark.parametrize("selection", ["host", "graph"])
+def test_kernels_of_the_second_stage_are_for_a_quarter_of_the_batch(tmp_path, selection):
+    bundle = write_typed_bundle(tmp_path / "bundle", selection=selection)
+    bundle, entries = build_engines(bundle, request(batch=BatchRange(1, 30, 32)), quiet)
+    found = [rows_of_profiles(bundle.path / entry.files[1]) for entry in entries]
+    assert found == [{(1, 30, 32)}, {(1, 8, 32)}]
+    assert [entry.batch for entry in entries] == [(1, 30, 32)] * 2, "what was asked for"
+
+
+def rows_of_profiles(log: Path) -> set[tuple[int, ...]]:
+    """Rows of the smallest, best and largest shape of all inputs, as an engine's log has them."""
+    rows = r"\w+ \[min=\((\d+),.*?\), opt=\((\d+),.*?\), max=\((\d+),.*?\)\]"
+    return {tuple(map(int, sizes)) for sizes in re.findall(rows, log.read_text())}
 
 
 def test_shares_are_those_of_the_graphs(typed):
@@ -254,7 +269,8 @@ _TERMINATED = """
 import os, signal, sys
 from pathlib import Path
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines.build import EngineRequest, build_engines
+from sacvit_deploy.engines.build import build_engines
+from sacvit_deploy.engines.engine_request import EngineRequest
 
 def terminate(share, what):
     if what.startswith("refine"):
@@ -273,14 +289,15 @@ def test_sigterm_leaves_the_bundle_as_it_was(typed):
     assert snapshot(typed.path) == before
 
 
-def test_a_plan_is_gone_before_the_next_is_built(typed, monkeypatch):
-    built: list[weakref.ref] = []
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such call")
+def test_a_builder_is_gone_before_the_next_one_starts(typed, monkeypatch):
+    built = []
 
     def watched(*arguments):
-        assert [plan() for plan in built] == [None] * len(built)
-        found = plan.build_plan(*arguments)
-        built.append(weakref.ref(found))
-        return found
+        built.append(plan.build_plan(*arguments))
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        return built[-1]
 
     monkeypatch.setattr(build, "build_plan", watched)
     build_engines(typed, request(), quiet)
@@ -296,22 +313,22 @@ def test_a_callback_that_fails_ends_the_build_and_not_the_process(typed):
     assert not list(typed.path.glob(".*"))
 
 
-@pytest.mark.parametrize("full_at", [1, 2, 3])
+@pytest.mark.parametrize("full_at", ["ee", "sac", "log"])
 def test_a_full_disk_leaves_the_bundle_as_it_was(typed, monkeypatch, full_at):
     before = snapshot(typed.path)
-    write, calls = Path.write_bytes, []
 
-    def fill(self, data):
-        calls.append(self)
-        if len(calls) == full_at:
-            write(self, bytes(data)[:100])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, data)
+    def fill(file: Path, text: str, **_: object) -> None:
+        file.write_bytes(text.encode()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", fill)
-    if full_at == 3:  # both engines are written; the first log is the third file
-        monkeypatch.setattr(Path, "write_text", lambda self, *_, **__: fill(self, b""))
-        calls.clear()
+    def full(library, order, report):
+        if order.plan.name.startswith(full_at):
+            fill(order.plan, "half an engine")
+        return plan.build_plan(library, order, report)
+
+    monkeypatch.setattr(build, "build_plan", full)
+    if full_at == "log":
+        monkeypatch.setattr(Path, "write_text", fill)
     with pytest.raises(BundleError, match=r"No space left on device\.\n.*space left on the disk"):
         build_engines(typed, request(), quiet)
     monkeypatch.undo()
@@ -362,17 +379,16 @@ def test_a_new_engine_takes_the_place_of_the_old_one_in_one_step(typed, monkeypa
 
 
 def test_what_the_builder_says_is_in_the_error(typed, monkeypatch):
-    """Only the builder notices that the range does not fit this graph."""
-
-    def wrong(builder, network, config, batch):
-        profile = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            profile.set_shape(tensor.name, *[(3, *tensor.shape[1:])] * 2, (2, *tensor.shape[1:]))
-        config.add_optimization_profile(profile)
-
-    monkeypatch.setattr(plan, "_add_profile", wrong)
+    """Only the builder notices that the shapes are not those of this graph."""
+    shape = (1, 3, 7, 7)
+    monkeypatch.setattr(build, "_shapes", lambda *_: {"image": (shape, shape, shape)})
     with pytest.raises(EngineError, match=r"could not build .*ee\.onnx:\n  .*profile"):
+        build_engines(typed, request(), quiet)
+
+
+def test_an_input_without_shapes_is_an_error(typed, monkeypatch):
+    monkeypatch.setattr(build, "_shapes", lambda *_: {"picture": ((1,), (1,), (1,))})
+    with pytest.raises(EngineError, match=r"could not build .*ee\.onnx:\n  .*picture"):
         build_engines(typed, request(), quiet)
 
 
@@ -426,11 +442,11 @@ def test_tensorrt_that_is_not_installed_is_named(typed, monkeypatch):
 
 
 class TestTensorRT:
-    """Differences from TensorRT-RTX; that library stands in, since the API is the same."""
+    """Differences from TensorRT-RTX, which stands in under the name of the other."""
 
     @pytest.fixture(autouse=True)
-    def installed(self, monkeypatch):
-        monkeypatch.setattr(build, "load_library", lambda name: Library(name, rtx))
+    def installed(self, tmp_path, monkeypatch):
+        install_stand_in(tmp_path, monkeypatch)
 
     def test_it_needs_the_gpu(self, typed):
         with pytest.raises(EngineError, match=r"shows none\.\n.*--runtime tensorrt-rtx"):
@@ -453,14 +469,16 @@ class TestTensorRT:
         assert encode(entry.flags) == options
         assert entry.file == "engines/ee.fp32.tensorrt.engine"
 
-    @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
     def test_timings_are_kept(self, typed, machine, tmp_path):
         machine(ORIN)
         cache = tmp_path / "deep" / "timing.cache"
         for _ in range(2):
             build_engines(typed, request(backend="tensorrt", timing_cache=cache), quiet)
             assert cache.stat().st_size > 0
-        assert [file.name for file in cache.parent.iterdir()] == ["timing.cache"]
+        names = {file.name for file in cache.parent.iterdir()}
+        assert names == {"timing.cache", "timing.cache.lock"}
+        log = Bundle.open(typed.path).engine_path(Bundle.open(typed.path).engines()[0])
+        assert str(tmp_path) not in log.with_suffix(".log").read_text()
 
     @pytest.mark.parametrize("cache", ["file/timing.cache", "."])
     def test_where_timings_cannot_be_kept_nothing_is_built(
@@ -472,24 +490,38 @@ class TestTensorRT:
         with pytest.raises(EngineError, match=r"cannot be written.*\n.*no engine was built"):
             build_engines(typed, request(backend="tensorrt", timing_cache=tmp_path / cache), quiet)
 
-    @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
     def test_timings_that_cannot_be_kept_after_all_are_one_error(self, typed, machine, tmp_path):
         machine(ORIN)
         cache = tmp_path / "folder" / "timing.cache"
 
         def spoil(share: float, what: str) -> None:
             if cache.parent.is_dir():
-                cache.parent.rmdir()
+                shutil.rmtree(cache.parent)
                 cache.parent.touch()
 
         with pytest.raises(EngineError, match=r"cannot be written.*\n.*has not been kept"):
             build_engines(typed, request(backend="tensorrt", timing_cache=cache), spoil)
         assert Bundle.open(typed.path).engines() == ()
 
-    def test_a_release_without_an_option_says_so(self, typed, machine, monkeypatch):
+    def test_fp32_is_not_tf32_either(self, typed, machine):
         machine(ORIN)
-        monkeypatch.setitem(plan._HARDWARE, "ampere-plus", "HOPPER_PLUS")
-        with pytest.raises(EngineError, match=r"no HardwareCompatibilityLevel\.HOPPER_PLUS"):
+        bundle, (entry, _) = build_engines(typed, request(backend="tensorrt"), quiet)
+        log = (bundle.path / entry.files[1]).read_text()
+        assert re.search(r"Flags +\| \[STRONGLY_TYPED\]", log)
+
+    def test_options_reach_the_builder(self, typed, machine):
+        machine(ORIN)
+        options: dict[str, Any] = {"workspace_mib": 64, "hardware_compatibility": "ampere-plus"}
+        bundle, (entry, _) = build_engines(typed, request(backend="tensorrt", **options), quiet)
+        log = (bundle.path / entry.files[1]).read_text()
+        assert "[WORKSPACE: 64.00 MiB" in log
+        assert encode(entry.flags) == options
+
+    def test_a_release_without_an_option_says_so(self, typed, machine, tmp_path, monkeypatch):
+        machine(ORIN)
+        older = "class HardwareCompatibilityLevel:\n    __members__ = {'NONE': 0}\n"
+        install_stand_in(tmp_path / "older", monkeypatch, older)
+        with pytest.raises(EngineError, match=r"no HardwareCompatibilityLevel\.AMPERE_PLUS"):
             build_engines(
                 typed, request(backend="tensorrt", hardware_compatibility="ampere-plus"), quiet
             )

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sacvit_deploy.engines.build import BatchRange, EngineRequest, parse_compute_capabilities
+from sacvit_deploy.engines.engine_request import (
+    BatchRange,
+    EngineRequest,
+    parse_compute_capabilities,
+)
 from sacvit_deploy.errors import EngineError
 
 
@@ -74,3 +78,10 @@ def test_what_only_tensorrt_has_is_listed():
     assert common.only_tensorrt == []
     request = dataclasses.replace(common, timing_cache=Path("x"), version_compatible=True)
     assert request.only_tensorrt == ["--timing-cache", "--version-compatible"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "best"), [((1, 8, 32), 2), ((1, 30, 32), 8), ((1, 1, 8), 1), ((4, 8, 32), 4)]
+)
+def test_the_second_stage_is_made_for_a_quarter_and_takes_all(batch, best):
+    assert BatchRange(*batch).survivors == BatchRange(batch[0], best, batch[2])

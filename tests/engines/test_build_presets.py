@@ -11,7 +11,8 @@ import pytest
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.engines import build
-from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
+from sacvit_deploy.engines.build import build_engines
+from sacvit_deploy.engines.engine_request import BatchRange, EngineRequest
 from sacvit_deploy.engines.machine import Machine
 from sacvit_deploy.families.config import graph_specs, preset
 from sacvit_deploy.spec import Selection

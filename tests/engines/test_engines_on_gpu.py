@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines.build import BatchRange, EngineRequest, build_engines
+from sacvit_deploy.engines.build import build_engines
+from sacvit_deploy.engines.engine_request import BatchRange, EngineRequest
 from sacvit_deploy.engines.registry import open_sessions
 from sacvit_deploy.engines.session import SessionOptions, sharing_memory
 from sacvit_deploy.runtime.scheduler import FixedExit, Scheduler

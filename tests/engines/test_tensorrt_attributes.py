@@ -18,33 +18,22 @@ import pytest
 import sacvit_deploy.engines
 
 FILES = (
-    "plan.py",
+    "plan_worker.py",
     "plan_inspection.py",
     "tensorrt_library.py",
 )
 MODULE_NAMES = {"trt", "module"}
 # The name of a variable to the class of what is in it; the code keeps to these names.
 CLASSES = {
-    "builder": "Builder",
-    "cache": "ITimingCache",
-    "config": "IBuilderConfig",
     "engine": "ICudaEngine",
-    "error": "ParserError",
     "inspector": "EngineInspector",
     "network": "INetworkDefinition",
-    "parser": "OnnxParser",
-    "profile": "IOptimizationProfile",
     "runtime": "Runtime",
     "tensor": "ITensor",
     "trt_layer": "ILayer",
 }
 # Used only behind `Library.is_rtx`.
-ONLY_RTX = {
-    "BuilderFlag.REQUIRE_USER_ALLOCATION",
-    "ComputeCapability",
-    "IBuilderConfig.num_compute_capabilities",
-    "IBuilderConfig.set_compute_capability",
-}
+ONLY_RTX = {"BuilderFlag.REQUIRE_USER_ALLOCATION", "ComputeCapability"}
 # Fields of the subclass that a layer is turned into first.
 OF_SUBCLASS = {
     f"ILayer.{name}": f"IConvolutionLayer.{name}"
@@ -102,15 +91,14 @@ def test_uses_are_found(uses):
     """Guards the walk itself."""
     names = {use.name for use in uses}
     assert {
-        "Builder.build_serialized_network",
-        "BuilderFlag.VERSION_COMPATIBLE",
+        "BuilderFlag.TF32",
         "ComputeCapability.__members__",
-        "IBuilderConfig.progress_monitor",
+        "ICudaEngine.create_engine_inspector",
         "IConvolutionLayer.num_groups",
         "ILogger.VERBOSE",
-        "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
-        "OnnxParser.parse_from_file",
-        "ParserError.desc",
+        "INetworkDefinition.get_layer",
+        "MemoryPoolType.WORKSPACE",
+        "Runtime.deserialize_cuda_engine",
     } <= names
 
 

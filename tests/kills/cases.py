@@ -232,14 +232,14 @@ class BuildEngine:
             patch.setattr(build, "build_plan", self._built)
             invoke("build-engine", folder / _NAME, *arguments, "--batch", f"1:{batch}:{batch}")
 
-    def _built(self, library: Any, graph: Path, _kept: Any, request: Any, _report: Any) -> Any:
+    def _built(self, library: Any, order: Any, _report: Any) -> Any:
         from sacvit_deploy.engines.plan import Plan
         from sacvit_deploy.engines.plan_inspection import PrecisionShare
         from sacvit_deploy.engines.tensorrt_library import LibraryLog
 
         share = PrecisionShare({"float": 1.0}, {"float": 1.0}, {"float": 1.0})
-        content = f"{graph.name} for {request.batch}".encode() * 1000
-        return Plan(library, memoryview(content), share, LibraryLog(), 1.0)
+        order.plan.write_bytes(f"{order.graph.name} for {order.request.batch}".encode() * 1000)
+        return Plan(library, order.plan.stat().st_size, share, LibraryLog(), 1.0)
 
     def seen(self, folder: Path) -> object:
         """The answer, and the batches of the engines: the old ones, or the new ones."""
