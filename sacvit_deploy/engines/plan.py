@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from sacvit_deploy.engines.build_progress import OnProgress
-from sacvit_deploy.engines.plan_inspection import PrecisionShare
+from sacvit_deploy.engines.plan_inspection import InspectionWarning, PrecisionShare
 from sacvit_deploy.engines.plan_worker import (
     Built,
     LogLine,
@@ -29,7 +29,7 @@ from sacvit_deploy.engines.plan_worker import (
     timing_cache_error,
 )
 from sacvit_deploy.engines.tensorrt_library import Library, LibraryLog
-from sacvit_deploy.errors import EngineError, MissingDependencyError
+from sacvit_deploy.errors import EngineError, MissingDependencyError, warn_caller
 from sacvit_deploy.files import check_writable
 
 # The user's main module is not run again, as `multiprocessing` would; modules come from the same
@@ -74,6 +74,9 @@ def build_plan(library: Library, order: PlanOrder, on_progress: OnProgress) -> P
         order: The graph, the file of the engine, and the options.
         on_progress: Called with the share of the work done; what it raises stops the build.
 
+    Warns:
+        InspectionWarning: See `check_plan`.
+
     Raises:
         EngineError: The graph is not of that precision, the library refuses it, or it crashed.
         OSError: The engine cannot be written.
@@ -87,6 +90,8 @@ def build_plan(library: Library, order: PlanOrder, on_progress: OnProgress) -> P
             elif isinstance(message, LogLine):
                 log.add(*message)
             elif isinstance(message, Built):
+                if message.finding is not None and message.finding.severity == "WARNING":
+                    warn_caller(f"{order.plan.name}: {message.finding.text}", InspectionWarning)
                 build_s = time.perf_counter() - start
                 return Plan(library, order.plan.stat().st_size, message.share, log, build_s)
             else:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sacvit_deploy.engines.tensorrt_library import Library
 from sacvit_deploy.errors import EngineError
@@ -39,12 +39,24 @@ _NO_ARITHMETIC = _LAYOUT | _RETYPE | {"DEQUANTIZE", "CONSTANT"}
 # Releases write "Half", "Row major linear FP16 format", "Int8", "... INT8 ...".
 _SPELLINGS = {"fp16": re.compile("half|fp16", re.I), "int8": re.compile("(?<!u)int8", re.I)}
 # A tensor in the inspector's document. It is read as text, since quotes in names of layers can make
-# the document invalid JSON (NVIDIA/TensorRT#2779); a tensor itself holds no braces.
-_TENSOR = re.compile(r'\{[^{}]*"Format/Datatype"[^{}]*\}')
+# the document invalid JSON (NVIDIA/TensorRT#2779); a tensor itself holds no braces. TensorRT 10 has
+# one field for format and type, TensorRT 11 has two.
+_TYPE = re.compile(r'"(?:Format/Datatype|DataType)":\s*"([^"]*)"')
+_TENSOR = re.compile(rf"\{{[^{{}}]*{_TYPE.pattern}[^{{}}]*\}}")
 _NAME = re.compile(r'"Name":\s*"([^"]*)"')
-_TYPE = re.compile(r'"Format/Datatype":\s*"([^"]*)"')
 # "N/A due to dynamic shapes" hides most types in engines with several batch sizes.
 _NOT_SHOWN = "N/A"
+
+
+class InspectionWarning(UserWarning):
+    """The inspector shows a part of an engine, and the requested precision is not in it."""
+
+
+class Finding(NamedTuple):
+    """What an inspector shows, for the log of the engine: `INFO`, or `WARNING` for a doubt."""
+
+    severity: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -209,37 +221,43 @@ def check_precision(
     )
 
 
-def check_plan(library: Library, content: memoryview, precision: Precision) -> str:
+def check_plan(library: Library, content: memoryview, precision: Precision) -> Finding:
     """Open an engine and look for tensors of the requested type; FP32 engines are not opened.
 
+    The types of the network were checked before it was built. So an inspector that shows a part of
+    the engine proves nothing: a body that is fused into one node shows no more than copies of its
+    inputs and outputs, and the picture is FP32 in every precision.
+
     Returns:
-        The result, for the log. An inspector that shows no types proves nothing.
+        The result; a doubt if few tensors are shown, and none of the requested type.
 
     Raises:
-        EngineError: It cannot be opened, or shows all of its types and none is the requested one.
+        EngineError: It cannot be opened, or shows its body and no tensor is of the requested type.
     """
     if precision == "fp32":
-        return "FP32 engines are not inspected."
-    types = _inner_types(library, content)
+        return Finding("INFO", "FP32 engines are not inspected.")
+    types, outer = _inner_types(library, content)
     shown = ", ".join(sorted(set(types)))
     if any(_SPELLINGS[precision].search(text) for text in types):
-        return f"The inspector shows tensors of the types {shown}."
+        return Finding("INFO", f"The inspector shows tensors of the types {shown}.")
+    proof = f"that the engine is {precision} was proven from the network only"
     if not types or any(text.startswith(_NOT_SHOWN) for text in types):
-        return (
-            f"The inspector does not show which types the tensors have ({shown or 'none'}); that "
-            f"the engine is {precision} was proven from the network only."
-        )
+        what = f"which types the tensors have ({shown or 'none'})"
+        return Finding("INFO", f"The inspector does not show {what}; {proof}.")
+    if len(types) <= outer:
+        count = f"{len(types)} of the tensors inside the engine, of the types {shown}"
+        return Finding("WARNING", f"The inspector shows only {count}; {proof}.")
     raise EngineError(
         f"The engine is not {precision}: its inspector shows {shown}. Nothing was written.",
         f"Make the graph again: sacvit-deploy export --precision {precision}.",
     )
 
 
-def _inner_types(library: Library, content: memoryview) -> list[str]:
-    """The inspector's name for the type of every tensor but inputs and outputs.
+def _inner_types(library: Library, content: memoryview) -> tuple[list[str], int]:
+    """The inspector's names for the types of inner tensors, and how many outer ones there are.
 
-    Those say nothing about the arithmetic; some releases write INT64 as INT8
-    (NVIDIA/TensorRT#4048).
+    The types of inputs and outputs say nothing about the arithmetic; some releases write INT64 as
+    INT8 (NVIDIA/TensorRT#4048).
     """
     runtime = library.runtime()
     runtime.engine_host_code_allowed = True  # version compatible engines carry some; it is our own
@@ -253,9 +271,9 @@ def _inner_types(library: Library, content: memoryview) -> list[str]:
     outer = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     inspector = engine.create_engine_inspector()
     kind = library.module.LayerInformationFormat.JSON
-    text = inspector.get_engine_information(kind)
-    tensors = _TENSOR.findall(text)
-    return [_first(_TYPE, tensor) for tensor in tensors if _first(_NAME, tensor) not in outer]
+    tensors = [match[0] for match in _TENSOR.finditer(inspector.get_engine_information(kind))]
+    inner = [tensor for tensor in tensors if _first(_NAME, tensor) not in outer]
+    return [_first(_TYPE, tensor) for tensor in inner], len(outer)
 
 
 def _first(pattern: re.Pattern[str], text: str) -> str:

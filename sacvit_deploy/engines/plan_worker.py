@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from sacvit_deploy.engines.build_progress import BuildProgress
 from sacvit_deploy.engines.engine_request import EngineRequest
 from sacvit_deploy.engines.plan_inspection import (
+    Finding,
     PrecisionShare,
     check_plan,
     check_precision,
@@ -85,9 +86,11 @@ class Built:
 
     Attributes:
         share: Precisions in the network.
+        finding: What its inspector shows; None if it was not opened.
     """
 
     share: PrecisionShare
+    finding: Finding | None
 
 
 Message = Progress | LogLine | Built | SacvitDeployError | OSError
@@ -146,10 +149,12 @@ def build(order: PlanOrder, send: Send) -> Built:
     check_precision(share, order.graph.name, request.precision, order.kept_share)
     content = _engine_bytes(library, order, loaded, send)
     del loaded  # the engine may need its memory
+    finding = None
     if order.opens_here:
-        library.log.add("INFO", check_plan(library, memoryview(content), request.precision))
+        finding = check_plan(library, memoryview(content), request.precision)
+        library.log.add(*finding)
     order.plan.write_bytes(content)
-    return Built(share)
+    return Built(share, finding)
 
 
 def _share_logger(library: Library) -> None:

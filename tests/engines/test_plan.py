@@ -16,6 +16,7 @@ import pytest
 
 from sacvit_deploy.engines.engine_request import EngineRequest
 from sacvit_deploy.engines.plan import Plan, build_plan, check_polygraphy
+from sacvit_deploy.engines.plan_inspection import InspectionWarning
 from sacvit_deploy.engines.plan_worker import PlanOrder
 from sacvit_deploy.engines.tensorrt_library import load_library
 from sacvit_deploy.errors import EngineError, MissingDependencyError
@@ -130,6 +131,32 @@ def test_an_engine_that_cannot_be_written_is_an_error_of_the_system(order, tmp_p
     install_stand_in(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match=r"none.ee\.engine"):
         built(dataclasses.replace(order, plan=tmp_path / "none" / "ee.engine"))
+
+
+def test_a_doubt_of_the_inspector_is_a_warning_here(order, tmp_path, monkeypatch):
+    """This machine cannot open the engine, so the stand-in has a runtime of its own."""
+    code = """
+    class Inspector:
+        def get_engine_information(self, kind):
+            return '{"Name": "copy of image", "DataType": "Float"}'
+    class Engine:
+        num_io_tensors = 5
+        def get_tensor_name(self, index): return str(index)
+        def create_engine_inspector(self): return Inspector()
+    class Runtime:
+        def __init__(self, logger): pass
+        def deserialize_cuda_engine(self, plan): return Engine()
+    """
+    install_stand_in(tmp_path, monkeypatch, code)
+    write_typed_graph(order.graph, fake_manifest().graphs[0], "fp16")
+    request = dataclasses.replace(order.request, precision="fp16")
+    with pytest.warns(
+        InspectionWarning, match=r"ee\.engine: The inspector shows only 1 of"
+    ) as seen:
+        plan = built(dataclasses.replace(order, request=request, opens_here=True))
+    assert seen[0].filename == __file__
+    assert plan.log.text.endswith("proven from the network only.\n")
+    assert "[WARNING] The inspector shows only 1" in plan.log.text
 
 
 def test_what_a_library_prints_is_no_message(order, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from sacvit_deploy.engines.plan_inspection import (
 )
 from sacvit_deploy.engines.tensorrt_library import Library
 from sacvit_deploy.errors import EngineError
+from sacvit_deploy.spec import Precision
 
 
 def constant(name: str, dtype: str, elements: int) -> Layer:
@@ -193,13 +195,30 @@ INPUTS = {"image": "UInt8", "survivor_rows": "Row major linear INT8 format"}
 DYNAMIC = "N/A due to dynamic shapes"
 
 
-def library(*types: str, opens: bool = True, metadata: str = "") -> Library:
+def described(name: str, dtype: str, release: int) -> dict[str, object]:
+    """A tensor of a layer, as TensorRT 10 and 11 describe it."""
+    if release == 10:
+        return {"Name": name, "Dimensions": [-1, 2], "Format/Datatype": dtype}
+    how = "N/A due to dynamic shapes"
+    return {"Name": name, "Dimensions": [-1, 2], "DataType": dtype, "Format": how}
+
+
+def outside(name: str, dtype: str) -> dict[str, object]:
+    """An input as TensorRT 11 lists it; TensorRT 10 lists names only."""
+    profile = {"MinShape": [1, 2], "Format": "Row major linear FP16 format (kLINEAR)"}
+    return {"Name": name, "IOMode": "Input", "DataType": dtype, "ProfileInfo": [profile]}
+
+
+def library(*types: str, opens: bool = True, metadata: str = "", release: int = 10) -> Library:
     """Its inspector shows two inputs, and inner tensors of these types."""
-    tensors = [
-        *({"Name": name, "Dimensions": [-1], "Format/Datatype": t} for name, t in INPUTS.items()),
-        *({"Name": f"inner {t}", "Dimensions": [-1, 2], "Format/Datatype": t} for t in types),
-    ]
+    tensors = [described(name, dtype, release) for name, dtype in INPUTS.items()]
+    tensors += [described(f"inner {dtype}", dtype, release) for dtype in types]
     layers = [{"Name": "x", "Inputs": [], "Outputs": tensors, "Metadata": "METADATA"}]
+    lists: dict[int, dict[str, object]] = {
+        10: {"Bindings": [*INPUTS]},
+        11: {"I/O Tensors": [outside(*each) for each in INPUTS.items()]},
+    }
+    text = json.dumps({"Layers": layers, **lists[release]}).replace("METADATA", metadata)
 
     class Logger:
         VERBOSE = "verbose"
@@ -217,7 +236,6 @@ def library(*types: str, opens: bool = True, metadata: str = "") -> Library:
             if not opens:
                 self._logger.log(SimpleNamespace(name="ERROR"), "wrong GPU")
                 return None
-            text = json.dumps({"Layers": layers}).replace("METADATA", metadata)
             inspector = SimpleNamespace(get_engine_information=lambda kind: text)
             return SimpleNamespace(
                 create_engine_inspector=lambda: inspector,
@@ -230,11 +248,19 @@ def library(*types: str, opens: bool = True, metadata: str = "") -> Library:
         ILogger=Logger,
         Runtime=Runtime,
         LayerInformationFormat=SimpleNamespace(JSON="json"),
-        __version__="10.3.0",
+        __version__=f"{release}.3.0",
     )
     return Library("tensorrt", module)
 
 
+def checked(*types: str, precision: Precision = "fp16", **how: Any) -> tuple[str, str]:
+    return check_plan(library(*types, **how), memoryview(b"plan"), precision)
+
+
+_RELEASES = pytest.mark.parametrize("release", [10, 11])
+
+
+@_RELEASES
 @pytest.mark.parametrize(
     ("precision", "types"),
     [
@@ -245,37 +271,50 @@ def library(*types: str, opens: bool = True, metadata: str = "") -> Library:
         ("int8", ("Row major INT8 format", "Half")),
     ],
 )
-def test_an_engine_of_that_type_passes(precision, types):
-    check_plan(library(*types), memoryview(b"plan"), precision)
+def test_an_engine_of_that_type_passes(precision, types, release):
+    severity, said = checked(*types, precision=precision, release=release)
+    assert severity == "INFO"
+    assert "network only" not in said
 
 
+@_RELEASES
 @pytest.mark.parametrize(
     ("precision", "types", "shown"),
     [
         ("fp16", ("Float", "Float", "Int32"), "Float, Int32"),
-        ("int8", ("Half",), "Half"),
-        ("int8", ("Row major linear UInt8 format", "Float"), "Float, Row major linear UInt8"),
+        ("int8", ("Half", "Half", "Half"), "Half"),
+        ("int8", ("Linear UInt8 format", "Float", "Float"), "Float, Linear UInt8"),
     ],
 )
-def test_an_engine_that_fell_back_is_refused(precision, types, shown):
+def test_an_engine_that_fell_back_is_refused(precision, types, shown, release):
     with pytest.raises(EngineError, match=f"is not {precision}: its inspector shows {shown}"):
-        check_plan(library(*types), memoryview(b"plan"), precision)
+        checked(*types, precision=precision, release=release)
+
+
+@_RELEASES
+@pytest.mark.parametrize("types", [("Float",), ("Float", "Float")])
+def test_a_copy_of_the_picture_is_no_reason_to_refuse_a_good_engine(types, release):
+    """The body is one node, and the tensors that are left are those of inputs and outputs."""
+    severity, said = checked(*types, release=release)
+    assert severity == "WARNING"
+    assert f"shows only {len(types)} of the tensors inside the engine, of the types Float" in said
+    assert "proven from the network only" in said
 
 
 @pytest.mark.parametrize("types", [(), (DYNAMIC,), ("Float", DYNAMIC)])
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_an_inspector_that_does_not_show_the_types_refuses_nothing(precision, types):
     """Engines for several batch sizes show few of them; the network was checked before."""
-    said = check_plan(library(*types), memoryview(b"plan"), precision)
+    severity, said = checked(*types, precision=precision)
+    assert severity == "INFO"
     assert "proven from the network only" in said
 
 
 @pytest.mark.parametrize("metadata", ['a "quoted" name', "two\nlines", "{ unbalanced"])
 def test_a_document_that_is_no_json_is_read(metadata):
-    said = check_plan(library("Half", metadata=metadata), memoryview(b"plan"), "fp16")
-    assert "of the types Half." in said
+    assert "of the types Half." in checked("Half", metadata=metadata)[1]
     with pytest.raises(EngineError, match="shows Float"):
-        check_plan(library("Float", metadata=metadata), memoryview(b"plan"), "fp16")
+        checked("Float", "Float", "Float", metadata=metadata)
 
 
 def test_an_engine_that_does_not_open_says_why():
