@@ -113,10 +113,33 @@ class CudaDevice:
         self._call(self._rt.cudaMemsetAsync, address, 0, size, self._stream)
         return buffer
 
+    @property
+    def is_integrated(self) -> bool:
+        """Whether it computes in the memory of the host, as a Jetson does."""
+        integrated = self._rt.cudaDeviceAttr.cudaDevAttrIntegrated
+        return bool(self._call(self._rt.cudaDeviceGetAttribute, integrated, self.ordinal))
+
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """Page-locked host memory of `size` bytes, which the device copies without a detour."""
         address = int(self._call(self._rt.cudaMallocHost, max(size, 1), wanted=size))
-        # Every view of the array holds the block, and so the memory.
+        return self._host_array(address, size)
+
+    def mapped(self, size: int) -> tuple[DeviceBuffer, NDArray[np.uint8]]:
+        """Page-locked host memory, all zero, that the device reads in place.
+
+        Returns:
+            It as the device sees it, and as the host does.
+        """
+        flags = self._rt.cudaHostAllocMapped
+        address = int(self._call(self._rt.cudaHostAlloc, max(size, 1), flags, wanted=size))
+        array = self._host_array(address, size)
+        array[:] = 0
+        on_device = int(self._call(self._rt.cudaHostGetDevicePointer, address, 0))
+        held = [array]
+        return DeviceBuffer(on_device, size, lambda _: held.clear()), array
+
+    def _host_array(self, address: int, size: int) -> NDArray[np.uint8]:
+        """Page-locked memory, freed with the last view of the array."""
         block = (ctypes.c_uint8 * size).from_address(address)
         _released_with(block, self._rt.cudaFreeHost, address)
         return np.ctypeslib.as_array(block)
@@ -132,8 +155,8 @@ class CudaDevice:
         self._copy(target.ctypes.data, address, target.nbytes, kind)
 
     def copy_within(self, target: int, source: int, size: int) -> None:
-        """Copy from device memory to device memory."""
-        self._copy(target, source, size, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
+        """Copy from memory of the device, its own or mapped, to such memory."""
+        self._copy(target, source, size, self._rt.cudaMemcpyKind.cudaMemcpyDefault)
 
     def synchronize(self) -> None:
         """Wait for all work on the stream; `EngineError` if some of it failed."""

@@ -124,6 +124,21 @@ class PreparingSession(Session, Protocol):
         """Batch sizes up to `largest`, ascending, that together prepare for all of them."""
 
 
+@runtime_checkable
+class HostMemorySession(Session, Protocol):
+    """A session that has host memory which its device reads without a detour."""
+
+    def input_array(self, name: str, rows: int) -> NDArray[Any]:
+        """An array for an input, to be filled and given to `run`; what is in it is undefined.
+
+        Its memory is not used again while it or a view of it lives. Fill it before it is run, and
+        run it once.
+
+        Raises:
+            EngineError: There are too many rows, too little memory, or the session is closed.
+        """
+
+
 def sharing_memory(first: Session, second: Session) -> tuple[DeviceSession, DeviceSession] | None:
     """Both sessions, if the second accepts handles of the first."""
     if not (isinstance(first, DeviceSession) and isinstance(second, DeviceSession)):

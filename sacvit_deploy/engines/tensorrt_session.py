@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines.device_memory import CudaDevice, CudaGraph, DeviceBuffer
+from sacvit_deploy.engines.device_memory import CudaDevice, DeviceBuffer
 from sacvit_deploy.engines.session import Rows, SessionOptions, Tensor, check_feeds, closed_error
 from sacvit_deploy.engines.tensorrt_engine import CudaGraphWarning, TensorRTEngine
+from sacvit_deploy.engines.tensorrt_slots import CudaTensor, Lease, Shaped, Slot, leased_array
 from sacvit_deploy.errors import EngineError, warn_caller
-from sacvit_deploy.spec import Role, TensorSpec
+from sacvit_deploy.spec import IMAGE, Role, TensorSpec
 
 if TYPE_CHECKING:
     from sacvit_deploy.engines.compatibility import CheckedPlan
@@ -27,53 +27,13 @@ if TYPE_CHECKING:
 _MOST_RECORDED = 32
 
 
-@dataclass
-class _Shaped:
-    """An execution context for one set of shapes, and its recording."""
-
-    context: Any
-    recorded: CudaGraph | None = None
-    has_run: bool = False
-
-
-@dataclass(eq=False)
-class _Slot:
-    """Device memory for every input and output, and the contexts bound to it."""
-
-    buffers: dict[str, DeviceBuffer]
-    contexts: dict[tuple[int, ...], _Shaped] = field(default_factory=dict)
-
-
-class _Lease:
-    """Keeps a slot from being used again while it lives."""
-
-    def __init__(self, slot: _Slot, free: list[_Slot]) -> None:
-        weakref.finalize(self, free.append, slot).atexit = False
-
-
-@dataclass(frozen=True)
-class CudaTensor:
-    """Rows of a buffer, which keep their values while this object lives.
-
-    Attributes:
-        buffer: Device memory of the rows.
-        dtype: Dtype of the elements.
-        shape: Shape without padding.
-        lease: Keeps the buffer from being used for another batch.
-    """
-
-    buffer: DeviceBuffer
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    lease: _Lease
-
-
 class TensorRTSession:
     """One engine with its memory.
 
-    Buffers are allocated once, for the engine's largest batch. A call uses one set of them. The set
-    is not used again while a handle to one of its tensors lives; the next call gets another. So
-    there are at most as many sets as threads between their two stages.
+    Buffers are allocated once, for the engine's largest batch. A call uses one set of them, a slot.
+    It is not used again while a handle to one of its tensors lives, or an array of `input_array`;
+    the next call gets another. So there are at most as many slots as threads between their first
+    picture and the end of the second stage.
     """
 
     def __init__(
@@ -83,6 +43,7 @@ class TensorRTSession:
         scratch: DeviceBuffer,
         *,
         record: bool = True,
+        from_host: Collection[str] = (),
     ) -> None:
         """Prepare an engine for calls.
 
@@ -91,6 +52,8 @@ class TensorRTSession:
             device: Shared by the engines of one bundle; calls take turns.
             scratch: Memory for the context that runs, shared too, as the largest engine needs.
             record: Keep one context for each batch size, and a CUDA graph of it.
+            from_host: Inputs that the host writes. Where both share one memory, the engine reads
+                them from there.
 
         Raises:
             EngineError: The device has too little memory.
@@ -104,8 +67,11 @@ class TensorRTSession:
             name: math.prod(_shape(spec, largest)) * np.dtype(spec.dtype).itemsize
             for name, spec in self._specs.items()
         }
+        self._from_host = from_host if device.is_integrated else ()
+        # Those of arrays that were handed out and have not been run, by their address.
+        self._handed_out: weakref.WeakValueDictionary[int, Lease] = weakref.WeakValueDictionary()
         self._staging: dict[str, NDArray[np.uint8]] = {}
-        self._slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
+        self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
         self._free = [self._new_slot()]
         self._is_open = True
         device.users.add(self)
@@ -125,6 +91,21 @@ class TensorRTSession:
         recorded = {size for each in self._engine.buckets.values() for size in each.recorded}
         return sorted({size for size in recorded if size < largest} | {largest})
 
+    def input_array(self, name: str, rows: int) -> NDArray[Any]:
+        """Page-locked memory, or the engine's own; see `HostMemorySession.input_array`."""
+        spec = self._specs[name]
+        for buckets in self._engine.buckets.values():
+            buckets.padded(rows)
+        with self._device.turn():
+            self._check_open()
+            lease = self._take()
+            host = lease.slot.host
+            if name not in host:
+                host[name] = self._device.pinned(self._bytes[name])
+            self._handed_out[host[name].ctypes.data] = lease
+        shape = _shape(spec, dict.fromkeys(self._engine.buckets, rows))
+        return leased_array(host[name], np.dtype(spec.dtype), shape, lease)
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute every output; see `Session.run`."""
         return self.run_on_device(feeds, ())[0]
@@ -137,17 +118,19 @@ class TensorRTSession:
         padded = {axis: self._engine.buckets[axis].padded(size) for axis, size in sizes.items()}
         fetched = [spec for spec in self._outputs if spec.name not in keep]
         with self._device.turn():
-            if not self._is_open:
-                raise closed_error(f"The session of {self._engine.entry.file}")
-            # Not free again if the call fails: its contexts may then be in any state.
-            slot = self._free.pop() if self._free else self._new_slot()
-            self._fill(slot, feeds)
-            self._launch(slot, padded)
-            arrays = self._fetch(slot, fetched, sizes)
+            self._check_open()
+            lease = self._lease_of(feeds) or self._take()
+            slot = lease.slot
+            try:
+                self._fill(slot, feeds)
+                self._launch(slot, padded)
+                arrays = self._fetch(slot, fetched, sizes)
+            except BaseException:
+                lease.forget()
+                raise
             if not keep:
-                self._free.append(slot)
+                del lease  # the slot is free before another thread has its turn
                 return arrays, {}
-        lease = _Lease(slot, self._free)
         kept: dict[str, Tensor] = {
             name: CudaTensor(
                 buffer=slot.buffers[name],
@@ -170,6 +153,7 @@ class TensorRTSession:
             self._is_open = False
             for slot in self._slots:
                 slot.contexts.clear()
+                slot.host.clear()
                 for buffer in slot.buffers.values():
                     buffer.free()
             self._free.clear()
@@ -180,12 +164,35 @@ class TensorRTSession:
                 self._scratch.free()
                 self._device.close()
 
-    def _new_slot(self) -> _Slot:
-        slot = _Slot({name: self._device.allocate(size) for name, size in self._bytes.items()})
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise closed_error(f"The session of {self._engine.entry.file}")
+
+    def _take(self) -> Lease:
+        """Lease a slot that is not in use."""
+        return Lease(self._free.pop() if self._free else self._new_slot(), self._free)
+
+    def _lease_of(self, feeds: Mapping[str, Tensor]) -> Lease | None:
+        """The lease of an array that was handed out and is run for the first time."""
+        for feed in feeds.values():
+            if isinstance(feed, np.ndarray):
+                lease = self._handed_out.pop(feed.ctypes.data, None)
+                if lease is not None:
+                    return lease
+        return None
+
+    def _new_slot(self) -> Slot:
+        slot = Slot({})
+        for name, size in self._bytes.items():
+            if name in self._from_host:
+                slot.buffers[name], slot.host[name] = self._device.mapped(size)
+                slot.mapped.add(name)
+            else:
+                slot.buffers[name] = self._device.allocate(size)
         self._slots.add(slot)
         return slot
 
-    def _fill(self, slot: _Slot, feeds: Mapping[str, Tensor]) -> None:
+    def _fill(self, slot: Slot, feeds: Mapping[str, Tensor]) -> None:
         """Copy the inputs to the slot.
 
         Rows that pad keep what was there before: zeros, or rows of an earlier batch. Both are valid
@@ -198,10 +205,19 @@ class TensorRTSession:
             elif isinstance(feed, CudaTensor):
                 self._copy_rows(feed, range(feed.shape[0]), address)
             else:
-                array = np.asarray(feed)
-                staged = self._staged(spec, array.shape)
-                staged[...] = array
-                self._device.copy_in(address, staged)
+                self._copy_array(slot, spec, np.asarray(feed))
+
+    def _copy_array(self, slot: Slot, spec: TensorSpec, array: NDArray[Any]) -> None:
+        """Copy an array as far as it is not where the engine reads it."""
+        host, mapped = slot.host.get(spec.name), spec.name in slot.mapped
+        is_there = host is not None and array.ctypes.data == host.ctypes.data
+        if not (is_there and array.flags.c_contiguous):
+            memory = host if mapped and host is not None else self._staging_of(spec)
+            rows = _as_array(memory, spec, array.shape)
+            rows[...] = array
+            array = rows
+        if not mapped:
+            self._device.copy_in(slot.buffers[spec.name].address, array)
 
     def _copy_rows(self, handle: Any, rows: Sequence[int], address: int) -> None:
         """Copy rows of another session's tensor, those that lie side by side at once."""
@@ -212,7 +228,7 @@ class TensorRTSession:
             )
             address += count * row_bytes
 
-    def _launch(self, slot: _Slot, padded: Mapping[str, int]) -> None:
+    def _launch(self, slot: Slot, padded: Mapping[str, int]) -> None:
         shaped = self._shaped(slot, padded)
         if shaped.recorded is not None:
             self._device.launch(shaped.recorded)
@@ -238,14 +254,14 @@ class TensorRTSession:
         if not context.execute_async_v3(self._device.stream):
             raise self._engine.failure("failed to run", "See: sacvit-deploy doctor")
 
-    def _shaped(self, slot: _Slot, padded: Mapping[str, int]) -> _Shaped:
+    def _shaped(self, slot: Slot, padded: Mapping[str, int]) -> Shaped:
         """The context for these sizes: one for each where they are recorded, else one for all."""
         key = tuple(padded.values()) if self._recording else ()
         shaped = slot.contexts.pop(key, None)
         if shaped is None:
             while len(slot.contexts) >= _MOST_RECORDED:
                 del slot.contexts[next(iter(slot.contexts))]
-            shaped = _Shaped(self._bound_context(slot))
+            shaped = Shaped(self._bound_context(slot))
         if not (self._recording and shaped.has_run):
             for spec in self._inputs:
                 shape = _shape(spec, padded)
@@ -256,7 +272,7 @@ class TensorRTSession:
         slot.contexts[key] = shaped  # the most recently used one is the last
         return shaped
 
-    def _bound_context(self, slot: _Slot) -> Any:
+    def _bound_context(self, slot: Slot) -> Any:
         context = self._engine.create_context()
         context.set_device_memory(self._scratch.address, self._scratch.size)
         for name, buffer in slot.buffers.items():
@@ -267,21 +283,23 @@ class TensorRTSession:
         return context
 
     def _fetch(
-        self, slot: _Slot, specs: list[TensorSpec], sizes: Mapping[str, int]
+        self, slot: Slot, specs: list[TensorSpec], sizes: Mapping[str, int]
     ) -> dict[str, NDArray[Any]]:
         """Wait for the work, and copy the outputs without padding."""
-        staged = {spec.name: self._staged(spec, _shape(spec, sizes)) for spec in specs}
+        staged = {
+            spec.name: _as_array(self._staging_of(spec), spec, _shape(spec, sizes))
+            for spec in specs
+        }
         for name, rows in staged.items():
             self._device.copy_out(rows, slot.buffers[name].address)
         self._device.synchronize()
         return {name: rows.copy() for name, rows in staged.items()}
 
-    def _staged(self, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Page-locked host memory in that shape; a tensor that stays on the device needs none."""
+    def _staging_of(self, spec: TensorSpec) -> NDArray[np.uint8]:
+        """Page-locked host memory of all slots; a tensor that stays on the device needs none."""
         if spec.name not in self._staging:
             self._staging[spec.name] = self._device.pinned(self._bytes[spec.name])
-        size = math.prod(shape) * np.dtype(spec.dtype).itemsize
-        return self._staging[spec.name][:size].view(spec.dtype).reshape(shape)
+        return self._staging[spec.name]
 
 
 def open_engines(
@@ -297,9 +315,21 @@ def open_engines(
     engines = [TensorRTEngine(bundle, plan, options) for plan in plans]
     scratch = device.allocate(max(engine.scratch_bytes for engine in engines))
     return {
-        engine.entry.role: TensorRTSession(engine, device, scratch, record=options.cuda_graphs)
+        engine.entry.role: TensorRTSession(
+            engine,
+            device,
+            scratch,
+            record=options.cuda_graphs,
+            from_host=() if engine.entry.role == "refine" else (IMAGE,),
+        )
         for engine in engines
     }
+
+
+def _as_array(memory: NDArray[np.uint8], spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A tensor at the start of some memory."""
+    size = math.prod(shape) * np.dtype(spec.dtype).itemsize
+    return memory[:size].view(spec.dtype).reshape(shape)
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

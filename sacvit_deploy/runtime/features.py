@@ -112,8 +112,8 @@ class FeaturePipeline(OpenedBundle):
 
     def _run(self, images: Sequence[PictureSource]) -> list[Features]:
         readings = [self.preprocess.read(image) for image in images]
-        pixels = np.stack([self.preprocess.tensor(reading) for reading in readings])
-        outcomes = self._scheduler.run(pixels, EVERY_PICTURE)
+        pictures = [self.preprocess.tensor(reading) for reading in readings]
+        outcomes = self._scheduler.run(self._scheduler.batch_of(pictures), EVERY_PICTURE)
         results = []
         for image, reading, outcome in zip(images, readings, outcomes, strict=True):
             width, height = reading.size

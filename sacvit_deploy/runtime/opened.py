@@ -84,9 +84,9 @@ class OpenedBundle:
         numbers = isinstance(batch_sizes, Iterable) and not isinstance(batch_sizes, str)
         check_field(numbers, "batch_sizes", batch_sizes, "a list of numbers, such as [1, 8]")
         dtype = np.float32 if self.manifest.input_kind == "float" else np.uint8
+        blank = np.zeros((3, *self.manifest.config.image_size), dtype)
         for size in [check_count("batch_sizes", size) for size in batch_sizes]:
-            images = np.zeros((size, 3, *self.manifest.config.image_size), dtype)
-            self._scheduler.warm_up(images)
+            self._scheduler.warm_up(self._scheduler.batch_of([blank] * size))
 
     def close(self) -> None:
         """Release the sessions and their memory; calls after that raise `EngineError`.

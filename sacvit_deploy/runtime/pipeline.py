@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Any, TypeAlias, overload
@@ -183,7 +183,7 @@ class Pipeline(OpenedBundle):
         readers = reader_threads(readers)
         ordered = in_rgb(channels)
         if not isinstance(images, (list, tuple)):
-            outcomes = self._scheduler.run(self._reader.one(ordered(images))[None], policy)
+            outcomes = self._run([self._reader.one(ordered(images))], policy)
             return self._result(self._counted(outcomes)[0], name_of(images))
         results: dict[int, Result] = {}
         failures: dict[int, ImageError] = {}
@@ -194,8 +194,7 @@ class Pipeline(OpenedBundle):
         sources = map(ordered, images)
         with closing(self._reads(sources, batch_size, readers, skip)) as reads:
             while chunk := list(islice(reads, batch_size)):
-                pixels = np.stack([read.array for read in chunk])
-                outcomes = self._counted(self._scheduler.run(pixels, policy))
+                outcomes = self._counted(self._run([read.array for read in chunk], policy))
                 for read, outcome in zip(chunk, outcomes, strict=True):
                     results[read.position] = self._result(outcome, read.name)
         if failures:
@@ -348,6 +347,9 @@ class Pipeline(OpenedBundle):
                 "Calibrate it: sacvit-deploy calibrate BUNDLE DATA",
             )
         return self._drift.report()
+
+    def _run(self, pictures: Sequence[Array], policy: ExitPolicy) -> list[Outcome]:
+        return self._scheduler.run(self._scheduler.batch_of(pictures), policy)
 
     def _stream(
         self, reads: Generator[Read], workers: Workers, stream: Stream

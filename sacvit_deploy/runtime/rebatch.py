@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from sacvit_deploy.runtime.scheduler import (
     Scheduler,
     Tensors,
     join_rows,
-    take_rows,
 )
 
 # Refine at once if a full batch would save less than this share of the second stage's time.
@@ -116,9 +115,9 @@ class Rebatcher:
         self._first_passes: deque[Future[FirstPass]] = deque()
         self._refining: deque[tuple[tuple[int, ...], Future[list[Outcome]]]] = deque()
 
-    def push(self, images: Array) -> Done:
-        """Add a batch (B, 3, H, W); return the outcomes that are ready, oldest first."""
-        run = self._scheduler.first_pass
+    def push(self, pictures: Iterable[Array]) -> Done:
+        """Add a batch of pictures (3, H, W); return the outcomes that are ready, oldest first."""
+        run, images = self._scheduler.first_pass, self._scheduler.batch_of(list(pictures))
         self._first_passes.append(self._workers.submit(run, images, self._policy))
         while len(self._first_passes) > self._workers.ahead:
             self._take_first_pass()
@@ -142,7 +141,9 @@ class Rebatcher:
             slot = self._passed + row
             self._waiting.append((slot, self._done.pop(slot)))
         if first.survivors.size:
-            self._parts.append(take_rows(first.hand_off, first.survivors))
+            # Always a copy: the batch may be memory of the session, see `Scheduler.batch_of`.
+            rows: Any = first.hand_off
+            self._parts.append({n: rows[n].take(first.survivors, axis=0) for n in rows})
         self._passed += len(first.outcomes)
         full = self._limits.refine_batch
         while len(self._waiting) >= full:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sacvit_deploy.engines.session import (
     DeviceSession,
+    HostMemorySession,
     PreparingSession,
     Rows,
     Session,
@@ -237,6 +238,19 @@ class Scheduler:
             for row, outcome in zip(first.survivors, refined, strict=True):
                 first.outcomes[row] = outcome
         return first.outcomes
+
+    def batch_of(self, pictures: Sequence[Array]) -> Array:
+        """Stack pictures (3, H, W), at least one, where the first session reads them best.
+
+        The batch may hold memory of the session while it lives: drop it after its run.
+
+        Raises:
+            EngineError: There are too many, or the session is closed.
+        """
+        session = self._sessions[self._first]
+        if isinstance(session, HostMemorySession):
+            return np.stack(pictures, out=session.input_array(IMAGE, len(pictures)))
+        return pictures[0][None] if len(pictures) == 1 else np.stack(pictures)
 
     def warm_up(self, images: Array) -> None:
         """Run both stages as `run` does, the second with every size that its session prepares for.

@@ -115,8 +115,8 @@ class Stream:
         self._slot += 1
 
     def _push(self) -> list[Finished]:
-        images, self._batch = np.stack(self._batch), []
-        return self._finished(self._rebatcher.push(images))
+        pictures, self._batch = self._batch, []
+        return self._finished(self._rebatcher.push(pictures))
 
     def _finished(self, done: Done) -> list[Finished]:
         return [(*self._held.pop(slot)[:2], outcome) for slot, outcome in done]

@@ -39,6 +39,11 @@ class cudaMemcpyKind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
     cudaMemcpyDeviceToDevice = 3
+    cudaMemcpyDefault = 4
+
+
+class cudaDeviceAttr(enum.IntEnum):
+    cudaDevAttrIntegrated = 18
 
 
 class cudaStreamCaptureMode(enum.IntEnum):
@@ -51,6 +56,8 @@ class Gpu:
 
     Attributes:
         capacity: Bytes it has.
+        integrated: Whether it computes in the memory of the host.
+        mapped: Host memory that it reads in place, by the address it has there.
         crossings: (direction, bytes) of every copy that was carried out: `in`, `out` or `within`.
         fail: Error code of the next call of a function, by its name.
         chosen: Its `ordinal` is the current device of this thread, 0 in a new one.
@@ -58,6 +65,8 @@ class Gpu:
     """
 
     capacity: int = 1 << 34
+    integrated: bool = False
+    mapped: dict[int, np.ndarray] = field(default_factory=dict)
     blocks: dict[int, np.ndarray] = field(default_factory=dict)
     pinned: dict[int, np.ndarray] = field(default_factory=dict)
     waiting: list[Any] = field(default_factory=list)
@@ -86,13 +95,19 @@ class Gpu:
         return not (self.blocks or self.pinned or self.graphs or self.streams)
 
     def view(self, address: int, size: int) -> np.ndarray:
-        """Bytes of device memory, all within one block."""
-        starts = sorted(self.blocks)
+        """Bytes of device memory, or of memory mapped there, all within one block."""
+        blocks = self.blocks | self.mapped
+        starts = sorted(blocks)
         start = starts[bisect_right(starts, address) - 1]
-        block = self.blocks[start]
+        block = blocks[start]
         offset = address - start
         assert 0 <= offset <= offset + size <= block.nbytes, "outside the block"
         return block[offset : offset + size]
+
+    def new_address(self, size: int) -> int:
+        address = self.next_address
+        self.next_address += -(-size // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
+        return address
 
     def put(self, work: Any) -> None:
         assert self.current == self.home, "another device is current in this thread"
@@ -107,12 +122,14 @@ class Gpu:
 def fake_cuda(gpu: Gpu) -> types.ModuleType:
     """The module, bound to a GPU."""
     module = types.ModuleType("cuda.bindings.runtime")
-    functions = [*_memory(gpu), *_copies(gpu), *_streams(gpu), *_graphs(gpu)]
+    functions = [*_memory(gpu), *_host_memory(gpu), *_device(gpu), *_copies(gpu)]
+    functions += [*_streams(gpu), *_graphs(gpu)]
     for function in functions:
         setattr(module, function.__name__, _failing(gpu, function))
-    for kind in (cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode):
+    for kind in (cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode, cudaDeviceAttr):
         setattr(module, kind.__name__, kind)
     module.cudaStreamNonBlocking = 1  # type: ignore[attr-defined]
+    module.cudaHostAllocMapped = 2  # type: ignore[attr-defined]
     return module
 
 
@@ -129,8 +146,7 @@ def _memory(gpu: Gpu) -> list[Callable[..., Any]]:
     def cudaMalloc(size: int) -> Any:
         if gpu.used + size > gpu.capacity:
             return cudaError_t.cudaErrorMemoryAllocation, None
-        address = gpu.next_address
-        gpu.next_address += -(-size // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
+        address = gpu.new_address(size)
         gpu.blocks[address] = np.full(size, 0xCD, np.uint8)
         return cudaError_t.cudaSuccess, address
 
@@ -139,17 +155,41 @@ def _memory(gpu: Gpu) -> list[Callable[..., Any]]:
         del gpu.blocks[address]
         return (cudaError_t.cudaSuccess,)
 
+    def cudaMemGetInfo() -> Any:
+        return cudaError_t.cudaSuccess, gpu.capacity - gpu.used, gpu.capacity
+
+    return [cudaMalloc, cudaFree, cudaMemGetInfo]
+
+
+def _host_memory(gpu: Gpu) -> list[Callable[..., Any]]:
     def cudaMallocHost(size: int) -> Any:
         array = np.full(size, 0xCD, np.uint8)
         gpu.pinned[array.ctypes.data] = array
         return cudaError_t.cudaSuccess, array.ctypes.data
 
+    def cudaHostAlloc(size: int, flags: int) -> Any:
+        assert flags == 2
+        return cudaMallocHost(size)
+
+    def cudaHostGetDevicePointer(address: int, flags: int) -> Any:
+        assert flags == 0
+        array = gpu.pinned[address]
+        on_device = gpu.new_address(array.nbytes)
+        gpu.mapped[on_device] = array
+        return cudaError_t.cudaSuccess, on_device
+
     def cudaFreeHost(address: int) -> Any:
-        del gpu.pinned[address]
+        freed = gpu.pinned.pop(address)
+        gpu.mapped = {key: array for key, array in gpu.mapped.items() if array is not freed}
         return (cudaError_t.cudaSuccess,)
 
-    def cudaMemGetInfo() -> Any:
-        return cudaError_t.cudaSuccess, gpu.capacity - gpu.used, gpu.capacity
+    return [cudaMallocHost, cudaHostAlloc, cudaHostGetDevicePointer, cudaFreeHost]
+
+
+def _device(gpu: Gpu) -> list[Callable[..., Any]]:
+    def cudaDeviceGetAttribute(attribute: cudaDeviceAttr, device: int) -> Any:
+        assert (attribute, device) == (cudaDeviceAttr.cudaDevAttrIntegrated, gpu.current)
+        return cudaError_t.cudaSuccess, int(gpu.integrated)
 
     def cudaGetDevice() -> Any:
         return cudaError_t.cudaSuccess, gpu.current
@@ -161,16 +201,7 @@ def _memory(gpu: Gpu) -> list[Callable[..., Any]]:
     def cudaGetErrorString(code: cudaError_t) -> Any:
         return cudaError_t.cudaSuccess, f"text of {int(code)}".encode()
 
-    return [
-        cudaMalloc,
-        cudaFree,
-        cudaMallocHost,
-        cudaFreeHost,
-        cudaMemGetInfo,
-        cudaGetDevice,
-        cudaSetDevice,
-        cudaGetErrorString,
-    ]
+    return [cudaDeviceGetAttribute, cudaGetDevice, cudaSetDevice, cudaGetErrorString]
 
 
 def _copies(gpu: Gpu) -> list[Callable[..., Any]]:

@@ -90,3 +90,36 @@ def test_memory_that_ran_out_is_said_without_numbers_if_none_are_known(device, w
     workplace.gpu.fail["cudaMemGetInfo"] = cudaError_t.cudaErrorInvalidValue
     with pytest.raises(EngineError, match=r"no 1048576\.0 MiB left\.\n"):
         device.allocate(1 << 40)
+
+
+def test_mapped_memory_is_read_in_place(device, workplace) -> None:
+    buffer, array = device.mapped(4)
+    assert array.tolist() == [0] * 4
+    array[:] = [1, 2, 3, 4]
+    target = device.allocate(4)
+    device.copy_within(target.address, buffer.address, 4)
+    assert fetched(device, target).tolist() == [1, 2, 3, 4]
+    del array
+    gc.collect()
+    assert len(workplace.gpu.mapped) == 1  # the buffer still needs it
+    buffer.free()
+    gc.collect()
+    assert not workplace.gpu.mapped
+    with pytest.raises(EngineError, match="closed"):
+        buffer.address  # noqa: B018
+
+
+def test_mapped_memory_outlives_the_buffer_while_it_is_looked_at(device, workplace) -> None:
+    buffer, array = device.mapped(4)
+    buffer.free()
+    array[:] = 1
+    assert len(workplace.gpu.pinned) == 1
+    del array
+    gc.collect()
+    assert workplace.gpu.pinned == {}
+
+
+@pytest.mark.parametrize("integrated", [True, False])
+def test_the_driver_says_whether_memory_is_shared(device, workplace, integrated) -> None:
+    workplace.gpu.integrated = integrated
+    assert device.is_integrated is integrated

@@ -75,7 +75,8 @@ def test_the_fake_of_cuda_has_only_real_names() -> None:
     real = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     module = fake_cuda(Gpu())
     assert public(module) <= public(real)
-    for name in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+    assert module.cudaHostAllocMapped == real.cudaHostAllocMapped
+    for name in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaDeviceAttr"):
         members = {member.name: int(member) for member in getattr(module, name)}
         assert members.items() <= {m.name: int(m) for m in getattr(real, name)}.items()
 

@@ -183,6 +183,33 @@ def test_threads_share_both_stages(workplace, backend, selection) -> None:
             alike(outcomes, expected[start : start + len(outcomes)])
 
 
+def filled(session, images):
+    array = session.input_array(IMAGE, len(images))
+    array[...] = images
+    return array
+
+
+@pytest.mark.parametrize("integrated", [False, True], ids=["copied", "mapped"])
+@pytest.mark.parametrize("options", [None, PLAIN], ids=["graphs", "plain"])
+def test_pictures_are_read_where_the_host_wrote_them(
+    workplace, integrated, options, monkeypatch
+) -> None:
+    """Any GPU can read mapped memory; on a board that shares its memory it costs nothing."""
+    monkeypatch.setattr(CudaDevice, "is_integrated", integrated)
+    sessions = workplace.open(workplace.bundle(), options=options).sessions
+    scheduler = Scheduler(SAC, sessions, "graph")
+    for size in SIZES:
+        images = pictures(size, seed=size)
+        same(
+            sessions["early_exit"].run({IMAGE: filled(sessions["early_exit"], images)}),
+            wanted(images),
+        )
+        policy = middle(images)
+        expected = on_host("graph").run(images, policy)
+        alike(scheduler.run(scheduler.batch_of(list(images)), policy), expected)
+        alike(scheduler.run(images, policy), expected)
+
+
 def test_what_cannot_be_recorded_runs_all_the_same(workplace) -> None:
     """An engine that waits for its stream breaks a recording; the stream must be usable again."""
     workplace.library().unrecordable = True

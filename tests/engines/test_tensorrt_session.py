@@ -9,48 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sacvit_deploy.engines.session import Rows, SessionOptions, sharing_memory
+from sacvit_deploy.engines.session import sharing_memory
 from sacvit_deploy.engines.tensorrt_engine import CudaGraphWarning
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 from sacvit_deploy.runtime.pipeline import Pipeline
-from sacvit_deploy.spec import COARSE_EMBEDDINGS, COARSE_FEATURES, IMAGE, LOGITS, SCORE
+from sacvit_deploy.spec import IMAGE, LOGITS, SCORE
+from tests.engines.engine_calls import HANDED_ON, PLAIN, early_exit, refined, rows_of, same, wanted
 from tests.engines.fake_cuda import cudaError_t
 from tests.fakes import SAC, FakeSession, random_images
 
 BACKENDS = ["tensorrt", "tensorrt-rtx"]
-HANDED_ON = (SCORE, COARSE_EMBEDDINGS, COARSE_FEATURES)
-PLAIN = SessionOptions(cuda_graphs=False)
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     return request.param
-
-
-def early_exit(workplace, backend="tensorrt", options=None, **bundle):
-    opened = workplace.open(workplace.bundle(backend, **bundle), backend, options)
-    return opened.sessions["early_exit"]
-
-
-def wanted(images):
-    return FakeSession(SAC, "early_exit").run({IMAGE: images})
-
-
-def refined(images):
-    given = {name: wanted(images)[name] for name in HANDED_ON}
-    return FakeSession(SAC, "refine", "graph").run({IMAGE: images, **given})
-
-
-def rows_of(handles, rows):
-    return {name: Rows(handle, np.array(rows)) for name, handle in handles.items()}
-
-
-def same(found, images) -> None:
-    expected = wanted(images)
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == np.float32
 
 
 @pytest.mark.parametrize("options", [None, PLAIN], ids=["graphs", "plain"])
