@@ -79,8 +79,9 @@ class Preprocessing:
         interpolation: Pillow's name of the resampling filter.
         mean: Mean per RGB channel, on the 0 to 1 scale.
         std: Standard deviation per RGB channel, on the 0 to 1 scale.
-        fit: `crop` resizes the picture to cover the result, and cuts out its centre. `pad` resizes
-            it to lie inside, in the upper left corner, and fills the rest with the mean colour.
+        fit: `crop` resizes the picture to cover the result, and cuts out its centre. `squash` does
+            the same, but without keeping the ratio of the sides. `pad` resizes it to lie inside, in
+            the upper left corner, and fills the rest with the mean colour.
 
     Raises:
         ConfigError: A value is of another type or out of range.
@@ -91,7 +92,7 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    fit: Literal["crop", "pad"] = "crop"
+    fit: Literal["crop", "squash", "pad"] = "crop"
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from sacvit_deploy.bundle import Bundle, build_command
@@ -13,6 +14,7 @@ from sacvit_deploy.families.config import number_of_classes
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.records import EngineEntry, ExitCalibration, GraphEntry
 from sacvit_deploy.runtime.result import Result
+from sacvit_deploy.spec import Preprocessing
 
 _KIB, _MIB = 1 << 10, 1 << 20
 # INT8 misses the range of many a channel below this; 256 pictures are the default.
@@ -60,7 +62,21 @@ def _network(manifest: Manifest) -> Iterator[str]:
             f"exit at confidence {config.two_stage.exit_comparison} {manifest.eta:g}; "
             f"{config.two_stage.attention} attention; selection by {manifest.selection}"
         )
+    yield f"pictures {_preprocessing(manifest.preprocessing)}"
     yield f"weights  {manifest.weights}"
+
+
+def _preprocessing(spec: Preprocessing) -> str:
+    """How a picture becomes the input."""
+    height, width = spec.crop
+    resized = "x".join(str(math.floor(side / spec.crop_ratio)) for side in spec.crop)
+    steps = {
+        "crop": f"resized to cover {resized}, centre {height}x{width} cut out",
+        "squash": f"resized to {resized}, centre {height}x{width} cut out",
+        "pad": f"resized to lie in {height}x{width}, padded",
+    }
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
+    return f"{steps[spec.fit]} ({spec.interpolation}), mean {mean}, std {std}"
 
 
 def _graph(graph: GraphEntry) -> Iterator[str]:
@@ -98,6 +114,7 @@ def _worst_parity(manifest: Manifest) -> str:
 def describe_export(bundle: Bundle) -> Iterator[str]:
     """Describe a new bundle: its graphs, and how far they are from torch and from FP32."""
     yield f"{bundle.path}: {', '.join(graph.file for graph in bundle.manifest.graphs)}"
+    yield f"Pictures: {_preprocessing(bundle.manifest.preprocessing)}"
     yield f"Parity with torch: {_worst_parity(bundle.manifest)}."
     for precision, record in bundle.manifest.precisions.items():
         agreement = record.agreement

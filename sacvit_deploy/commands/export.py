@@ -12,7 +12,7 @@ import click
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_export
 from sacvit_deploy.decode import parse_json
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.families import FAMILIES
 from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.families.config import preset as preset_config
@@ -21,6 +21,7 @@ from sacvit_deploy.libraries import require
 if TYPE_CHECKING:
     from sacvit_deploy.exporters.gate_capacity import CapacityRequest
     from sacvit_deploy.exporters.precision.request import PrecisionRequest
+    from sacvit_deploy.exporters.preprocessing import PreprocessingRequest
 
 
 def _preset_list() -> str:
@@ -63,6 +64,12 @@ def _preset_list() -> str:
     "--weight-storage", ("fp32", "fp16"), "fp16 rounds the weights and halves the files."
 )
 @click.option("--labels", type=options.PATH, help="Text file, one class name a line.")
+@click.option("--mean", metavar="X[,Y,Z]", help="Mean of the pictures, on the 0 to 1 scale.")
+@click.option("--std", metavar="X[,Y,Z]", help="Standard deviation of the pictures.")
+@click.option("--crop-ratio", type=float, help="Crop side over the side of the resized picture.")
+@click.option(
+    "--interpolation", type=click.Choice(["bilinear", "bicubic"]), help="Filter that resizes."
+)
 @click.option("--eta", default=0.5, show_default=True, help="Exit threshold in [0, 1].")
 @click.option("--alpha", type=float, help="Share of the coarse tokens to refine, in (0, 1).")
 @click.option(
@@ -114,6 +121,7 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
         overrides=parse_overrides(
             chosen["overrides"], alpha=chosen["alpha"], **_gate_fields(chosen)
         ),
+        preprocessing=_preprocessing_request(chosen),
         capacity=_capacity_request(chosen),
         input_kind=chosen["input"],
         precisions=_precision_requests(chosen),
@@ -159,6 +167,26 @@ def _value(text: str) -> Any:
     with contextlib.suppress(ValueError):  # JSON wants a digit before the point
         return float(text)
     return text
+
+
+def _preprocessing_request(chosen: Mapping[str, Any]) -> PreprocessingRequest:
+    from sacvit_deploy.exporters.preprocessing import PreprocessingRequest
+
+    return PreprocessingRequest(
+        _numbers("mean", chosen["mean"]),
+        _numbers("std", chosen["std"]),
+        chosen["crop_ratio"],
+        chosen["interpolation"],
+    )
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    problem = f"--{name} is {text!r}"
+    fix = "Give one number, or three with commas: 0.485,0.456,0.406."
+    with raised_as(ConfigError, problem, fix, ValueError):
+        return tuple(map(float, text.split(",")))
 
 
 def _finds_capacity(chosen: Mapping[str, Any]) -> bool:

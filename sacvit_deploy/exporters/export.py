@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 
@@ -29,12 +29,12 @@ from sacvit_deploy.exporters.passes import DEFAULT_PASSES, Pass, run_passes
 from sacvit_deploy.exporters.passes.fold_normalisation import fold_normalisation
 from sacvit_deploy.exporters.passes.store_half import store_half
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
+from sacvit_deploy.exporters.preprocessing import PreprocessingRequest, preprocessing_for
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.families.config import (
     ModelConfig,
     graph_specs,
     number_of_classes,
-    preset_preprocessing,
 )
 from sacvit_deploy.libraries import own_versions, versions
 from sacvit_deploy.manifest import Manifest
@@ -44,9 +44,17 @@ from sacvit_deploy.model.checkpoints import Checkpoint
 from sacvit_deploy.model.vision_model import VisionModel
 from sacvit_deploy.records import GraphEntry, TensorParity, WeightsOrigin
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from sacvit_deploy.spec import GraphSpec, InputKind, Selection, WeightStorage, check_eta
+from sacvit_deploy.spec import (
+    GraphSpec,
+    InputKind,
+    Preprocessing,
+    Selection,
+    WeightStorage,
+    check_eta,
+)
 
 _RECORDED_TOOLS = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "numpy")
+_UNASKED = PreprocessingRequest()
 _IN_MEMORY = WeightsOrigin("model", file="a model in memory")
 
 
@@ -69,6 +77,7 @@ class ExportOptions:
             else, and computed with in float32.
         parity_batches: Batch sizes at which the graphs are compared with torch; none for the usual
             ones, see `comparison.tensors.parity_batches`.
+        preprocessing: How the network wants its pictures, where that is given.
         capacity: Pictures to find the capacities of gates on; None leaves the configuration.
         precisions: Graphs to add to the FP32 ones.
         force: Replace an existing bundle.
@@ -88,6 +97,7 @@ class ExportOptions:
     eta: float = 0.5
     weight_storage: WeightStorage = "fp32"
     parity_batches: tuple[int, ...] = ()
+    preprocessing: PreprocessingRequest = _UNASKED
     capacity: CapacityRequest | None = None
     precisions: tuple[PrecisionRequest, ...] = ()
     force: bool = False
@@ -124,27 +134,30 @@ def export_bundle(
         PrecisionError: A lower precision would change the decisions of the network.
     """
     check_replaceable(output, force=options.force)
-    model, weights = _resolve(source, options)
+    resolved = _resolve(source, options, report)
+    model = resolved.model
     if options.capacity is not None:
-        model.config = with_capacity(model, options.capacity, report)
+        found = with_capacity(model, resolved.preprocessing, options.capacity, report)
+        model.config = found
     labels = _read_labels(options.labels, model.config)
     specs = graph_specs(model.config, selection=options.selection, input_kind=options.input_kind)
     with new_bundle(output, force=options.force) as folder:
-        graphs = {spec.file: _export_graph(model, spec, options, report) for spec in specs}
+        graphs = {spec.file: _export_graph(resolved, spec, options, report) for spec in specs}
         save_with_shared_weights(graphs, folder)
         batches = options.parity_batches or parity_batches(model.config.image_size)
         report(f"Comparing with torch at batches {', '.join(map(str, batches))}")
-        parity = _compare_with_torch(model, specs, replace(options, parity_batches=batches), folder)
+        checked = replace(options, parity_batches=batches)
+        parity = _compare_with_torch(resolved, specs, checked, folder)
         check_parity(parity)
         manifest = Manifest(
             config=model.config,
-            preprocessing=preset_preprocessing(model.config),
+            preprocessing=resolved.preprocessing,
             selection=options.selection,
             input_kind=options.input_kind,
             eta=options.eta,
             labels=labels,
             graphs=tuple(GraphEntry(s.role, "fp32", s.file, s.inputs, s.outputs) for s in specs),
-            weights=weights,
+            weights=resolved.weights,
             parity=tuple(parity),
             tools=own_versions() | versions(*_RECORDED_TOOLS),
         )
@@ -155,11 +168,19 @@ def export_bundle(
     return Bundle.open(output, check_hashes=False)
 
 
-def _resolve(
-    source: Path | VisionModel | None, options: ExportOptions
-) -> tuple[VisionModel, WeightsOrigin]:
-    """The model with its weights as they will be stored, and the record of these weights."""
+class _Resolved(NamedTuple):
+    """A network with its weights as they will be stored, their record, and its preprocessing."""
+
     model: VisionModel
+    weights: WeightsOrigin
+    preprocessing: Preprocessing
+
+
+def _resolve(
+    source: Path | VisionModel | None, options: ExportOptions, report: Callable[[str], None]
+) -> _Resolved:
+    model: VisionModel
+    checkpoint: Checkpoint | None = None
     if isinstance(source, Path):
         checkpoint = Checkpoint.read(source)
         unknown = f"{source} does not say which network it holds, and no preset was given."
@@ -173,7 +194,8 @@ def _resolve(
         check_finite(source.state_dict(), "The model")
         model, origin = source, options.origin
     weights = replace(origin, storage=options.weight_storage)
-    return as_stored(model, weights), weights
+    preprocessing = preprocessing_for(model.config, options.preprocessing, checkpoint, report)
+    return _Resolved(as_stored(model, weights), weights, preprocessing)
 
 
 def _config(options: ExportOptions, stored: ModelConfig | None, unknown: str) -> ModelConfig:
@@ -203,23 +225,23 @@ def _read_labels(file: Path | None, config: ModelConfig) -> tuple[str, ...]:
 
 
 def _export_graph(
-    model: VisionModel, spec: GraphSpec, options: ExportOptions, report: Callable[[str], None]
+    resolved: _Resolved, spec: GraphSpec, options: ExportOptions, report: Callable[[str], None]
 ) -> onnx.ModelProto:
     report(f"Exporting {spec.file} ({spec.role})")
     passes: tuple[Pass, ...] = DEFAULT_PASSES
     if options.input_kind == "uint8":
-        passes = (*passes, fold_normalisation(preset_preprocessing(model.config)))
+        passes = (*passes, fold_normalisation(resolved.preprocessing))
     if options.weight_storage == "fp16":
         passes = (*passes, store_half)
-    graph, _ = run_passes(onnx_from_torch(model, spec, opset=options.opset), spec, passes)
+    graph, _ = run_passes(onnx_from_torch(resolved.model, spec, opset=options.opset), spec, passes)
     return graph
 
 
 def _compare_with_torch(
-    model: VisionModel, specs: tuple[GraphSpec, ...], options: ExportOptions, folder: Path
+    resolved: _Resolved, specs: tuple[GraphSpec, ...], options: ExportOptions, folder: Path
 ) -> list[TensorParity]:
     """Measure the error of every tensor of the written graphs on random pixels."""
-    preprocessing = preset_preprocessing(model.config)
+    model, _, preprocessing = resolved
     written = Network(
         "ONNX",
         model.config,

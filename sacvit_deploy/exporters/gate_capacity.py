@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from sacvit_deploy.decode import check_field
 from sacvit_deploy.exporters.precision.request import choose_samples
-from sacvit_deploy.families.config import ModelConfig, preset_preprocessing
+from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.families.svit import gated_length
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import read_pictures
+from sacvit_deploy.spec import Preprocessing
 
 if TYPE_CHECKING:
     from sacvit_deploy.model.svit import SelectiveViT
@@ -56,7 +57,10 @@ class CapacityRequest:
 
 
 def with_capacity(
-    model: VisionModel, request: CapacityRequest, report: Callable[[str], None] = lambda _: None
+    model: VisionModel,
+    preprocessing: Preprocessing,
+    request: CapacityRequest,
+    report: Callable[[str], None] = lambda _: None,
 ) -> ModelConfig:
     """Find the configuration of a network in the mode `capacity`.
 
@@ -64,6 +68,7 @@ def with_capacity(
 
     Args:
         model: In evaluation mode.
+        preprocessing: How it wants the pictures.
         request: Pictures and quantile.
         report: Called with one line.
 
@@ -73,7 +78,7 @@ def with_capacity(
         ImageError: A picture of it cannot be read.
     """
     _ = model.config.gating  # else there is nothing to count
-    counts = kept_counts(cast("SelectiveViT | SelectiveAdapter", model), request)
+    counts = kept_counts(cast("SelectiveViT | SelectiveAdapter", model), preprocessing, request)
     most = gated_length(model.config)
     found = np.quantile(counts, request.quantile, axis=0, method="inverted_cdf")
     capacity = tuple(int(min(most, _STEP * np.ceil(max(c, 1) / _STEP))) for c in found)
@@ -83,10 +88,10 @@ def with_capacity(
 
 @torch.no_grad()
 def kept_counts(
-    model: SelectiveViT | SelectiveAdapter, request: CapacityRequest
+    model: SelectiveViT | SelectiveAdapter, preprocessing: Preprocessing, request: CapacityRequest
 ) -> NDArray[np.int64]:
     """Tokens that each gate keeps of each picture, (pictures, gates); see `with_capacity`."""
-    preprocess = Preprocessor(preset_preprocessing(model.config), decode="exact")
+    preprocess = Preprocessor(preprocessing, decode="exact")
     pictures = choose_samples(read_pictures(request.data), request.samples, request.seed)
     counts = []
     batch = max(1, _TOKENS_AT_ONCE // gated_length(model.config))

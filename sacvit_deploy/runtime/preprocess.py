@@ -40,6 +40,9 @@ class Preprocessor:
     most 2 of 255, because Pillow stores the crop's corners in single precision. Pictures many
     times as high as wide can differ more under Pillow 13, which resizes them columns first.
 
+    With `fit="squash"`, both axes are resized to `floor(crop / crop_ratio)`, whatever the ratio of
+    the sides, as the image processor of Hugging Face's ViT does.
+
     With `fit="pad"`, the picture is resized by one factor for both axes, to round numbers of
     pixels, and lies in the upper left corner. The rest has the mean colour, rounded to 8 bits,
     which is about 0 after the normalisation.
@@ -112,7 +115,9 @@ class Preprocessor:
             return 0.0, 0.0, float(width), float(height)
         crop_height, crop_width = self.spec.crop
         cover_width, cover_height = self._cover
-        if width * cover_height <= height * cover_width:
+        if self.spec.fit == "squash":
+            resized_width, resized_height = cover_width, cover_height
+        elif width * cover_height <= height * cover_width:
             resized_width, resized_height = cover_width, cover_width * height // width
         else:
             resized_width, resized_height = cover_height * width // height, cover_height
@@ -136,7 +141,7 @@ class Preprocessor:
             (height, width) in pixels of the input; all of it unless `fit` is `pad`.
         """
         most_high, most_wide = self.spec.crop
-        if self.spec.fit == "crop":
+        if self.spec.fit != "pad":
             return most_high, most_wide
         scale = min(most_high / height, most_wide / width)
         return (

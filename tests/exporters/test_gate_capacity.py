@@ -28,7 +28,7 @@ def model():
 
 
 def test_counts_are_those_of_single_pictures(model, folder):
-    found = kept_counts(model, CapacityRequest(folder))
+    found = kept_counts(model, preset_preprocessing(GATED), CapacityRequest(folder))
     preprocess = Preprocessor(preset_preprocessing(GATED))
     images = [preprocess(path) for path in sorted(folder.iterdir())]
     with torch.no_grad():
@@ -37,10 +37,14 @@ def test_counts_are_those_of_single_pictures(model, folder):
 
 
 def test_a_capacity_is_enough_for_its_share_of_the_pictures(model, folder):
-    counts = kept_counts(model, CapacityRequest(folder))
+    counts = kept_counts(model, preset_preprocessing(GATED), CapacityRequest(folder))
     assert len(np.unique(counts)) > 3
     for quantile in (0.5, 1.0):
-        config = with_capacity(model, CapacityRequest(folder, quantile, strict=True))
+        config = with_capacity(
+            model,
+            preset_preprocessing(model.config),
+            CapacityRequest(folder, quantile, strict=True),
+        )
         capacity = np.array(config.gating.capacity)
         assert (config.gating.mode, config.gating.strict) == ("capacity", True)
         assert ((capacity % 8 == 0) | (capacity == 97)).all()
@@ -50,7 +54,7 @@ def test_a_capacity_is_enough_for_its_share_of_the_pictures(model, folder):
 
 def test_a_network_without_gates_is_refused(folder):
     with pytest.raises(ConfigError, match="has no gates"):
-        with_capacity(random_model(DENSE, 0), CapacityRequest(folder))
+        with_capacity(random_model(DENSE, 0), preset_preprocessing(DENSE), CapacityRequest(folder))
 
 
 @pytest.mark.parametrize("fields", [{"quantile": 0.0}, {"quantile": 1.5}, {"samples": 0}])
