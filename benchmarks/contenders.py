@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from dataclasses import dataclass
@@ -229,12 +230,15 @@ class Bundles:
 def onnxruntime_contenders(
     bundles: Bundles, provider: str, precisions: tuple[Precision, ...]
 ) -> Iterator[Contender]:
-    """Run ONNX Runtime with one execution provider."""
+    """Run ONNX Runtime with one execution provider, with and without CUDA graphs on a GPU."""
     from sacvit_deploy.engines.registry import open_sessions
 
     check_offered(provider)
-    options = SessionOptions(providers=(provider,))
-    for precision in precisions:
+    records = provider in ("CUDA", "NvTensorRTRTX")
+    for precision, cuda_graphs in itertools.product(
+        precisions, (True, False) if records else (None,)
+    ):
+        options = SessionOptions(providers=(provider,), cuda_graphs=bool(cuda_graphs))
         opened = [
             open_sessions(bundle, backend="onnxruntime", precision=precision, options=options)
             for bundle in bundles.get(precision)
@@ -246,7 +250,11 @@ def onnxruntime_contenders(
                     "Install the libraries it needs; what it said stands on stderr.",
                 )
         yield Contender(
-            f"onnxruntime {provider}", precision, opened[0].sessions, opened[1].sessions["single"]
+            f"onnxruntime {provider}",
+            precision,
+            opened[0].sessions,
+            opened[1].sessions["single"],
+            cuda_graphs,
         )
 
 
@@ -257,7 +265,7 @@ def check_offered(provider: str) -> None:
         Skipped: It should not, with the reason.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    from sacvit_deploy.engines.onnxruntime_session import (
+    from sacvit_deploy.engines.onnxruntime_providers import (
         SUFFIX,
         available_providers,
         onnxruntime,

@@ -21,7 +21,7 @@ from sacvit_deploy.engines.machine import (
     jetson_release,
     this_machine,
 )
-from sacvit_deploy.engines.onnxruntime_session import (
+from sacvit_deploy.engines.onnxruntime_providers import (
     CUDA,
     TENSORRT_RTX,
     available_providers,

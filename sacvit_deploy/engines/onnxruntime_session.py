@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
-import os
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sacvit_deploy.engines.machine import this_machine
+from sacvit_deploy.engines.onnxruntime_providers import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    TENSORRT_RTX,
+    ProviderTuning,
+    add_providers,
+    asked_providers,
+    available_providers,
+    offered_of,
+    onnxruntime,
+    plugin_ordinal,
+)
+from sacvit_deploy.engines.onnxruntime_recorded import (
+    MOST_SETS,
+    TURN,
+    BufferSets,
+    DeviceName,
+    Lease,
+)
 from sacvit_deploy.engines.onnxruntime_rows import RowGatherer
 from sacvit_deploy.engines.session import (
     Rows,
@@ -27,21 +43,13 @@ from sacvit_deploy.engines.session import (
     check_tensors,
     closed_error,
 )
-from sacvit_deploy.engines.tensorrt_library import version_numbers
-from sacvit_deploy.errors import EngineError, MissingDependencyError, warn_caller
+from sacvit_deploy.engines.tensorrt_engine import CudaGraphWarning
+from sacvit_deploy.errors import EngineError, warn_caller
 from sacvit_deploy.records import GraphEntry
 from sacvit_deploy.spec import GraphSpec, TensorSpec
 
-SUFFIX = "ExecutionProvider"
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-TENSORRT = "TensorrtExecutionProvider"
-TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
-
-# Fast without building an engine first; TensorRT inside ONNX Runtime would take minutes at start.
-# TensorRT-RTX takes seconds, and is there only if its plug-in was installed.
-_PREFERRED = (TENSORRT_RTX, CUDA, CPU)
-_RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+# They record runs, in memory of these kinds.
+_RECORDS = {CUDA: "cuda", TENSORRT_RTX: "gpu"}
 # Their memory is reached as "cuda". The TensorRT-RTX plug-in allocates for itself.
 _ON_GPU = (CUDA, TENSORRT)
 
@@ -62,11 +70,15 @@ class ProviderWarning(UserWarning):
 
 @dataclass(frozen=True)
 class OrtTensor:
-    """A tensor in the library's memory, which is freed with the last handle."""
+    """A tensor in the library's memory, which is freed with the last handle.
+
+    The `lease` of memory that is recorded keeps it from being computed anew.
+    """
 
     value: Any
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    lease: Lease | None = None
 
 
 class OnnxRuntimeSession:
@@ -101,32 +113,14 @@ class OnnxRuntimeSession:
                 contract, or a provider is unknown.
             MissingDependencyError: ONNX Runtime is not installed.
         """
-        options = options or SessionOptions()
+        self._options = options or SessionOptions()
         ort = self._ort = onnxruntime()
-        asked = asked_providers(ort, options.providers)
-        settings = ort.SessionOptions()
-        settings.log_severity_level = _ONLY_ERRORS
-        settings.intra_op_num_threads = options.run_threads or 0
-        # Each graph has its own threads. Those of the first stage would go on waiting busily for
-        # work while the second computes, and take its cores: 95 ms instead of 61 for both stages
-        # of DeiT-S on two cores.
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            # It prints why a provider cannot be had; stdout belongs to a command's JSON.
-            with contextlib.redirect_stdout(sys.stderr):
-                providers = add_providers(ort, settings, asked, cache)
-                contents = add_weights(settings, weights)
-                self._session = ort.InferenceSession(str(path), settings, providers=providers)
-                del contents  # the library has copied them only now
-        except Exception as error:  # its exceptions share no other base
-            raise EngineError(
-                f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error)[:_SHOWN]}",
-                "Check the bundle with sacvit-deploy inspect, or export it again.",
-            ) from error
-        # After a call that failed it would go on on the CPU, and say so on stdout only.
-        self._session.disable_fallback()
-        self._path = path
+        asked = self._asked = asked_providers(ort, self._options.providers)
+        self._path, self._weights = path, weights
+        self._tuning = ProviderTuning(cache, graph)
         self._gather_rows = RowGatherer(ort)
+        self._recorded: BufferSets | None = None
+        self._session: Any = self._start()
         self.inputs = tuple(map(_tensor_spec, self._session.get_inputs()))
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._contract: tuple[TensorSpec, ...] = ()
@@ -144,14 +138,79 @@ class OnnxRuntimeSession:
                 ProviderWarning,
             )
 
+    def _start(self) -> Any:
+        """A session of the library, which records runs if its provider and the graph can."""
+        first = next(iter(offered_of(self._ort, self._asked)), CPU)
+        kind, graph = _RECORDS.get(first), self._tuning.graph
+        if kind is not None and graph is not None and self._options.cuda_graphs:
+            try:
+                session = self._new_session(record=True)
+            except EngineError as error:
+                self._warn_of_no_recording(error)
+            else:
+                ordinal = plugin_ordinal(self._ort) if first == TENSORRT_RTX else 0
+                specs = graph.inputs, graph.outputs
+                self._recorded = BufferSets(self._ort, session, specs, DeviceName(kind, ordinal))
+                return session
+        return self._new_session(record=False)
+
+    def _new_session(self, *, record: bool) -> Any:
+        """A session of the library; `EngineError` if it cannot load the graph."""
+        ort, options = self._ort, self._options
+        settings = ort.SessionOptions()
+        settings.log_severity_level = _ONLY_ERRORS
+        settings.intra_op_num_threads = options.run_threads or 0
+        # Each graph has its own threads. Those of the first stage would go on waiting busily for
+        # work while the second computes, and take its cores: 95 ms instead of 61 for both stages
+        # of DeiT-S on two cores.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        # Without a fallback: it would be one without the options of the provider.
+        strict = {"enable_fallback": 0} if record else {}
+        try:
+            # It prints why a provider cannot be had; stdout belongs to a command's JSON.
+            with contextlib.redirect_stdout(sys.stderr):
+                tuning = replace(self._tuning, record=record)
+                providers = add_providers(ort, settings, self._asked, tuning)
+                contents = add_weights(settings, self._weights)
+                session = ort.InferenceSession(
+                    str(self._path), settings, providers=providers, **strict
+                )
+                del contents  # the library has copied them only now
+        except Exception as error:  # its exceptions share no other base
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} cannot load {self._path}: {str(error)[:_SHOWN]}",
+                "Check the bundle with sacvit-deploy inspect, or export it again.",
+            ) from error
+        # After a call that failed it would go on on the CPU, and say so on stdout only.
+        session.disable_fallback()
+        return session
+
+    def _warn_of_no_recording(self, error: Exception) -> None:
+        warn_caller(
+            f"ONNX Runtime cannot record {self._path.name} as a CUDA graph, so each kernel is "
+            f"launched by itself, which is slower: {str(error)[:_SHOWN]}",
+            CudaGraphWarning,
+        )
+
+    @property
+    def records(self) -> bool:
+        """Whether runs are recorded as CUDA graphs and replayed."""
+        return self._recorded is not None
+
     @property
     def memory(self) -> str | None:
         """Library and device; see `DeviceSession.memory`."""
         return "onnxruntime cuda:0" if self.provider in _ON_GPU else None
 
+    def prepared_sizes(self, largest: int) -> list[int]:
+        """Every size that is recorded; see `PreparingSession.prepared_sizes`."""
+        return list(range(1, min(largest, MOST_SETS) + 1)) if self.records else [largest]
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute every output; see `Session.run`."""
         session = self._opened()
+        if self._recorded is not None:
+            return self.run_on_device(feeds, ())[0]
         sizes = check_feeds(feeds, self.inputs)
         try:
             arrays = session.run(self._outputs, dict(feeds))
@@ -167,19 +226,19 @@ class OnnxRuntimeSession:
         """Compute every output; see `DeviceSession.run_on_device`."""
         session = self._opened()
         sizes = check_feeds(feeds, self.inputs)
-        device = "cpu" if self.memory is None else "cuda"
+        turn = contextlib.nullcontext() if self._recorded is None else TURN
         try:
-            binding = session.io_binding()
-            values = {name: self._uploaded(feed, device) for name, feed in feeds.items()}
-            for name, value in values.items():
-                binding.bind_ortvalue_input(name, value)
-            for name in self._outputs:
-                binding.bind_output(name, device if name in keep else "cpu", 0)
-            session.run_with_iobinding(binding)
-            values |= zip(self._outputs, binding.get_outputs(), strict=True)
-            fetched = {name: values[name].numpy() for name in self._outputs if name not in keep}
+            with turn:
+                values, lease = self._computed(session, feeds, keep, sizes)
+                fetched = {name: values[name].numpy() for name in self._outputs if name not in keep}
+                if lease is not None:  # on the CPU they are the memory that is computed anew
+                    fetched = {
+                        name: np.require(each, requirements="O") for name, each in fetched.items()
+                    }
             kept: dict[str, Tensor] = {
-                name: OrtTensor(value, np.dtype(_DTYPES[value.data_type()]), tuple(value.shape()))
+                name: OrtTensor(
+                    value, np.dtype(_DTYPES[value.data_type()]), tuple(value.shape()), lease
+                )
                 for name, value in values.items()
                 if name in keep
             }
@@ -188,9 +247,71 @@ class OnnxRuntimeSession:
         check_outputs({**kept, **fetched}, self._contract, sizes)
         return fetched, kept
 
+    def _computed(
+        self,
+        session: Any,
+        feeds: Mapping[str, Tensor],
+        keep: Collection[str],
+        sizes: Mapping[str, int],
+    ) -> tuple[dict[str, Any], Lease | None]:
+        """Every input and output as an `OrtValue`, from a recording if there can be one.
+
+        A recording that fails is the last: a library in the middle of one is of no more use.
+        """
+        given = {
+            name: feed if isinstance(feed, np.ndarray) else self._on_device(feed)
+            for name, feed in feeds.items()
+        }
+        recorded = self._recorded
+        leased = recorded.lease(sizes) if recorded is not None else None
+        if recorded is None or leased is None:
+            unrecorded = None if recorded is None else recorded.unrecorded()
+            return self._bound(session, given, keep, unrecorded), None
+        buffers, lease = leased
+        try:
+            recorded.run(buffers, given)
+        except Exception as error:
+            if buffers.is_checked:
+                raise
+            self._warn_of_no_recording(error)
+            self._recorded, self._session = None, self._new_session(record=False)
+            return self._bound(self._session, given, keep, None), None
+        return dict(buffers.values), lease
+
+    def _bound(
+        self, session: Any, given: Mapping[str, Any], keep: Collection[str], options: Any
+    ) -> dict[str, Any]:
+        """Every input and output as an `OrtValue`, from a run in memory of its own."""
+        binding = session.io_binding()
+        uploaded = self._ort.OrtValue.ortvalue_from_numpy
+        values = {
+            name: uploaded(np.ascontiguousarray(each), self._device, 0)
+            if isinstance(each, np.ndarray)
+            else each
+            for name, each in given.items()
+        }
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, self._device if name in keep else "cpu", 0)
+        session.run_with_iobinding(binding, options)
+        return {**values, **dict(zip(self._outputs, binding.get_outputs(), strict=True))}
+
+    @property
+    def _device(self) -> str:
+        """Where tensors stay, as `OrtValue` names it."""
+        return "cuda" if self.provider in (CUDA, TENSORRT) else "cpu"
+
+    def _on_device(self, feed: Tensor) -> Any:
+        """The `OrtValue` of a handle, or a new one of some of its rows."""
+        if isinstance(feed, Rows):
+            handle: Any = feed.tensor
+            return self._gather_rows(handle.value, handle.dtype, feed.numbers, self._device)
+        return cast("OrtTensor", feed).value
+
     def close(self) -> None:
         """Release the graph; see `Session.close`. Handles keep their own memory."""
-        self._session = None
+        self._session = self._recorded = None
 
     def _opened(self) -> Any:
         """The library's session, which lives until the call that asked for it has ended."""
@@ -198,15 +319,6 @@ class OnnxRuntimeSession:
         if session is None:
             raise closed_error(f"The session of {self._path}")
         return session
-
-    def _uploaded(self, feed: Tensor, device: str) -> Any:
-        """An `OrtValue` on the device; only a host array has to be copied there."""
-        if isinstance(feed, OrtTensor):
-            return feed.value
-        if isinstance(feed, Rows):
-            handle: Any = feed.tensor
-            return self._gather_rows(handle.value, handle.dtype, feed.numbers, device)
-        return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feed), device, 0)
 
     def _failure(self, error: Exception) -> EngineError:
         return EngineError(
@@ -242,142 +354,3 @@ def _tensor_spec(node: Any) -> TensorSpec:
         for axis, side in enumerate(node.shape)
     )
     return TensorSpec(node.name, dtype, shape)
-
-
-def onnxruntime() -> ModuleType:
-    """Import the library; `MissingDependencyError` if it is not installed."""
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Running a bundle needs onnxruntime, which cannot be imported: {error}.",
-            "Install it with: pip install onnxruntime (or the build made for your device).",
-        ) from error
-
-
-def available_providers(ort: ModuleType) -> list[str]:
-    """Full names of the providers offered here, the TensorRT-RTX plug-in included."""
-    built_in = list(ort.get_available_providers())
-    return [TENSORRT_RTX, *built_in] if _rtx_device(ort)[0] else built_in
-
-
-def unavailable_providers(ort: ModuleType) -> dict[str, str]:
-    """Why each preferred provider is not offered here, by full name."""
-    available = available_providers(ort)
-    reasons = {
-        TENSORRT_RTX: _rtx_device(ort)[1],
-        CUDA: f"This onnxruntime {ort.__version__} was built without it; onnxruntime-gpu has it.",
-    }
-    return {name: why for name, why in reasons.items() if name not in available}
-
-
-def asked_providers(ort: ModuleType, names: tuple[str, ...] | None) -> list[str]:
-    """Full names of providers in order of preference, offered here or not.
-
-    Args:
-        ort: The library.
-        names: Full or short names; None for the preferred ones that are offered here.
-
-    Raises:
-        EngineError: ONNX Runtime does not know a name.
-    """
-    available = available_providers(ort)
-    if not names:
-        return [name for name in _PREFERRED if name in available]
-    known = {name.removesuffix(SUFFIX).lower(): name for name in ort.get_all_providers()}
-    asked = []
-    for name in names:
-        short = name.lower().removesuffix(SUFFIX.lower())
-        if short not in known:
-            raise EngineError(
-                f"ONNX Runtime knows no execution provider {name!r}.",
-                f"Here it offers: {', '.join(available)}.",
-            )
-        asked.append(known[short])
-    if TENSORRT in asked and CUDA not in asked:
-        # Operators that TensorRT refuses stay on the GPU.
-        asked.insert(asked.index(TENSORRT) + 1, CUDA)
-    return asked
-
-
-def add_providers(
-    ort: ModuleType, settings: Any, asked: list[str], cache: Path | None
-) -> list[Any] | None:
-    """The `providers` of a new session; None if its settings name a plug-in instead.
-
-    Args:
-        ort: The library.
-        settings: Its `SessionOptions`, changed when the plug-in comes first.
-        asked: Full names in order of preference.
-        cache: Where a provider may keep its compiled kernels.
-    """
-    available = [name for name in asked if name in available_providers(ort)]
-    plugged_in = available and available[0] not in ort.get_available_providers()
-    if plugged_in:
-        folder = {"nv_runtime_cache_path": str(cache / "rtx")} if cache else {}
-        settings.add_provider_for_devices([_rtx_device(ort)[0]], folder)
-        return None
-    if CUDA in available and hasattr(ort, "preload_dlls"):  # since 1.21
-        ort.preload_dlls()  # pip puts CUDA and cuDNN where nothing else looks for them
-    return [(name, _provider_options(name, cache)) for name in available] or [CPU]
-
-
-def _provider_options(provider: str, cache: Path | None) -> dict[str, Any]:
-    if provider == CUDA:
-        # Its default rounds the factors of float32 products to 10 bits, and tokens are ranked by
-        # smaller differences. In an FP16 graph, this concerns only the parts kept in FP32.
-        return {"use_tf32": "0"}
-    if provider != TENSORRT or cache is None:
-        return {}
-    folder = str(cache / "tensorrt")
-    os.makedirs(folder, exist_ok=True)  # it makes only the last folder by itself
-    return {
-        "trt_engine_cache_enable": True,
-        "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": True,
-        "trt_timing_cache_path": folder,
-    }
-
-
-def rtx_plugin_runs_on(compute_capability: str) -> bool:
-    """Whether NVIDIA supports the TensorRT-RTX plug-in on a GPU, such as `8.6`.
-
-    Of the Ampere GPUs these are the RTX cards (8.6), then Ada (8.9) and Blackwell (12.0 and later).
-    The plug-in itself offers every GPU from 8.0 on, H100 among them.
-    """
-    numbers = version_numbers(compute_capability)
-    return compute_capability in ("8.6", "8.9") or numbers >= (12, 0)
-
-
-def _rtx_device(ort: ModuleType) -> tuple[Any | None, str]:
-    """The current GPU for the TensorRT-RTX plug-in, which takes exactly one; or None and why."""
-    devices, reason = _rtx_devices(ort)
-    if not devices:
-        return None, reason
-    machine = this_machine()
-    gpu = machine.current_gpu
-    if gpu is not None and not rtx_plugin_runs_on(gpu.compute_capability):
-        return None, (
-            "Its plug-in needs compute capability 8.6, 8.9, or 12.0 and later; "
-            f"{gpu.name} has {gpu.compute_capability}."
-        )
-    ordinals = (device.ep_options.get("device_id") for device in devices)
-    by_ordinal = dict(zip(ordinals, devices, strict=True))
-    return by_ordinal.get(str(machine.current), devices[0]), ""
-
-
-@functools.cache
-def _rtx_devices(ort: ModuleType) -> tuple[tuple[Any, ...], str]:
-    """GPUs for the TensorRT-RTX plug-in, or none and why; it can be registered only once."""
-    try:
-        plugin = cast("Any", importlib.import_module(_RTX_PLUGIN))
-    except ImportError:
-        return (), "Its plug-in is not installed: pip install onnxruntime-ep-nv-tensorrt-rtx."
-    if not hasattr(ort, "register_execution_provider_library"):
-        return (), f"This onnxruntime {ort.__version__} takes no plug-ins; 1.24 or later does."
-    try:
-        ort.register_execution_provider_library(TENSORRT_RTX, plugin.get_library_path())
-    except Exception as error:
-        return (), f"Its plug-in cannot be loaded: {error}"
-    devices = tuple(found for found in ort.get_ep_devices() if found.ep_name == TENSORRT_RTX)
-    return devices, "" if devices else "Its plug-in finds no GPU it can use."

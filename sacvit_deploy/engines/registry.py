@@ -13,14 +13,16 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.decode import shown
 from sacvit_deploy.engines.compatibility import checked_plan
 from sacvit_deploy.engines.machine import X86_64, cache_folder
-from sacvit_deploy.engines.onnxruntime_session import (
+from sacvit_deploy.engines.onnxruntime_providers import (
     CPU,
+    PROFILE_BATCHES,
+    PROFILED,
     SUFFIX,
-    OnnxRuntimeSession,
     asked_providers,
     onnxruntime,
     unavailable_providers,
 )
+from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.engines.openvino_session import (
     OpenVinoSession,
     asked_device,
@@ -336,7 +338,9 @@ def _prepare_onnxruntime(
         }
         reasons = {} if options.providers else unavailable_providers(ort)
         skipped = {f"onnxruntime {n.removesuffix(SUFFIX)}": why for n, why in reasons.items()}
-        return OpenedSessions("onnxruntime", sessions, skipped, chosen, workers=options.workers)
+        opened = OpenedSessions("onnxruntime", sessions, skipped, chosen, workers=options.workers)
+        largest = PROFILE_BATCHES[-1] if opened.provider in PROFILED else None
+        return replace(opened, largest_batch=largest)
 
     return start
 

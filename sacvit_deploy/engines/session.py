@@ -202,9 +202,10 @@ class SessionOptions:
             the usable cores among the workers if there are several.
         workers: Runs that can compute side by side on a CPU, 1 to 64. Small operators gain little
             from more threads, so several runs on one thread each compute more pictures.
-        cuda_graphs: Record each batch size of an engine once and replay it, which saves the launch
-            of a hundred kernels; a batch is then padded to the next of 1, 2, 3, 4, 6, 8, 12, 16,
-            24, ... up to the largest the engine was built for.
+        cuda_graphs: Record each batch size once and replay it, which saves the launch of a hundred
+            kernels. An engine pads a batch to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... up to
+            the largest it was built for. ONNX Runtime's CUDA provider and TensorRT-RTX plug-in
+            record the first 16 sizes as they are.
     """
 
     providers: tuple[str, ...] | None = None

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import contenders, gpu_check, measure
 from benchmarks.contenders import Contender, Settings, Skipped
-from sacvit_deploy.engines import build, onnxruntime_session, registry
+from sacvit_deploy.engines import build, onnxruntime_providers, registry
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.errors import EngineError, MissingDependencyError
 from tests.engines.engine_bundles import Workplace
@@ -154,8 +154,8 @@ def of_cuda(settings):
 
 
 def test_a_provider_that_is_offered_and_not_obtained_is_a_failure(settings, monkeypatch) -> None:
-    offered = [onnxruntime_session.CUDA, onnxruntime_session.CPU]
-    monkeypatch.setattr(onnxruntime_session, "available_providers", lambda _: offered)
+    offered = [onnxruntime_providers.CUDA, onnxruntime_providers.CPU]
+    monkeypatch.setattr(onnxruntime_providers, "available_providers", lambda _: offered)
     monkeypatch.setattr(registry, "open_sessions", lambda *_, **__: fake_opened(SAC))
     monkeypatch.setattr(contenders, "this_machine", lambda: Machine("linux-x86_64", None, ()))
     found = of_cuda(settings)
@@ -164,7 +164,7 @@ def test_a_provider_that_is_offered_and_not_obtained_is_a_failure(settings, monk
     found = of_cuda(settings)
     assert found["status"] == "failed"
     assert "CUDA is offered, and FakeProvider was obtained" in found["reason"]
-    monkeypatch.setattr(onnxruntime_session, "available_providers", lambda _: offered[1:])
+    monkeypatch.setattr(onnxruntime_providers, "available_providers", lambda _: offered[1:])
     found = of_cuda(settings)
     assert found["status"] == "skipped"
     assert "onnxruntime-gpu has it" in found["reason"]

@@ -10,7 +10,7 @@ import pytest
 from sacvit_deploy.commands import doctor
 from sacvit_deploy.commands.doctor import Finding, examine
 from sacvit_deploy.engines.machine import Gpu, Jetson, Machine
-from sacvit_deploy.engines.onnxruntime_session import CUDA, TENSORRT_RTX
+from sacvit_deploy.engines.onnxruntime_providers import CUDA, TENSORRT_RTX
 
 ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30),))
 RTX = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacvit_deploy.bundle import Bundle
-from sacvit_deploy.engines.onnxruntime_session import CPU, add_weights, onnxruntime
+from sacvit_deploy.engines.onnxruntime_providers import CPU, onnxruntime
+from sacvit_deploy.engines.onnxruntime_session import add_weights
 from sacvit_deploy.errors import EngineError, raised_as
 from sacvit_deploy.records import GraphEntry
 
