@@ -63,11 +63,13 @@ class Attention(nn.Module):
         """Attend jointly, and compute the class token's row of the scores.
 
         Returns:
-            The attended sequence (B, L, D) and the class row before the softmax, (B, heads, 1, L).
-            The row is computed separately, so that a backend can still fuse the attention.
+            The attended sequence (B, L, D) and the class row before the softmax, (B, heads, L, 1).
+            The row is computed separately, so that a backend can still fuse the attention. It
+            stands upright, so that the key is read as it is: in FP16 the row alone is FP32, and
+            would need a transposed copy of the key of its own.
         """
         q, k, v = self._project(x)
-        return self._merge(joint_attention(q, k, v)), q[:, :, :1] @ k
+        return self._merge(joint_attention(q, k, v)), k @ q[:, :, :1].transpose(-2, -1)
 
     def class_token(
         self, x: Tensor, clusters: Clusters | None = None, mask: Tensor | None = None
@@ -75,7 +77,7 @@ class Attention(nn.Module):
         """Attend with the class token alone, as `forward` does: (B, L, D) to (B, 1, D)."""
         q, k, v = self._project(x)
         if clusters is not None and clusters.cls_update == "mean":
-            scores = q[:, :, :1] @ k
+            scores = q[:, :, :1] @ k.transpose(-2, -1)
             twice = cluster_mask(x.shape[1], clusters)[:2].to(scores)
             return self._merge(torch.softmax(scores + twice, dim=-1).mean(2, keepdim=True) @ v)
         return self._merge(joint_attention(q[:, :, :1], k, v, mask))
@@ -89,16 +91,12 @@ class Attention(nn.Module):
         self.scale = 1.0
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project (B, L, D) to scaled query, transposed key, and value.
-
-        The key is (B, heads, head_dim, L), as every product needs it. Query and value are
-        (B, heads, L, head_dim).
-        """
+        """Project (B, L, D) to scaled query, key and value, (B, heads, L, head_dim) each."""
         batch, length, width = x.shape
         heads = self.qkv(x).reshape(batch, length, 3 * self.num_heads, width // self.num_heads)
         # One transposition for all three: separate ones cost more operators in every backend.
         query, key, value = heads.transpose(1, 2).chunk(3, dim=1)
-        return query if self.scale == 1 else query * self.scale, key.transpose(-2, -1), value
+        return query if self.scale == 1 else query * self.scale, key, value
 
     def _merge(self, heads: Tensor) -> Tensor:
         merged: Tensor = self.proj(heads.transpose(1, 2).flatten(2))
@@ -145,8 +143,8 @@ class CrossAttention(nn.Module):
 
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute softmax(q k + mask) v for a scaled q and a transposed k (SAC-ViT Eq. 4)."""
-    scores = q @ k
+    """Compute softmax(q k^T + mask) v for a scaled q (SAC-ViT Eq. 4)."""
+    scores = q @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores + mask
     return torch.softmax(scores, dim=-1) @ v
@@ -181,8 +179,8 @@ def _masked_attention(q: Tensor, k: Tensor, v: Tensor, clusters: Clusters) -> Te
 
 def _split_attention(q: Tensor, k: Tensor, v: Tensor, clusters: Clusters) -> Tensor:
     border = 1 + clusters.num_targets
-    target_k, target_v = k[..., :border], v[:, :, :border]
-    other_k = torch.cat([k[..., :1], k[..., border:]], dim=3)
+    target_k, target_v = k[:, :, :border], v[:, :, :border]
+    other_k = torch.cat([k[:, :, :1], k[:, :, border:]], dim=2)
     other_v = torch.cat([v[:, :, :1], v[:, :, border:]], dim=2)
     if clusters.cls_update == "joint":
         class_token = joint_attention(q[:, :, :1], k, v)

@@ -175,7 +175,7 @@ class TwoStageViT(ClassTokenBackbone):
                 x, class_row = block.forward_with_class_row(x)
                 class_rows.append(class_row)
         x = self.norm(x)
-        score = self._score(torch.cat(class_rows, dim=2))
+        score = self._score(torch.cat(class_rows, dim=3))
         # CF-ViT divides the sum of both heads' logits in this stage only.
         return EarlyExitOutput(self.classify(x, mean=True), score, embeddings, x[:, 1:])
 
@@ -185,15 +185,15 @@ class TwoStageViT(ClassTokenBackbone):
         Eq. 10 is linear, so that one weighted sum at the end equals a step in every block.
 
         Args:
-            class_rows: Before the softmax, one for each block that counts, (B, heads, blocks, N+1).
+            class_rows: Before the softmax, one for each block that counts, (B, heads, N+1, blocks).
         """
-        beta, blocks = self.config.stages.score_beta, class_rows.shape[2]
+        beta, blocks = self.config.stages.score_beta, class_rows.shape[3]
         weights = [(1 - beta) * beta ** (blocks - 1 - index) for index in range(blocks)]
         if self.config.stages.score_start == "first":
             weights[0] /= 1 - beta
-        of_block = class_rows.new_tensor(weights)[:, None] / self.config.num_heads
-        attention = torch.softmax(class_rows, dim=-1) * of_block
-        return attention.sum(dim=(1, 2))[:, 1:]
+        of_block = class_rows.new_tensor(weights) / self.config.num_heads
+        attention = torch.softmax(class_rows, dim=2) * of_block
+        return attention.sum(dim=(1, 3))[:, 1:]
 
     def refine(self, image: Tensor, coarse: EarlyExitOutput, selection: TokenSelection) -> Tensor:
         """Run the second stage: targets in full resolution, other tokens reused. Logits (B, C).

@@ -86,7 +86,7 @@ class Block(ResidualBlock):
         return self.after_attention(x, self.attn(self.norm1(x), clusters, mask))
 
     def forward_with_class_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return also the class row of the scores before the softmax, (B, heads, 1, L)."""
+        """Return also the class row of the scores before the softmax, (B, heads, L, 1)."""
         attended, class_row = self.attn.forward_with_class_row(self.norm1(x))
         return self.after_attention(x, attended), class_row
 

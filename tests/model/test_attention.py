@@ -88,10 +88,11 @@ def test_joint_equals_a_naive_loop_and_gives_its_class_row(layer):
     wanted = attended @ layer.proj.weight.detach().numpy().T + layer.proj.bias.detach().numpy()
     np.testing.assert_allclose(found[0].detach().numpy(), wanted, rtol=0, atol=1e-12)
     torch.testing.assert_close(found, layer(x), rtol=0, atol=0)
-    assert class_row.shape == (1, 3, 1, LENGTH)
+    assert class_row.shape == (1, 3, LENGTH, 1)
     q, k, _ = layer.qkv(x).reshape(1, LENGTH, 3, 3, 8).permute(2, 0, 3, 1, 4)
     matrix = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(8), dim=-1)
-    torch.testing.assert_close(class_row.softmax(dim=-1), matrix[:, :, :1], rtol=0, atol=1e-12)
+    upright = matrix[:, :, :1].transpose(-2, -1)
+    torch.testing.assert_close(class_row.softmax(dim=2), upright, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("clusters", [None, Clusters(TARGETS), Clusters(TARGETS, "mean")])

@@ -123,6 +123,7 @@ class _Typing:
     _made: dict[str, gs.Tensor] = field(default_factory=dict, init=False)
 
     def apply(self) -> None:
+        self._cast_pixels_at_once()
         nodes = list(self.graph.nodes)
         for node in nodes:
             if node.name not in self.floats:
@@ -132,6 +133,16 @@ class _Typing:
                 continue
             wanted = np.float32 if node.name in self.floats else np.float16
             node.inputs = [self._as(tensor, wanted, node) for tensor in node.inputs]
+
+    def _cast_pixels_at_once(self) -> None:
+        """Make half of uint8 pixels that nothing reads in FP32; half holds 0 to 255 exactly."""
+        for node in self.graph.nodes:
+            if node.op != "Cast" or node.inputs[0].dtype != np.uint8:
+                continue
+            (pixels,) = node.outputs
+            if not any(reader.name in self.floats for reader in pixels.outputs):
+                node.attrs["to"] = TensorProto.FLOAT16
+                pixels.dtype = np.dtype(np.float16)
 
     def _border_outputs(self, node: gs.Node) -> None:
         """Make results half; an output of the graph gets a Cast before it."""

@@ -103,22 +103,52 @@ def test_what_decides_stays_in_fp32(typed):
     for head in products:
         assert typed.types[head.input[0]] == typed.types[head.input[1]] == TensorProto.FLOAT
     for node in typed.graph.node:
-        if node.op_type in {"Resize", "TopK"}:
+        if node.op_type == "Resize":
             assert typed.type_of(node) == TensorProto.FLOAT
+        if node.op_type == "TopK":
+            assert typed.type_of(node) == TensorProto.INT64
+            key = typed.above(node.input[0], "MatMul")
+            floats = {typed.type_of(n) for n in key} & {TensorProto.FLOAT, TensorProto.FLOAT16}
+            assert floats == {TensorProto.FLOAT}
     if typed.role == "early_exit":
         path = typed.above("score", "MatMul")
         assert {"Softmax", "MatMul"} <= {node.op_type for node in path}
         assert {typed.type_of(node) for node in path} == {TensorProto.FLOAT}
 
 
+def test_keys_are_not_cast_after_their_transposition(typed):
+    """The attention reads them transposed; the class row, which is FP32, as they are."""
+    for node in typed.graph.node:
+        if node.op_type == "Cast" and (maker := typed.producers.get(node.input[0])) is not None:
+            assert not (maker.op_type == "Transpose" and is_key(typed, maker))
+
+
+def is_key(typed, transposition) -> bool:
+    above = typed.producers.get(transposition.input[0])
+    return above is not None and above.op_type == "Split"
+
+
 def test_integers_are_left_alone(typed):
     for node in typed.graph.node:
         if node.op_type == "Cast":
             target = next(a.i for a in node.attribute if a.name == "to")
+            if target == TensorProto.INT64:  # the key of a score
+                continue
             assert target in {TensorProto.FLOAT, TensorProto.FLOAT16}
             source = typed.types[node.input[0]]
             assert source != target
             assert source in {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8}
+
+
+def test_pixels_become_half_at_once_but_for_the_half_size_step(typed):
+    casts = [n for n in typed.graph.node if n.name == "cast_pixels"]
+    assert bool(casts) == (typed.types["image"] == TensorProto.UINT8)
+    for node in casts:
+        pixels = node.output[0]
+        readers = {n.op_type for n in typed.graph.node if pixels in n.input}
+        assert readers
+        wanted = TensorProto.FLOAT if "Resize" in readers else TensorProto.FLOAT16
+        assert typed.types[pixels] == wanted
 
 
 @pytest.mark.parametrize("name", ["sac_host", "sac_graph"])
