@@ -55,6 +55,7 @@ _DISTRIBUTIONS = {
     "onnx": ("export", "to export, and to make FP16 and INT8 graphs"),
     "onnx-graphsurgeon": ("export", "to export, and to make FP16 and INT8 graphs"),
     "cuda-bindings": ("tensorrt", "to run engines"),
+    "polygraphy": ("tensorrt", "to build engines"),
 }
 
 # Endings of the names of the wheels that a library comes in; CUDA stands for the major version.
@@ -243,7 +244,9 @@ def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:
 def _distribution(name: str, machine: Machine) -> Finding:
     extra, purpose = _DISTRIBUTIONS[name]
     package = f"'sacvit-deploy[{extra}]'"
-    if name == "cuda-bindings":  # the extra would bring TensorRT too
+    if name == "polygraphy":  # the extra would bring TensorRT too
+        package = name
+    if name == "cuda-bindings":  # and so it would here
         major = _driver_major(machine)
         package = f"'{name}=={major}.*'" if major else name
     if found := version(name):

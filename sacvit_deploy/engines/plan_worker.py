@@ -272,9 +272,12 @@ def _config_loader(library: Library, order: PlanOrder, send: Send) -> Any:
 
 def _set_rtx_flags(trt: ModuleType, config: Any) -> None:
     """Set what Polygraphy's loader for TensorRT-RTX has no parameters for."""
-    config.clear_flag(trt.BuilderFlag.TF32)  # the library turns it on
-    # It records CUDA graphs only of engines that allocate nothing while they run.
-    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    flags = trt.BuilderFlag.__members__
+    if "TF32" in flags:  # the library turns it on
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if "REQUIRE_USER_ALLOCATION" in flags:
+        # It records CUDA graphs only of engines that allocate nothing while they run.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def _member(library: Library, kind: Any, name: str) -> Any:

@@ -55,7 +55,8 @@ def look(monkeypatch):
 def test_everything_is_looked_for(look):
     assert set(look()) == {
         "python", "cuda-driver", "gpu", "jetpack", "tensorrt", "tensorrt-rtx", "onnxruntime",
-        "openvino", "torch", "onnx", "onnx-graphsurgeon", "cuda-bindings", "memory", "disk",
+        "openvino", "torch", "onnx", "onnx-graphsurgeon", "cuda-bindings", "polygraphy", "memory",
+        "disk",
     }  # fmt: skip
 
 
@@ -79,6 +80,7 @@ def test_a_library_is_known_without_importing_it(look, monkeypatch):
     found = look()
     assert str(found["torch"].fix).endswith("pip install 'sacvit-deploy[export]'")
     assert str(found["cuda-bindings"].fix).endswith("pip install cuda-bindings")
+    assert found["polygraphy"].fix == "Needed to build engines: pip install polygraphy"
     assert str(look(ORIN)["cuda-bindings"].fix).endswith("pip install 'cuda-bindings==12.*'")
 
 
