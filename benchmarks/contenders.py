@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.power import PowerMeter
+    from sacvit_deploy.engines.registry import OpenedSessions
     from sacvit_deploy.engines.session import Session, Tensor
     from sacvit_deploy.families.config import ModelConfig
     from sacvit_deploy.spec import EngineBackend, GraphSpec, Precision, Role
@@ -254,8 +255,13 @@ def onnxruntime_contenders(
             precision,
             opened[0].sessions,
             opened[1].sessions["single"],
-            cuda_graphs,
+            cuda_graphs and all(map(is_recorded, opened)),
         )
+
+
+def is_recorded(opened: OpenedSessions) -> bool:
+    """Whether ONNX Runtime records every graph; a warning says why if it cannot."""
+    return all(getattr(session, "records", False) for session in opened.sessions.values())
 
 
 def check_offered(provider: str) -> None:
@@ -272,6 +278,8 @@ def check_offered(provider: str) -> None:
         unavailable_providers,
     )
 
+    if provider == "Tensorrt":
+        load_installed("tensorrt")  # which also brings its libraries to where the provider looks
     ort, name = onnxruntime(), f"{provider}{SUFFIX}"
     offered = available_providers(ort)
     if name not in offered:
@@ -279,6 +287,21 @@ def check_offered(provider: str) -> None:
         raise Skipped(unavailable_providers(ort).get(name, offers))
     if provider != "CPU" and not this_machine().gpus:
         raise Skipped("there is no GPU")
+
+
+def load_installed(runtime: EngineBackend) -> None:
+    """Import TensorRT or TensorRT-RTX.
+
+    Raises:
+        Skipped: It is not installed.
+        EngineError: It is installed but cannot be used.
+    """
+    from sacvit_deploy.engines.tensorrt_library import load_library
+
+    try:
+        load_library(runtime)
+    except MissingDependencyError as error:
+        raise Skipped(error.problem) from error
 
 
 def engine_contenders(

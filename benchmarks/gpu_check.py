@@ -14,7 +14,7 @@ Run it from the root of the repository. Carry to the machine:
 
 - always: numpy, pillow, click, and onnxruntime or onnxruntime-gpu;
 - to export the networks there: torch, onnx, onnxscript, onnx-graphsurgeon;
-- with a GPU: cuda-bindings, of the driver's major version of CUDA;
+- with a GPU: polygraphy, and cuda-bindings of the driver's major version of CUDA;
 - what is to be measured: tensorrt, tensorrt-rtx, the plug-in of ONNX Runtime.
 
 On a board without torch, give two bundles that were exported elsewhere with `--selection graph
@@ -90,6 +90,7 @@ DISTRIBUTIONS = (
     "tensorrt-rtx",
     "cuda-bindings",
     "cuda-python",
+    "polygraphy",
     "nvidia-cudnn-cu12",
     "nvidia-cudnn-cu13",
 )
@@ -139,6 +140,7 @@ def sections(settings: Settings) -> dict[str, Section]:
         "torch": functools.partial(torch_contenders, settings),
         "onnxruntime CPU": functools.partial(of_onnxruntime, "CPU", ("fp32",)),
         "onnxruntime CUDA": functools.partial(of_onnxruntime, "CUDA", both),
+        "onnxruntime TensorRT": functools.partial(of_onnxruntime, "Tensorrt", both),
         "onnxruntime TensorRT-RTX": functools.partial(of_onnxruntime, "NvTensorRTRTX", both),
         **{name: functools.partial(of_engines, name) for name in ENGINE_BACKENDS},
     }

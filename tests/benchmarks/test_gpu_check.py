@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,6 +187,27 @@ def test_a_library_that_is_not_installed_is_no_failure(monkeypatch) -> None:
     monkeypatch.setattr(contenders, "this_machine", lambda: H200)
     with pytest.raises(Skipped, match="needs tensorrt, which is not installed"):
         contenders.check_target("tensorrt")
+    with pytest.raises(Skipped, match="needs tensorrt, which is not installed"):
+        contenders.check_offered("Tensorrt")
+
+
+def test_a_row_says_whether_it_was_recorded(monkeypatch) -> None:
+    asked = []
+
+    def opened(*_, options, **__):
+        asked.append(options.cuda_graphs)
+        found = fake_opened(SAC if len(asked) % 2 else DENSE)
+        fakes: list[Any] = list(found.sessions.values())
+        for session in fakes:
+            session.provider, session.records = "CUDAExecutionProvider", options.cuda_graphs
+        return found
+
+    monkeypatch.setattr(registry, "open_sessions", opened)
+    monkeypatch.setattr(contenders, "check_offered", lambda _: None)
+    bundles: Any = SimpleNamespace(get=lambda _: (None, None))
+    found = list(contenders.onnxruntime_contenders(bundles, "CUDA", ("fp32",)))
+    assert asked == [True, True, False, False]
+    assert [each.cuda_graphs for each in found] == [True, False]
 
 
 def test_the_memory_check_holds_on_the_fake_gpu(tmp_path, monkeypatch) -> None:
