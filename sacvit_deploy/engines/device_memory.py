@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import threading
 import weakref
@@ -172,7 +173,8 @@ class CudaDevice:
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(rt.cudaStreamBeginCapture, self._stream, mode)
         try:
-            enqueue()
+            with _no_garbage_collection():
+                enqueue()
         except BaseException:
             with contextlib.suppress(EngineError):  # says no more than the error on its way
                 rt.cudaGraphDestroy(self._call(rt.cudaStreamEndCapture, self._stream))
@@ -213,6 +215,18 @@ class CudaDevice:
         if code != self._rt.cudaError_t.cudaSuccess:
             return ""
         return f" ({sizes[0] / _MIB:.0f} of {sizes[1] / _MIB:.0f} MiB free)"
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep memory of dead objects from being freed here: no recording survives a `cudaFree`."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _released_with(

@@ -25,14 +25,24 @@ if TYPE_CHECKING:
 
 _FIRST_ADDRESS = 0x7F00_0000_0000
 _ALIGNMENT = 256
+# They may wait for the device.
+_NOT_WHILE_RECORDING = {
+    "cudaMalloc",
+    "cudaFree",
+    "cudaMallocHost",
+    "cudaHostAlloc",
+    "cudaFreeHost",
+    "cudaStreamSynchronize",
+}
 
 
 class cudaError_t(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
-    cudaErrorStreamCaptureUnsupported = 900
     cudaErrorIllegalAddress = 700
+    cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 class cudaMemcpyKind(enum.IntEnum):
@@ -59,6 +69,7 @@ class Gpu:
         integrated: Whether it computes in the memory of the host.
         mapped: Host memory that it reads in place, by the address it has there.
         crossings: (direction, bytes) of every copy that was carried out: `in`, `out` or `within`.
+        broken: Whether something was called that the recording at work does not survive.
         fail: Error code of the next call of a function, by its name.
         chosen: Its `ordinal` is the current device of this thread, 0 in a new one.
         home: The device its stream was made for.
@@ -71,6 +82,7 @@ class Gpu:
     pinned: dict[int, np.ndarray] = field(default_factory=dict)
     waiting: list[Any] = field(default_factory=list)
     recording: list[Any] | None = None
+    broken: bool = False
     graphs: dict[int, list[Any]] = field(default_factory=dict)
     streams: set[int] = field(default_factory=set)
     launches: int = 0
@@ -136,6 +148,9 @@ def fake_cuda(gpu: Gpu) -> types.ModuleType:
 def _failing(gpu: Gpu, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         code = gpu.fail.pop(function.__name__, None)
+        if gpu.recording is not None and function.__name__ in _NOT_WHILE_RECORDING:
+            gpu.broken = True
+            code = cudaError_t.cudaErrorStreamCaptureUnsupported
         return (code, None) if code is not None else function(*arguments)
 
     call.__name__ = function.__name__
@@ -253,8 +268,6 @@ def _streams(gpu: Gpu) -> list[Callable[..., Any]]:
 
     def cudaStreamSynchronize(stream: int) -> Any:
         assert stream in gpu.streams
-        if gpu.recording is not None:
-            return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
         gpu.carry_out()
         return (cudaError_t.cudaSuccess,)
 
@@ -269,6 +282,9 @@ def _streams(gpu: Gpu) -> list[Callable[..., Any]]:
         assert gpu.recording is not None
         handle, recorded = next(gpu.handles), gpu.recording
         gpu.recording = None
+        if gpu.broken:
+            gpu.broken = False
+            return cudaError_t.cudaErrorStreamCaptureInvalidated, None
         gpu.graphs[handle] = recorded
         return cudaError_t.cudaSuccess, handle
 

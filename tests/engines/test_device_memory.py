@@ -123,3 +123,26 @@ def test_mapped_memory_outlives_the_buffer_while_it_is_looked_at(device, workpla
 def test_the_driver_says_whether_memory_is_shared(device, workplace, integrated) -> None:
     workplace.gpu.integrated = integrated
     assert device.is_integrated is integrated
+
+
+def test_garbage_does_not_break_a_recording(device, workplace) -> None:
+    """A cycle is freed whenever it is found, and no recording survives a free."""
+    buffer, thresholds = device.allocate(2), gc.get_threshold()
+    cycle: list[object] = [device.allocate(8)]
+    cycle.append(cycle)
+
+    def enqueue() -> None:
+        _ = [[] for _ in range(1000)]  # enough for several collections
+        device.copy_within(buffer.address, buffer.address, 1)
+
+    gc.collect()
+    del cycle
+    gc.set_threshold(10, 1, 1)
+    try:
+        device.record(enqueue)
+        assert len(workplace.gpu.blocks) == 2
+    finally:
+        gc.set_threshold(*thresholds)
+    assert gc.isenabled()
+    gc.collect()
+    assert len(workplace.gpu.blocks) == 1

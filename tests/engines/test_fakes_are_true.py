@@ -8,6 +8,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.engines import fake_tensorrt as fakes
@@ -89,3 +90,38 @@ def test_the_fakes_refuse_what_they_do_not_know() -> None:
         module.BuilderFlag  # noqa: B018
     assert not hasattr(fake_tensorrt(Gpu(), SAC), "CudaGraphStrategy")
     assert isinstance(module, types.ModuleType)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("cudaMalloc", (16,)),
+        ("cudaMallocHost", (16,)),
+        ("cudaHostAlloc", (16, 2)),
+        ("cudaHostGetDevicePointer", (4096, 0)),
+        ("cudaMemGetInfo", ()),
+        ("cudaGetDevice", ()),
+        ("cudaSetDevice", (0,)),
+        ("cudaDeviceGetAttribute", ("cudaDevAttrIntegrated", 0)),
+        ("cudaStreamCreateWithFlags", (1,)),
+        ("cudaStreamSynchronize", (1,)),
+        ("cudaMemcpyAsync", (4096, 8192, 0, "cudaMemcpyDefault", 1)),
+        ("cudaMemsetAsync", (4096, 0, 0, 1)),
+    ],
+)
+def test_calls_give_as_many_results_as_the_real_ones(name, arguments) -> None:
+    """Without a driver the real ones fail, and give a place for each result all the same."""
+    real = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    if int(real.cudaGetDevice()[0]) == 0:
+        pytest.skip("there is a driver, and these addresses are not its own")
+    gpu = Gpu(streams={1})
+    fake = fake_cuda(gpu)
+    gpu.blocks[4096], gpu.blocks[8192] = np.zeros(1, np.uint8), np.zeros(1, np.uint8)
+    gpu.pinned[4096] = gpu.blocks[4096]
+    members = {"cudaDevAttrIntegrated": "cudaDeviceAttr", "cudaMemcpyDefault": "cudaMemcpyKind"}
+
+    def results(module):
+        given = [getattr(getattr(module, members[a]), a) if a in members else a for a in arguments]
+        return getattr(module, name)(*given)
+
+    assert len(results(fake)) == len(results(real))
