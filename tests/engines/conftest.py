@@ -6,11 +6,16 @@ import pytest
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.bundle_changes import new_bundle, write_manifest
+from sacvit_deploy.engines import build
+from tests.engines.builds import NO_GPU
 from tests.engines.engine_bundles import Workplace
 from tests.fakes import SAC, fake_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from sacvit_deploy.engines.machine import Machine
 
 
 @pytest.fixture
@@ -28,3 +33,22 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     return Workplace.make(tmp_path, monkeypatch, SAC)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], None]:
+    """Engines are built on a machine without a GPU; returns a function that replaces it."""
+
+    def become(machine: Machine) -> None:
+        monkeypatch.setattr(build, "this_machine", lambda: machine)
+
+    become(NO_GPU)
+    return become
+
+
+@pytest.fixture
+def typed(tmp_path: Path) -> Bundle:
+    """A bundle with graphs of a few nodes in every precision."""
+    from tests.engines.typed_onnx import write_typed_bundle
+
+    return write_typed_bundle(tmp_path / "bundle", "fp16", "int8")

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +16,9 @@ import pytest
 
 from sacvit_deploy.bundle import Bundle, read_bundle
 from sacvit_deploy.bundle_changes import publish, update_manifest
-from sacvit_deploy.decode import encode
 from sacvit_deploy.engines import build, plan
 from sacvit_deploy.engines.build import build_engines
-from sacvit_deploy.engines.engine_request import BatchRange, EngineRequest
+from sacvit_deploy.engines.engine_request import BatchRange
 from sacvit_deploy.engines.machine import Gpu, Machine
 from sacvit_deploy.errors import (
     BundleError,
@@ -31,39 +29,13 @@ from sacvit_deploy.errors import (
 from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 from sacvit_deploy.files import FileRecord, folder_lock
 from sacvit_deploy.records import Agreement, PrecisionRecord
-from tests.engines.stand_in_tensorrt import install_stand_in
+from tests.engines.builds import ADA, quiet, request
 from tests.engines.typed_onnx import write_typed_bundle, write_typed_graph
 from tests.tiny_models import GATED, strong_gated
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
 
-NO_GPU = Machine("linux-x86_64", None, ())
-ORIN = Machine("linux-aarch64", "12.6", (Gpu("Orin", "8.7", 8 << 30, 8),))
-ADA = Machine("linux-x86_64", "13.0", (Gpu("RTX 4090", "8.9", 24 << 30),))
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    """No GPU, on every machine; returns a function that replaces the machine."""
-
-    def become(machine: Machine) -> None:
-        monkeypatch.setattr(build, "this_machine", lambda: machine)
-
-    become(NO_GPU)
-    return become
-
-
-@pytest.fixture
-def typed(tmp_path) -> Bundle:
-    return write_typed_bundle(tmp_path / "bundle", "fp16", "int8")
-
-
-def quiet(*_: object) -> None:
-    pass
-
-
-def request(precision="fp32", backend="tensorrt-rtx", **options) -> EngineRequest:
-    return EngineRequest(precision, backend, **options)
+pytestmark = pytest.mark.usefixtures("machine")
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -439,92 +411,6 @@ def test_tensorrt_that_is_not_installed_is_named(typed, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError, match=r"sacvit-deploy\[tensorrt\]"):
         build_engines(typed, request(backend="tensorrt"), quiet)
-
-
-class TestTensorRT:
-    """Differences from TensorRT-RTX, which stands in under the name of the other."""
-
-    @pytest.fixture(autouse=True)
-    def installed(self, tmp_path, monkeypatch):
-        install_stand_in(tmp_path, monkeypatch)
-
-    def test_it_needs_the_gpu(self, typed):
-        with pytest.raises(EngineError, match=r"shows none\.\n.*--runtime tensorrt-rtx"):
-            build_engines(typed, request(backend="tensorrt"), quiet)
-
-    def test_it_builds_for_that_gpu_only(self, typed, machine):
-        machine(ORIN)
-        with pytest.raises(EngineError, match=r"GPU of this machine, 8\.7; 8\.6 was asked for"):
-            build_engines(typed, request(backend="tensorrt", compute_capabilities=("8.6",)), quiet)
-
-    def test_the_entry_says_where_it_was_built(self, typed, machine, monkeypatch):
-        machine(ORIN)
-        monkeypatch.setattr(build, "library_cuda", lambda name: None)
-        options = {"workspace_mib": 256, "optimization_level": 2}
-        _, entries = build_engines(typed, request(backend="tensorrt", **options), quiet)
-        entry = entries[0]
-        assert (entry.os, entry.cuda_version) == ("linux-aarch64", "12.6")
-        assert entry.compute_capabilities == ("8.7",)
-        assert (entry.gpu, entry.multiprocessors) == ("Orin", 8)
-        assert encode(entry.flags) == options
-        assert entry.file == "engines/ee.fp32.tensorrt.engine"
-
-    def test_timings_are_kept(self, typed, machine, tmp_path):
-        machine(ORIN)
-        cache = tmp_path / "deep" / "timing.cache"
-        for _ in range(2):
-            build_engines(typed, request(backend="tensorrt", timing_cache=cache), quiet)
-            assert cache.stat().st_size > 0
-        names = {file.name for file in cache.parent.iterdir()}
-        assert names == {"timing.cache", "timing.cache.lock"}
-        log = Bundle.open(typed.path).engine_path(Bundle.open(typed.path).engines()[0])
-        assert str(tmp_path) not in log.with_suffix(".log").read_text()
-
-    @pytest.mark.parametrize("cache", ["file/timing.cache", "."])
-    def test_where_timings_cannot_be_kept_nothing_is_built(
-        self, typed, machine, monkeypatch, tmp_path, cache
-    ):
-        machine(ORIN)
-        (tmp_path / "file").touch()
-        monkeypatch.setattr(build, "build_plan", None)
-        with pytest.raises(EngineError, match=r"cannot be written.*\n.*no engine was built"):
-            build_engines(typed, request(backend="tensorrt", timing_cache=tmp_path / cache), quiet)
-
-    def test_timings_that_cannot_be_kept_after_all_are_one_error(self, typed, machine, tmp_path):
-        machine(ORIN)
-        cache = tmp_path / "folder" / "timing.cache"
-
-        def spoil(share: float, what: str) -> None:
-            if cache.parent.is_dir():
-                shutil.rmtree(cache.parent)
-                cache.parent.touch()
-
-        with pytest.raises(EngineError, match=r"cannot be written.*\n.*has not been kept"):
-            build_engines(typed, request(backend="tensorrt", timing_cache=cache), spoil)
-        assert Bundle.open(typed.path).engines() == ()
-
-    def test_fp32_is_not_tf32_either(self, typed, machine):
-        machine(ORIN)
-        bundle, (entry, _) = build_engines(typed, request(backend="tensorrt"), quiet)
-        log = (bundle.path / entry.files[1]).read_text()
-        assert re.search(r"Flags +\| \[STRONGLY_TYPED\]", log)
-
-    def test_options_reach_the_builder(self, typed, machine):
-        machine(ORIN)
-        options: dict[str, Any] = {"workspace_mib": 64, "hardware_compatibility": "ampere-plus"}
-        bundle, (entry, _) = build_engines(typed, request(backend="tensorrt", **options), quiet)
-        log = (bundle.path / entry.files[1]).read_text()
-        assert "[WORKSPACE: 64.00 MiB" in log
-        assert encode(entry.flags) == options
-
-    def test_a_release_without_an_option_says_so(self, typed, machine, tmp_path, monkeypatch):
-        machine(ORIN)
-        older = "class HardwareCompatibilityLevel:\n    __members__ = {'NONE': 0}\n"
-        install_stand_in(tmp_path / "older", monkeypatch, older)
-        with pytest.raises(EngineError, match=r"no HardwareCompatibilityLevel\.AMPERE_PLUS"):
-            build_engines(
-                typed, request(backend="tensorrt", hardware_compatibility="ampere-plus"), quiet
-            )
 
 
 def test_nodes_kept_on_purpose_are_not_held_against_a_graph(typed):
