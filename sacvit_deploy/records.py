@@ -165,7 +165,8 @@ class EngineEntry:
         cuda_version: Version of CUDA at the build, for example `12.6`; empty if not known.
         compute_capabilities: GPUs it was built for, for example `("8.6", "8.9")`.
         os: System of the build, for example `linux-x86_64`.
-        batch: Smallest, best and largest batch of its optimization profile.
+        batch: Smallest, best and largest batch that it was asked for. The profile of a second
+            stage is best at a quarter of that, see `BatchRange.survivors`.
         precision_share: Share of the weight bytes in `half`, `int8` and `float`; adds up to 1.
         flags: Other options of the builder.
         build_s: Duration of the build in seconds.
