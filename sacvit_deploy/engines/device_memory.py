@@ -170,16 +170,8 @@ class CudaDevice:
             EngineError: It cannot be recorded, or there is none; the stream is usable again.
         """
         rt = self._rt
-        mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call(rt.cudaStreamBeginCapture, self._stream, mode)
-        try:
-            with _no_garbage_collection():
-                enqueue()
-        except BaseException:
-            with contextlib.suppress(EngineError):  # says no more than the error on its way
-                rt.cudaGraphDestroy(self._call(rt.cudaStreamEndCapture, self._stream))
-            raise
-        graph = self._call(rt.cudaStreamEndCapture, self._stream)
+        with _no_garbage_collection():
+            graph = self._captured(enqueue)
         try:
             if not self._call(rt.cudaGraphGetNodes, graph):
                 raise EngineError("Nothing was put on the stream while it was recorded.", _DOCTOR)
@@ -187,6 +179,18 @@ class CudaDevice:
         finally:
             rt.cudaGraphDestroy(graph)
         return CudaGraph(executable, rt.cudaGraphExecDestroy)
+
+    def _captured(self, enqueue: Callable[[], None]) -> Any:
+        rt = self._rt
+        mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call(rt.cudaStreamBeginCapture, self._stream, mode)
+        try:
+            enqueue()
+        except BaseException:
+            with contextlib.suppress(EngineError):  # says no more than the error on its way
+                rt.cudaGraphDestroy(self._call(rt.cudaStreamEndCapture, self._stream))
+            raise
+        return self._call(rt.cudaStreamEndCapture, self._stream)
 
     def launch(self, graph: CudaGraph) -> None:
         """Put recorded work on the stream."""
