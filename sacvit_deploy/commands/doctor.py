@@ -209,8 +209,21 @@ def _onnxruntime(machine: Machine) -> Finding:
         return Finding("onnxruntime", error.problem, {"version": None, "providers": []}, error.fix)
     providers = available_providers(ort)
     found = f"{ort.__version__} with {', '.join(providers)}"
-    facts = {"version": str(ort.__version__), "providers": providers}
-    return Finding("onnxruntime", found, facts, _provider_fix(ort, machine))
+    cuda = getattr(ort, "cuda_version", None) or None
+    facts = {"version": str(ort.__version__), "providers": providers, "cuda": cuda}
+    fix = _provider_fix(ort, machine)
+    if cuda and _is_too_new(cuda, machine):
+        found += f"; made for CUDA {cuda}, and the driver has CUDA {machine.driver_cuda}"
+        fix = "Update the driver"
+        if _driver_major(machine) == 12:
+            fix += f", or keep it: pip install {_onnxruntime_gpu(machine)}"
+    return Finding("onnxruntime", found, facts, fix)
+
+
+def _onnxruntime_gpu(machine: Machine) -> str:
+    """The package with CUDA for a driver; from 1.27 on it is made for CUDA 13."""
+    bound = "<1.27" if _driver_major(machine) == 12 else ""
+    return f"'onnxruntime-gpu[cuda,cudnn]{bound}'"
 
 
 def _openvino() -> Finding:
@@ -234,7 +247,7 @@ def _provider_fix(ort: ModuleType, machine: Machine) -> str | None:
         return None
     fix = (
         "It does not use the GPU: pip uninstall onnxruntime, then pip install "
-        "'onnxruntime-gpu[cuda,cudnn]'"
+        f"{_onnxruntime_gpu(machine)}"
     )
     if rtx_plugin_runs_on(gpu.compute_capability):
         fix += f". Or keep it, and add TensorRT-RTX. {missing[TENSORRT_RTX]}"

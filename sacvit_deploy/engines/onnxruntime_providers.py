@@ -212,7 +212,9 @@ def _rtx_devices(ort: ModuleType) -> tuple[tuple[Any, ...], str]:
     try:
         plugin = cast("Any", importlib.import_module(_RTX_PLUGIN))
     except ImportError:
-        return (), "Its plug-in is not installed: pip install onnxruntime-ep-nv-tensorrt-rtx."
+        ending = "-cu12" if (this_machine().driver_cuda or "").startswith("12.") else ""
+        package = f"onnxruntime-ep-nv-tensorrt-rtx{ending}"
+        return (), f"Its plug-in is not installed: pip install {package}."
     if not hasattr(ort, "register_execution_provider_library"):
         return (), f"This onnxruntime {ort.__version__} takes no plug-ins; 1.24 or later does."
     try:

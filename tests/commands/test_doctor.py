@@ -196,6 +196,41 @@ def test_a_gpu_that_onnxruntime_does_not_use_comes_with_a_command(
         assert ("plug-in" in str(fix)) is ("plug-in" in says)
 
 
+@pytest.mark.parametrize(
+    ("machine", "made_for", "fix"),
+    [
+        (ON_CUDA_13, "13.0", None),
+        (ON_CUDA_13, "12.8", None),
+        (ON_CUDA_12, "12.8", None),
+        (ON_CUDA_12, "", None),
+        (NO_DRIVER, "13.0", None),
+        (
+            ON_CUDA_12,
+            "13.0",
+            "Update the driver, or keep it: pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'",
+        ),
+        (ON_CUDA_11, "12.8", "Update the driver"),
+    ],
+)
+def test_an_onnxruntime_for_a_newer_cuda_than_the_drivers_is_noticed(
+    look, monkeypatch, machine, made_for, fix
+):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "cuda_version", made_for, raising=False)
+    monkeypatch.setattr(doctor, "unavailable_providers", lambda _: {})
+    found = look(machine)["onnxruntime"]
+    assert found.fix == fix
+    assert (f"made for CUDA {made_for}, and the driver" in found.found) is (fix is not None)
+    assert found.facts["cuda"] == (made_for or None)
+
+
+def test_the_onnxruntime_for_this_driver_is_named(look, monkeypatch):
+    monkeypatch.setattr(doctor, "unavailable_providers", lambda _: WITHOUT)
+    for machine, package in ((ON_CUDA_12, "cudnn]<1.27'"), (ON_CUDA_13, "cudnn]'")):
+        assert f"'onnxruntime-gpu[cuda,{package}" in str(look(machine)["onnxruntime"].fix)
+
+
 @pytest.mark.parametrize(("jetpack", "is_old"), [("5.1", True), ("6.0", True), ("6.2", False)])
 def test_an_old_jetpack_is_told_what_it_lacks(look, jetpack, is_old):
     found = look(ORIN, Jetson("Orin Nano", "36.4.3", jetpack))["jetpack"]

@@ -154,6 +154,14 @@ def test_what_is_missing_says_what_to_install() -> None:
 
 
 @pytest.mark.usefixtures("no_plugin")
+@pytest.mark.parametrize(("cuda", "ending"), [("12.8", "-cu12."), ("13.1", "rtx."), (None, "rtx.")])
+def test_the_plugin_for_this_driver_is_named(monkeypatch, cuda, ending) -> None:
+    machine = Machine("linux-x86_64", cuda, ())
+    monkeypatch.setattr(onnxruntime_providers, "this_machine", lambda: machine)
+    assert unavailable_providers(Ort())[TENSORRT_RTX].endswith(ending)
+
+
+@pytest.mark.usefixtures("no_plugin")
 def test_tensorrt_inside_onnxruntime_is_only_taken_when_asked_for(tmp_path) -> None:
     ort, settings = Ort(TENSORRT, CUDA), Settings()
     assert asked_providers(ort, None) == [CUDA, CPU]
