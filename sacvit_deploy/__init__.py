@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sacvit_deploy.bundle import Bundle, demo_bundle
+    from sacvit_deploy.class_labels import labels
     from sacvit_deploy.errors import SacvitDeployError
     from sacvit_deploy.runtime.control.budget import BudgetWarning
     from sacvit_deploy.runtime.control.drift import DriftWarning
@@ -34,6 +35,7 @@ __all__ = [
     "SacvitDeployError",
     "__version__",
     "demo_bundle",
+    "labels",
     "load",
     "token_map",
 ]
@@ -46,6 +48,7 @@ _HOME = {
     "Result": "runtime.result",
     "SacvitDeployError": "errors",
     "demo_bundle": "bundle",
+    "labels": "class_labels",
     "load": "runtime.load",
     "token_map": "visualize.token_map",
 }

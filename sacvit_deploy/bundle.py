@@ -64,6 +64,10 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    def __repr__(self) -> str:
+        graphs = ", ".join(f"{graph.role} {graph.precision}" for graph in self.manifest.graphs)
+        return f"<Bundle {str(self.path)!r}: {self.manifest.network}; {graphs}>"
+
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
         """Read a bundle and check that it is whole; engines are checked when they are loaded.

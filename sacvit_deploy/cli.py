@@ -21,6 +21,7 @@ VERBS = {
     "export": "Export a checkpoint to a bundle of ONNX graphs.",
     "run": "Classify pictures or videos (also called predict).",
     "inspect": "Check a bundle and list its contents.",
+    "labels": "Name the classes of a bundle.",
     "evaluate": "Measure accuracy, cost and latency on labelled pictures.",
     "calibrate": "Choose the exit threshold for a goal.",
     "benchmark": "Measure speed, and how near the machine's limit it is.",

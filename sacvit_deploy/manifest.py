@@ -35,7 +35,7 @@ _LONGEST_NAME = 255
 _EXPORT_AGAIN = "Export the bundle again."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
     """Content of `bundle.json`.
 
@@ -74,6 +74,16 @@ class Manifest:
     engines: tuple[EngineEntry, ...] = ()
     precisions: dict[Precision, PrecisionRecord] = field(default_factory=dict)
     exit_calibrations: tuple[ExitCalibration, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Manifest: {self.network}; {len(self.graphs)} graphs, {len(self.engines)} engines>"
+
+    @property
+    def network(self) -> str:
+        """The network in a few words."""
+        height, width = self.config.image_size
+        gives = f"{len(self.labels)} classes" if self.labels else "features"
+        return f"{self.config.family}, {height}x{width} px, {gives}"
 
     def __post_init__(self) -> None:
         check_eta(self.eta)

@@ -57,7 +57,11 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
             }
         )
     else:
-        click.echo(f"{len(found.keep)} nodes must stay in FP32, found in {found.trials} trials:")
+        nodes, trials = (
+            f"{count} {word}{'s' * (count != 1)}"
+            for count, word in ((len(found.keep), "node"), (found.trials, "trial"))
+        )
+        click.echo(f"To stay in FP32: {nodes}, found in {trials}:")
         click.echo(found.text() or "  none: all limits hold without\n", nl=False)
     write_output(output, found.text())
     if not as_json:

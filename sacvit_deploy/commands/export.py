@@ -63,7 +63,11 @@ def _preset_list() -> str:
 @options.choice_option(
     "--weight-storage", ("fp32", "fp16"), "fp16 rounds the weights and halves the files."
 )
-@click.option("--labels", type=options.PATH, help="Text file, one class name a line.")
+@click.option(
+    "--labels",
+    metavar="FILE|imagenet-1k",
+    help="Names of the classes: text with one on each line, or JSON.",
+)
 @click.option("--mean", metavar="X[,Y,Z]", help="Mean of the pictures, on the 0 to 1 scale.")
 @click.option("--std", metavar="X[,Y,Z]", help="Standard deviation of the pictures.")
 @click.option("--crop-ratio", type=float, help="Crop side over the side of the resized picture.")
@@ -140,6 +144,8 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
 def parse_overrides(assignments: Sequence[str], **named: object) -> dict[str, Any]:
     """Parse `--set FIELD=VALUE`, and add options that set one field by name.
 
+    One number as `image_size` is both sides.
+
     Args:
         assignments: `FIELD=VALUE` each.
         named: Value by field; None if the option was not given.
@@ -152,7 +158,8 @@ def parse_overrides(assignments: Sequence[str], **named: object) -> dict[str, An
         name, equals, text = assignment.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {assignment!r} has no value.", "Write --set FIELD=VALUE.")
-        fields[name] = _value(text)
+        value = _value(text)
+        fields[name] = (value, value) if name == "image_size" and isinstance(value, int) else value
     return fields
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from sacvit_deploy.class_labels import pairs_of_json
 from sacvit_deploy.decode import parse_json, read_bounded
 from sacvit_deploy.errors import ConfigError, DataError, raised_as
 
 _SHOWN = 3
-_ID_KEYS = ("id", "wnid")
 _FORMS = (
     'Give a JSON object {"id": "name", ...}, a JSON list of {"wnid": ..., "name": ...}, or a text '
     "file with an id, a space and a name on each line."
@@ -79,26 +78,11 @@ def _pairs(file: Path) -> list[tuple[str, str]]:
     wrong = ValueError, TypeError, LookupError
     with raised_as(DataError, f"{file} does not give names of classes", _FORMS, wrong):
         if text.lstrip()[:1] in ("{", "["):
-            return _json_pairs(parse_json(text, str(file)))
+            pairs = pairs_of_json(parse_json(text, str(file)))
+            if any(key is None for key, _ in pairs):
+                raise ValueError("it has names without ids")
+            return [(str(key), name) for key, name in pairs]
         return _text_pairs(text)
-
-
-def _json_pairs(document: Any) -> list[tuple[str, str]]:
-    if isinstance(document, dict):
-        pairs = list(document.items())
-    else:
-        pairs = [(_id(entry), entry["name"]) for entry in document]
-    for key, name in pairs:
-        if not (isinstance(key, str) and isinstance(name, str)):
-            raise TypeError(f"{name!r} is not the name of a class")
-    return pairs
-
-
-def _id(entry: Mapping[str, Any]) -> Any:
-    for key in _ID_KEYS:
-        if key in entry:
-            return entry[key]
-    raise LookupError(f"an entry has neither {' nor '.join(_ID_KEYS)}")
 
 
 def _text_pairs(text: str) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import onnx
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.bundle_changes import check_replaceable, new_bundle, write_manifest
+from sacvit_deploy.class_labels import labels_for
 from sacvit_deploy.comparison.network import Network
 from sacvit_deploy.comparison.tensors import (
     check_parity,
@@ -19,10 +20,9 @@ from sacvit_deploy.comparison.tensors import (
     random_pixels,
 )
 from sacvit_deploy.comparison.torch_network import torch_network
-from sacvit_deploy.decode import read_bounded
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from sacvit_deploy.engines.session import for_any_batch
-from sacvit_deploy.errors import ConfigError, raised_as
+from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.exporters.gate_capacity import CapacityRequest, with_capacity
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
 from sacvit_deploy.exporters.passes import DEFAULT_PASSES, Pass, run_passes
@@ -68,7 +68,7 @@ class ExportOptions:
         overrides: Fields of the architecture to change.
         seed: Seed of random weights.
         origin: Record of the weights of a model in memory, for `bundle.json`.
-        labels: Text file with one class name a line; None numbers the classes.
+        labels: See `class_labels.labels`; None numbers the classes.
         opset: ONNX operator set.
         selection: Who picks the target tokens: the `host`, or the refine `graph` itself.
         input_kind: `float` takes the normalised image; `uint8` takes pixels.
@@ -90,7 +90,7 @@ class ExportOptions:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     origin: WeightsOrigin = _IN_MEMORY
-    labels: Path | None = None
+    labels: str | Path | None = None
     opset: int = 18
     selection: Selection = "host"
     input_kind: InputKind = "float"
@@ -207,21 +207,11 @@ def _config(options: ExportOptions, stored: ModelConfig | None, unknown: str) ->
     return config.replace(**options.overrides)
 
 
-def _read_labels(file: Path | None, config: ModelConfig) -> tuple[str, ...]:
+def _read_labels(source: str | Path | None, config: ModelConfig) -> tuple[str, ...]:
     classes = number_of_classes(config)
-    if file is None:
+    if source is None:
         return tuple(f"class {index}" for index in range(classes))
-    problem = f"The labels file {file} cannot be read"
-    fix = "Give a UTF-8 text file with one class name a line."
-    with raised_as(ConfigError, problem, fix, (OSError, UnicodeDecodeError)):
-        lines = read_bounded(file).decode().splitlines()
-    labels = tuple(line.strip() for line in lines if line.strip())
-    if len(labels) != classes:
-        raise ConfigError(
-            f"{file} names {len(labels)} classes, the network has {classes}.",
-            "Give one class name a line, in class order, or set --set num_classes=N.",
-        )
-    return labels
+    return labels_for(source, classes)
 
 
 def _export_graph(

@@ -30,6 +30,7 @@ from sacvit_deploy.decode import check_field, decode, encode, parse_json
 from sacvit_deploy.errors import CheckpointError, ConfigError, raised_as
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.files import open_regular, replacing
+from sacvit_deploy.manifest import MANIFEST
 from sacvit_deploy.model.build import build_model
 from sacvit_deploy.model.checkpoint_fit import (
     check_finite,
@@ -213,6 +214,15 @@ def _sort_metadata(path: Path) -> None:
 
 
 def _read_bytes(path: Path) -> bytes:
+    if (path / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path} is a bundle, which is what export makes.",
+            f"Use it: sacvit-deploy run {path} cat.jpg; or name the checkpoint it was made from.",
+        )
+    if re.match(r"[a-z]+:/", str(path)):
+        raise CheckpointError(
+            f"{path} is a URL; a checkpoint is a file.", "Download it, and name the file."
+        )
     if path.is_dir():
         inside = sorted(
             p.name for p in path.iterdir() if p.suffix in {".safetensors", ".pth", ".pt", ".bin"}

@@ -39,6 +39,10 @@ class OpenedBundle:
         self.preprocess = Preprocessor(manifest.preprocessing, manifest.input_kind, decode)
         self._opened = opened
 
+    def __repr__(self) -> str:
+        where = f"{self.precision} in {self.backend} ({self.provider})"
+        return f"<{type(self).__name__}: {self.manifest.network}; {where}>"
+
     @property
     def precision(self) -> Precision:
         """Precision of the graphs that run."""

@@ -32,7 +32,7 @@ def test_bisection_writes_a_list_that_export_takes(invoke, sac_host, table, tmp_
     assert list(read_keep([str(file)])) == keep
     again = ("--precision", "fp16", "-o", file, *(f"--keep-float={name}" for name in keep))
     text = invoke("bisect-precision", sac_host.path, table, *again)
-    assert "0 nodes must stay in FP32" in text.out
+    assert "To stay in FP32: 0 nodes, found in 1 trial:" in text.out
 
 
 def test_where_a_list_cannot_be_written_nothing_is_sought(refused, sac_host, table, tmp_path):

@@ -177,6 +177,19 @@ def test_outcomes_are_of_an_array(pipeline) -> None:
         pipeline.outcomes(None)
 
 
+def test_representations_fit_a_screen(pipeline) -> None:
+    assert repr(pipeline) == (
+        "<Pipeline: sac_vit, 24x32 px, 7 classes; fp32 in fake (FakeProvider)>"
+    )
+    assert repr(pipeline.stats) == "<Stats: 0 pictures>"
+    pipeline(PICTURES)
+    assert repr(pipeline.stats).startswith("<Stats: 20 pictures, ")
+    assert repr(pipeline.manifest) == (
+        "<Manifest: sac_vit, 24x32 px, 7 classes; 2 graphs, 0 engines>"
+    )
+    assert len(repr(Bundle.open(demo_bundle()))) < 200
+
+
 def test_a_bad_picture_in_a_list_is_named(pipeline, tmp_path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_text("not a picture")

@@ -87,6 +87,14 @@ class Stats:
         self._lock = threading.Lock()
         self.reset()
 
+    def __repr__(self) -> str:
+        found = self.snapshot()
+        early, mean = found.early_exit_fraction, found.latency_ms_mean
+        told = [f"{found.pictures} pictures"]
+        told += [] if early is None else [f"{early:.1%} left early"]
+        told += [] if mean is None else [f"{mean:.2f} ms mean"]
+        return f"<Stats: {', '.join(told)}>"
+
     def reset(self) -> None:
         """Forget everything so far."""
         with self._lock:
