@@ -90,10 +90,12 @@ class ScheduleConfig(_Section):
     Attributes:
         epochs: Passes over the training pictures.
         all_tokens_epochs: Epochs of the first phase, which refines all tokens with joint attention.
-            Clustering starts after it. A dense network ignores it.
+            Clustering starts after it. A dense network ignores it. A file with other epochs and
+            without this has the same share of them, 4 of 7.
         batch_size: Pictures of one optimiser step, over all processes.
         accumulate: Parts that each batch is computed in, to save memory.
-        warmup_epochs: Epochs in which the learning rate rises linearly.
+        warmup_epochs: Epochs in which the learning rate rises linearly; in a file with fewer epochs
+            and without this, the same share, 1 of 70.
         validate_every: Epochs between validations.
         checkpoint_every: Steps between saved states. Each epoch saves one too.
         log_every: Steps between lines of training metrics.
@@ -245,6 +247,8 @@ def train_config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     fields = dict(values)
     if "model" in fields:
         fields["model"] = _model(fields["model"])
+    if isinstance(fields.get("schedule"), dict):
+        fields["schedule"] = _with_phases(fields["schedule"])
     return decode(TrainConfig, fields, refuse_unknown=True)
 
 
@@ -257,6 +261,17 @@ def _model(values: object) -> ModelConfig:
     if not isinstance(name, str):
         raise ConfigError("[model] names no preset.", "Write preset = NAME; other keys change it.")
     return preset(name).replace(**fields)
+
+
+def _with_phases(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """Scale the phases that a file does not give to its number of epochs."""
+    epochs = schedule.get("epochs")
+    if not isinstance(epochs, int) or epochs < 1:
+        return dict(schedule)  # the default, or an error
+    usual = ScheduleConfig()
+    phase = round(epochs * usual.all_tokens_epochs / usual.epochs)
+    warm = min(usual.warmup_epochs, epochs * usual.warmup_epochs / usual.epochs)
+    return {"all_tokens_epochs": phase, "warmup_epochs": warm, **schedule}
 
 
 def _parse(path: Path) -> object:

@@ -177,3 +177,33 @@ def test_missing_file_and_unknown_format(tmp_path):
         read_train_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match=r"neither \.toml nor \.yaml"):
         read_train_config(tmp_path / "demo.json")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "phases"),
+    [
+        ({"epochs": 3}, (2, 3 / 70)),
+        ({"epochs": 350}, (200, 5)),
+        ({"epochs": 700}, (400, 5)),
+        ({"epochs": 3, "all_tokens_epochs": 0}, (0, 3 / 70)),
+        ({"epochs": 3, "warmup_epochs": 1}, (2, 1)),
+        ({"batch_size": 8}, (200, 5)),
+        ({}, (200, 5)),
+    ],
+)
+def test_phases_that_a_file_does_not_give_fit_its_epochs(schedule, phases):
+    values = {
+        "output": "run",
+        "model": {"preset": "sac_demo_patch8_64"},
+        "data": {"train": "train"},
+        "schedule": schedule,
+    }
+    found = train_config_from_dict(values).schedule
+    assert (found.all_tokens_epochs, found.warmup_epochs) == pytest.approx(phases)
+
+
+def test_the_recipe_of_the_demo_network_names_weights_that_are_there():
+    recipe = Path(__file__).parents[2] / "models" / "sac_demo_patch8_64.toml"
+    config = read_train_config(recipe)
+    assert config.init is not None
+    assert config.init.is_file()
