@@ -245,7 +245,8 @@ def describe_calibration(found: BundleCalibration) -> Iterator[str]:
 
 
 def _capabilities(engine: EngineEntry) -> str:
-    return f"compute capability {', '.join(engine.compute_capabilities)}"
+    built_on = f" ({engine.gpu}, {engine.multiprocessors} SM)" if engine.gpu else ""
+    return f"compute capability {', '.join(engine.compute_capabilities)}{built_on}"
 
 
 def _interval(ends: tuple[float, float], form: str) -> str:

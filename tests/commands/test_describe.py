@@ -43,6 +43,14 @@ def test_engines_have_a_size_and_shares():
     assert shares == "  weights: 75.0% half, 25.0% float"
 
 
+def test_an_engine_names_the_gpu_it_was_built_on():
+    built = dataclasses.replace(ENGINE, gpu="Orin", multiprocessors=16)
+    line, *_ = describe.describe_engines([built])
+    assert "compute capability 8.7 (Orin, 16 SM)" in line
+    line, *_ = describe.describe_engines([ENGINE])
+    assert "(" not in line.partition("8.7")[2].split(",")[0]
+
+
 def result(stage, **fields) -> Result:
     best = ((1, "tabby", 0.5), (0, "lynx", 0.25))
     return Result("a/cat.jpg", 1, "tabby", 0.5, stage, top5=best, **fields)
