@@ -18,7 +18,6 @@ from sacvit_deploy.model.vit import Block, Mlp
 CERTAIN = 3e4
 """Added to the margin of a token that is always kept: above every margin, and finite in FP16."""
 
-_LARGEST_MARGIN = 2 * CERTAIN  # beyond it margins count as equal
 _INIT_STD = 0.02  # DeiT's
 _FIRST_MARGIN = 1.0  # sampled, 73 % are kept
 
@@ -84,8 +83,7 @@ def choose_most_certain(x: Tensor, margin: Tensor, count: int) -> Chosen:
     Of equal margins the lower index comes first; see `ranking_key`.
     """
     batch, length, width = x.shape
-    key = ranking_key(margin.clamp(-_LARGEST_MARGIN, _LARGEST_MARGIN), _LARGEST_MARGIN)
-    index = torch.topk(key, count, dim=1).indices
+    index = torch.topk(ranking_key(margin), count, dim=1).indices
     starts = length * torch.arange(batch, device=x.device)
     rows = (index + starts[:, None]).flatten()
     tokens = x.flatten(0, 1).index_select(0, rows).view(batch, count, width)

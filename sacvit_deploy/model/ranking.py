@@ -1,36 +1,28 @@
-"""Values that are to be ranked, as integers without ties.
+"""Values that are to be ranked, as numbers without ties.
 
 ONNX defines that of equal values TopK and ArgMax take the lower index first. TensorRT does not
 promise it. Where no two values are equal, every backend agrees.
+
+The keys are small whole numbers in float32. An int64 that carries value and index would take fewer
+operations, but OpenVINO computes int64 in 32 bits on a CPU.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-_KEY_BITS = 62  # of int64, without the sign and one to spare
 
-
-def ranking_key(values: Tensor, bound: float) -> Tensor:
-    """Carry value and index in one integer: larger with the value, then with a lower index.
-
-    Values are compared in steps of 2^-f, where f = 62 - ceil(log2 n) - ceil(log2 bound): 56 for 49
-    scores. Every float32 from 2^(23 - f) on, in size, is a whole number of steps. Smaller ones are
-    rounded towards zero, and tie if they fall into one step.
+def ranking_key(values: Tensor) -> Tensor:
+    """Count what each value comes before: all smaller ones, and equal ones of a higher index.
 
     Args:
-        values: (..., n), from -bound to bound.
-        bound: 1 or more.
+        values: (..., n), not NaN; n at most 2^24.
 
     Returns:
-        int64 of the same shape; no two of a row are equal.
+        float32 of the same shape; each row has the numbers 0 to n-1, the largest for the first.
     """
-    count = values.shape[-1]
-    fraction = _KEY_BITS - (count - 1).bit_length() - math.ceil(math.log2(bound))
-    # A product with a power of two is exact. Under autocast half precision could not hold it.
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    steps = (wide * 2.0**fraction).to(torch.int64)
-    return steps * count + torch.arange(count - 1, -1, -1, device=values.device)
+    index = torch.arange(values.shape[-1], device=values.device)
+    mine, others = values[..., :, None], values[..., None, :]
+    behind = (others < mine) | ((others == mine) & (index[:, None] < index[None, :]))
+    return behind.to(torch.float32).sum(-1)

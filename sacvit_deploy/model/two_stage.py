@@ -18,9 +18,6 @@ from sacvit_deploy.model.ranking import ranking_key
 from sacvit_deploy.model.vision_model import Answers
 from sacvit_deploy.model.vit import ClassTokenBackbone, Mlp
 
-# Scores are shares of attention: those of a window add up to no more. Outside of it they are -1.
-_LARGEST_SCORE = 1.0
-
 
 class EarlyExitOutput(NamedTuple):
     """Output of the first stage, with the input of the second.
@@ -99,19 +96,15 @@ def fine_index(coarse: Tensor, coarse_columns: int) -> Tensor:
 def select_tokens(
     score: Tensor, config: ModelConfig, num_targets: int | None = None
 ) -> TokenSelection:
-    """Split the coarse tokens by score (B, N), as `runtime.algorithm.select_tokens` does.
-
-    The keys of `ranking_key` hold every score from 2^-33 on exactly, up to 64 tokens; each doubling
-    of the tokens takes one power of two.
-    """
+    """Split the coarse tokens by score (B, N), as `runtime.algorithm.select_tokens` does."""
     targets = config.num_targets if num_targets is None else num_targets
     if (side := config.stages.window) is not None:
         members = torch.from_numpy(window_members(config.coarse_grid, side).copy())
         sums = window_sums(score, config.coarse_grid, side)
-        best = ranking_key(sums, _LARGEST_SCORE).argmax(1)
+        best = ranking_key(sums).argmax(1)
         inside = torch.index_select(members.to(score.device), 0, best)
         score = torch.where(inside, score, OUTSIDE)
-    key = ranking_key(score, _LARGEST_SCORE)
+    key = ranking_key(score)
     order = torch.topk(key, key.shape[1], dim=1).indices
     target, non_target = order[:, :targets], order[:, targets:]
     return TokenSelection(target, non_target, fine_index(target, config.coarse_grid[1]))

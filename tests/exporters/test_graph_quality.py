@@ -7,7 +7,6 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sacvit_deploy.engines.plan_inspection import network_layers
 from tests.exporters.graphs import op_counts, read_graph
 
 GRAPHS = [
@@ -75,7 +74,7 @@ def test_a_block_has_no_more_nodes_than_its_arithmetic(graph):
     if graph.role == "refine":
         clustered = graph.config.stages.attention == "clustered"
         mean = graph.config.stages.cls_update == "mean"
-        budget += (clustered + 7 * mean) * depth + 20 + 20 * graph.by_graph
+        budget += (clustered + 7 * mean) * depth + 20 + 23 * graph.by_graph
     assert len(graph.nodes) <= budget
 
 
@@ -100,7 +99,8 @@ def test_the_scale_of_the_attention_is_in_the_weights(graph):
 def test_the_score_is_one_softmax_over_all_blocks(graph):
     scored = graph.role == "early_exit"
     assert graph.ops["Softmax"] == graph.config.depth + scored
-    assert graph.ops["ReduceSum"] == scored
+    ranked = graph.role == "refine" and graph.by_graph
+    assert graph.ops["ReduceSum"] == scored + ranked
 
 
 @pytest.mark.parametrize("op", ["Transpose", "Reshape", "Slice", "Concat", "Cast", "Expand"])
@@ -154,21 +154,7 @@ def test_only_the_graph_that_chooses_sorts(graph):
 
 
 def test_what_is_sorted_has_no_ties(graph):
-    """int64 keys: TensorRT promises no order among equal values."""
-    types = onnx.shape_inference.infer_shapes(graph.model).graph.value_info
-    integers = {v.name for v in types if v.type.tensor_type.elem_type == onnx.TensorProto.INT64}
+    """A count of the tokens behind: TensorRT promises no order among equal values."""
+    made = {name: node.op_type for node in graph.nodes for name in node.output}
     ranked = [node for node in graph.nodes if node.op_type in {"TopK", "ArgMax"}]
-    assert all(node.input[0] in integers for node in ranked)
-
-
-@pytest.mark.parametrize("name", ["sac_graph", "windowed_graph"])
-def test_tensorrt_rtx_sorts_the_keys_in_64_bits(name, request):
-    trt = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
-    bundle = request.getfixturevalue(name)
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, builder.logger)
-    assert parser.parse_from_file(str(bundle.graph_path(bundle.graph("refine"))))
-    sorting = [layer for layer in network_layers(trt, network) if layer.kind == "TOPK"]
-    windows = bundle.manifest.config.stages.window is not None
-    assert [layer.dtype for layer in sorting] == ["INT64"] * (1 + windows)
+    assert {made[node.input[0]] for node in ranked} <= {"ReduceSum"}
