@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -16,9 +20,13 @@ from sacvit_deploy.engines.machine import device_name
 from sacvit_deploy.errors import DataError, ImageError, raised_as
 from sacvit_deploy.evaluation.class_names import match_classes
 from sacvit_deploy.libraries import own_versions, versions
+from sacvit_deploy.runtime.control.stats import Stats
+from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.runtime.pipeline import Pipeline
+from sacvit_deploy.runtime.readers import Reader, reader_threads
 from sacvit_deploy.runtime.scheduler import Outcome
 from sacvit_deploy.samples import Sample, SampleSet
+from sacvit_deploy.spec import LARGEST_COUNT, check_count
 
 OnCorrupt = Literal["skip", "stop"]
 
@@ -51,8 +59,8 @@ class StageAnswers:
         skipped: Pictures that could not be read.
         data_sha256: Hash of class, file name and bytes of the n pictures: the same for a folder, a
             zip of it and a table, in any order.
-        early_ms: Time of the first stage, or of the only one, for each picture by itself, without
-            preprocessing, (n,).
+        early_ms: Time of the first stage, or of the only one, for each picture, without
+            preprocessing, (n,). In a batch it is the picture's share of the time.
         refine_ms: Time of the second stage with the selection of tokens, (n,); zeros for a network
             of one stage. A picture that does not exit early takes `early_ms + refine_ms`.
     """
@@ -66,46 +74,61 @@ class StageAnswers:
     refine_ms: NDArray[np.float64]
 
 
-def collect_answers(
+def collect_answers(  # noqa: PLR0913  all but the first two have a good default
     pipeline: Pipeline,
     samples: SampleSet,
     class_names: Mapping[str, str] | None = None,
     *,
     report: Callable[[float, str], None] = lambda share, text: None,
     on_corrupt: OnCorrupt = "skip",
+    batch_size: int = 1,
 ) -> StageAnswers:
-    """Run both stages for every picture, one at a time, as a live stream would.
+    """Run both stages for every picture; one at a time, as a live stream would, or in batches.
 
     Args:
         pipeline: Pipeline of one or two stages; its threshold has no effect.
         samples: Data, whose classes `match_classes` finds among the labels.
         class_names: Names of the data's classes, if the data has ids.
-        report: Called after each picture with the share of the work done, in (0, 1], and a short
+        report: Called after each batch with the share of the work done, in (0, 1], and a short
             text.
         on_corrupt: `skip` and list a picture that cannot be read, or `stop`.
+        batch_size: Pictures that are computed together; files are then read in threads meanwhile.
 
     Raises:
         DataError: The classes are not those of the network, or no picture can be read.
         ImageError: A picture cannot be read, with `on_corrupt="stop"`.
+        ConfigError: `batch_size` is no whole number from 1 on, or more than the engines take.
         EngineError: The backend failed.
     """
+    check_count("batch_size", batch_size, pipeline.largest_batch or LARGEST_COUNT)
     indices = match_classes(samples.classes, pipeline.manifest.labels, class_names)
     count = len(samples.samples)
     answered: list[_Answered] = []
     skipped: list[Skipped] = []
-    for number, sample in enumerate(samples.samples, start=1):
-        try:
-            image = pipeline.preprocess(sample)[None]
-            digest = _digest(sample)
-        except ImageError as error:
-            if on_corrupt == "stop":
-                raise
-            skipped.append(Skipped(sample.name, error.problem))
-        else:
+
+    def skip(position: int, _: PictureSource, error: ImageError) -> None:
+        skipped.append(Skipped(samples.samples[position].name, error.problem))
+
+    threads = reader_threads(None) if batch_size > 1 else 0
+    reader = Reader(pipeline.preprocess, time.perf_counter, Stats())
+    with closing(
+        reader.ahead(
+            samples.samples,
+            threads=threads,
+            room=batch_size + threads,
+            on_error=skip if on_corrupt == "skip" else None,
+        )
+    ) as reads:
+        while batch := list(islice(reads, batch_size)):
+            images = np.stack([read.array for read in batch])
             for _ in range(0 if answered else _WARM_UPS):
-                pipeline.outcomes(image, eta=1.0)
-            answered.append(_Answered(sample, digest, *pipeline.outcomes(image, eta=1.0)))
-        report(number / count, f"{number} of {count} pictures")
+                pipeline.outcomes(images, eta=1.0)
+            for read, outcome in zip(batch, pipeline.outcomes(images, eta=1.0), strict=True):
+                sample = samples.samples[read.position]
+                answered.append(_Answered(sample, _digest(sample), outcome))
+            done = len(answered) + len(skipped)
+            report(done / count, f"{done} of {count} pictures")
+    report(1.0, f"{count} of {count} pictures")  # the last ones may have been skipped
     if not answered:
         found = f"; the first: {skipped[0].reason}" if skipped else ""
         raise DataError(
@@ -170,6 +193,9 @@ class Setting:
         provider: Part of the backend that computed, as the backend names it.
         device: Name of the GPU, board or CPU.
         versions: Versions of the libraries, by name.
+        batch_size: Pictures that were computed together.
+        threads: CPU threads of one operator; None where the backend chose.
+        date: Day of the measurement in UTC, such as 2026-01-31.
     """
 
     bundle: str
@@ -181,15 +207,22 @@ class Setting:
     provider: str
     device: str
     versions: dict[str, str]
+    batch_size: int = 1
+    threads: int | None = None
+    date: str = ""
 
 
-def describe_setting(pipeline: Pipeline, bundle: Path, data: Path) -> Setting:
-    """Describe a measurement.
+def describe_setting(
+    pipeline: Pipeline, bundle: Path, data: Path, batch_size: int = 1, threads: int | None = None
+) -> Setting:
+    """Describe a measurement of today.
 
     Args:
         pipeline: Pipeline that measured.
         bundle: Folder of its bundle.
         data: Data set.
+        batch_size: Pictures that were computed together.
+        threads: CPU threads of one operator, if they were chosen.
     """
     config = pipeline.manifest.config
     height, width = config.image_size
@@ -204,4 +237,7 @@ def describe_setting(pipeline: Pipeline, bundle: Path, data: Path) -> Setting:
         provider=pipeline.provider,
         device=device_name(pipeline.provider),
         versions=own_versions() | versions(pipeline.backend, "numpy"),
+        batch_size=batch_size,
+        threads=threads,
+        date=datetime.now(timezone.utc).date().isoformat(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from sacvit_deploy.families.config import dense_body_macs, graph_macs
 from sacvit_deploy.runtime.algorithm import confidence
 from sacvit_deploy.runtime.load import load_classifier
 from sacvit_deploy.runtime.pipeline import Pipeline
-from sacvit_deploy.samples import read_samples
-from sacvit_deploy.spec import Decode, Precision, check_eta
+from sacvit_deploy.samples import SampleSet, read_samples
+from sacvit_deploy.spec import Decode, Precision, check_count, check_eta
 
 CURVE_ETAS = tuple(step / 100 for step in range(101))
 """Thresholds of the curve."""
@@ -55,9 +55,12 @@ class EvaluationRequest:
         precision: See `sacvit_deploy.load`.
         on_corrupt: `skip` a picture that cannot be read, or `stop`.
         decode: See `sacvit_deploy.load`; `exact` is how training and calibration read.
+        batch_size: Pictures that are computed together. Latencies are then shares of a batch.
+        threads: See `sacvit_deploy.load`.
+        limit: Use so many of the pictures, spread over all classes; None uses all.
 
     Raises:
-        ConfigError: A threshold is out of range.
+        ConfigError: A threshold or the limit is out of range.
     """
 
     bundle: Path
@@ -68,10 +71,15 @@ class EvaluationRequest:
     precision: Precision | None = None
     on_corrupt: OnCorrupt = "skip"
     decode: Decode = "exact"
+    batch_size: int = 1
+    threads: int | None = None
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         for eta in self.etas:
             check_eta(eta)
+        if self.limit is not None:
+            check_count("limit", self.limit)
 
 
 @dataclass(frozen=True)
@@ -177,19 +185,36 @@ def run_evaluation(
         MissingDependencyError: The backend is not installed.
     """
     names = read_class_names(request.class_names) if request.class_names else None
-    samples = read_samples(request.data)
+    samples = _spread(read_samples(request.data), request.limit)
     with load_classifier(
         request.bundle,
         backend=request.backend,
         precision=request.precision,
         decode=request.decode,
+        threads=request.threads,
     ) as pipeline:
         on_open(pipeline)
         answers = collect_answers(
-            pipeline, samples, names, report=report, on_corrupt=request.on_corrupt
+            pipeline,
+            samples,
+            names,
+            report=report,
+            on_corrupt=request.on_corrupt,
+            batch_size=request.batch_size,
         )
-    setting = describe_setting(pipeline, request.bundle, request.data)
+    setting = describe_setting(
+        pipeline, request.bundle, request.data, request.batch_size, request.threads
+    )
     return evaluate_answers(pipeline, answers, setting, request.etas)
+
+
+def _spread(samples: SampleSet, limit: int | None) -> SampleSet:
+    """Take pictures at equal distances, so that every class of a sorted set has its share."""
+    count = len(samples.samples)
+    if limit is None or limit >= count:
+        return samples
+    chosen = tuple(samples.samples[index * count // limit] for index in range(limit))
+    return replace(samples, samples=chosen)
 
 
 def evaluate_answers(

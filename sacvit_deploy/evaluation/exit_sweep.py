@@ -65,12 +65,14 @@ class OperatingPoint(CalibrationPoint):
     Attributes:
         temperature: See `Exit`.
         source: See `Exit`.
+        top5: Share of pictures whose class is among the five best, in [0, 1].
         early_right_fraction: Share of all pictures that exits early with a correct answer.
         latency_ms_p50: Median latency of a picture at batch 1, in milliseconds.
     """
 
     temperature: float
     source: ExitSource | None
+    top5: float
     early_right_fraction: float
     latency_ms_p50: float
 
@@ -86,6 +88,7 @@ class OperatingPoint(CalibrationPoint):
             "eta_source": self.source,
             "temperature": self.temperature,
             "top1": self.top1,
+            "top5": self.top5,
             "early_exit_fraction": self.early_exit_fraction,
             "refine_fraction": 1 - self.early_exit_fraction,
             "early_right_fraction": self.early_right_fraction,
@@ -116,6 +119,8 @@ class ExitSweep:
         true_class: True class, (n,).
         early_class: Answer of the first stage, (n,).
         refined_class: Answer of the second stage, (n,).
+        in_top5: Whether the true class is among the five best of the first stage, and of the second
+            one, (2, n).
         early_ms: Latency of a picture that exits early, (n,).
         late_ms: Latency of a picture that is refined, (n,).
         num_refined: Pictures that do not exit early, of each candidate, (m,), ascending.
@@ -129,6 +134,7 @@ class ExitSweep:
     true_class: Classes
     early_class: Classes
     refined_class: Classes
+    in_top5: NDArray[np.bool_]
     early_ms: Floats
     late_ms: Floats
     num_refined: NDArray[np.int64]
@@ -218,10 +224,15 @@ class ExitSweep:
         index = self.index_of(chosen.eta)
         fields: dict[str, Any] = {**vars(self.point(index)), **vars(chosen)}
         return OperatingPoint(
+            top5=float(self._in_top5(index).mean()),
             early_right_fraction=float((self.exits_early(index) & self.early_correct).mean()),
             latency_ms_p50=float(np.percentile(self.latency_ms(index), 50)),
             **fields,
         )
+
+    def _in_top5(self, index: int) -> NDArray[np.bool_]:
+        early, refined = self.in_top5
+        return np.asarray(np.where(self.exits_early(index), early, refined))
 
     def curve(self, chosen: int) -> tuple[CalibrationPoint, ...]:
         """At most 101 candidates by ascending eta, with both ends and the chosen one."""
@@ -253,6 +264,12 @@ def sweep_exits(answers: StageAnswers, config: ModelConfig, temperature: float =
         true_class=answers.class_index[order],
         early_class=decisions.early_logits.argmax(1)[order],
         refined_class=decisions.refined_logits.argmax(1)[order],
+        in_top5=np.stack(
+            [
+                _in_top(5, logits, answers.class_index)[order]
+                for logits in (decisions.early_logits, decisions.refined_logits)
+            ]
+        ),
         early_ms=answers.early_ms[order],
         late_ms=(answers.early_ms + answers.refine_ms)[order],
         num_refined=num_refined,
@@ -260,6 +277,14 @@ def sweep_exits(answers: StageAnswers, config: ModelConfig, temperature: float =
         macs_g=_costs_g(answers, config),
         comparison=comparison,
     )
+
+
+def _in_top(count: int, logits: NDArray[Any], true_class: Classes) -> NDArray[np.bool_]:
+    """Whether fewer than `count` classes come before the true one; of equal ones the lowest is."""
+    true = np.take_along_axis(logits, true_class[:, None], axis=1)
+    earlier = np.arange(logits.shape[1]) < true_class[:, None]
+    before = (logits > true) | ((logits == true) & earlier)
+    return np.asarray(before.sum(axis=1) < count)
 
 
 def _costs_g(answers: StageAnswers, config: ModelConfig) -> tuple[float, float]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from sacvit_deploy.comparison.decisions import Decisions
-from sacvit_deploy.errors import DataError, ImageError
+from sacvit_deploy.errors import ConfigError, DataError, ImageError
 from sacvit_deploy.evaluation.answers import collect_answers
 from sacvit_deploy.runtime.load import load
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -131,3 +133,36 @@ def test_ids_are_understood_by_class_names(tmp_path):
     samples = read_samples(write_pictures(tmp_path / "data", ["n1", "n2"], 2))
     answers = collect_answers(pipeline(), samples, {"n1": "class 6", "n2": "class 3"})
     assert answers.class_index.tolist() == [6, 3]
+
+
+@pytest.mark.parametrize("config", [SAC, DENSE], ids=["sac", "dense"])
+@pytest.mark.parametrize("batch_size", [2, 4, 100])
+def test_batches_give_the_same_answers(config, batch_size, folder):
+    one_by_one, batched = (
+        collect_answers(pipeline(config), read_samples(folder), batch_size=size)
+        for size in (1, batch_size)
+    )
+    for name in ("early_logits", "refined_logits", "target_index"):
+        np.testing.assert_array_equal(
+            getattr(batched.decisions, name), getattr(one_by_one.decisions, name)
+        )
+    assert batched.names == one_by_one.names
+    assert batched.data_sha256 == one_by_one.data_sha256
+    assert (batched.early_ms > 0).all()
+
+
+def test_a_bad_picture_of_a_batch_is_skipped(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "data")
+    bad = sorted(copied.rglob("*.png"))[4]
+    bad.write_text("no picture")
+    answers = collect_answers(pipeline(), read_samples(copied), batch_size=4)
+    assert [skipped.name for skipped in answers.skipped] == [str(bad)]
+    assert len(answers.names) == len(answers.class_index) == 8
+    with pytest.raises(ImageError, match=bad.name):
+        collect_answers(pipeline(), read_samples(copied), batch_size=4, on_corrupt="stop")
+
+
+@pytest.mark.parametrize("size", [0, 1.5, True])
+def test_a_batch_size_out_of_range(folder, size):
+    with pytest.raises(ConfigError, match="batch_size"):
+        collect_answers(pipeline(), read_samples(folder), batch_size=size)

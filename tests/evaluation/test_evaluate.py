@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 
 import numpy as np
 import pytest
@@ -202,3 +203,17 @@ def test_what_is_no_evaluation_is_refused(text, tmp_path):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(DataError, match="is not an evaluation"):
         read_compared(tmp_path / "other.json")
+
+
+def test_a_limit_takes_pictures_of_all_classes(sac_host, tmp_path):
+    labels = list(sac_host.manifest.labels[:3])
+    folder = write_pictures(tmp_path / "data", labels, 12)
+    request = EvaluationRequest(sac_host.path, folder, limit=6, batch_size=4, threads=1)
+    found = run_evaluation(request)
+    assert found.images == 6
+    assert [row.images for row in found.classes] == [2, 2, 2]
+    assert (found.setting.batch_size, found.setting.threads) == (4, 1)
+    assert found.to_dict()["date"] == datetime.now(timezone.utc).date().isoformat()
+    assert found.rows[0].top1 <= found.to_dict()["top5"] <= 1
+    with pytest.raises(ConfigError, match="limit"):
+        EvaluationRequest(sac_host.path, folder, limit=0)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sacvit_deploy.evaluation.exit_sweep import LARGEST_CURVE, sweep_exits
+from sacvit_deploy.evaluation.exit_sweep import LARGEST_CURVE, Exit, sweep_exits
 from sacvit_deploy.families.config import mean_macs_g
 from sacvit_deploy.runtime.algorithm import confidence, exits
 from tests.evaluation.answers_made_up import EARLY_MS, REFINE_MS, made_up_answers, population
@@ -108,3 +108,22 @@ def test_a_threshold_of_other_data_finds_its_candidate(config):
         index = sweep.index_of(eta)
         expected = by_hand(answers, config, eta)
         assert (sweep.top1[index], sweep.early_exit_fraction[index]) == pytest.approx(expected)
+
+
+def test_the_five_best_are_those_of_the_stage_that_answers():
+    answers = made_up_answers([0.9, 0.2, 0.8], [True, False, False], [False, True, False])
+    generator = np.random.default_rng(0)
+    logits = [generator.integers(0, 4, (3, 9)).astype(np.float32) for _ in range(2)]
+    decisions = dataclasses.replace(
+        answers.decisions, early_logits=logits[0], refined_logits=logits[1]
+    )
+    answers = dataclasses.replace(answers, decisions=decisions)
+    sweep = sweep_exits(answers, SAC)
+    for eta in sweep.eta:
+        early = sweep.exits_early(sweep.index_of(eta))
+        order = np.argsort(confidence(logits[0], 1.0), kind="stable")
+        found = 0
+        for row, leaves in zip(order, early, strict=True):
+            best = np.argsort(-logits[0 if leaves else 1][row], kind="stable")[:5]
+            found += answers.class_index[row] in best
+        assert sweep.operating_point(Exit(eta)).top5 == pytest.approx(found / 3)
