@@ -84,7 +84,7 @@ def _check_share(precision, engine) -> None:
     else:
         assert engine.linear_share["int8"] >= 0.80
         assert engine.layer_share["int8"] > 0.05, "activations are quantised too"
-        assert engine.layer_share["half"] > 0.7, "and the rest is half"
+        assert engine.layer_share["half"] > 0.6, "and the rest is half, but for norms and ranking"
 
 
 _BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
