@@ -23,6 +23,7 @@ from sacvit_deploy.engines.tensorrt_library import (
     load_library,
 )
 from sacvit_deploy.errors import BundleError, EngineError
+from sacvit_deploy.families import family_named
 from sacvit_deploy.records import EngineEntry, GraphEntry
 from sacvit_deploy.spec import Precision, Role
 
@@ -152,9 +153,10 @@ def graphs_in(bundle: Bundle, precision: Precision) -> tuple[GraphEntry, ...]:
 
 
 def _kept_share(bundle: Bundle, graph: GraphEntry) -> float | None:
-    """Share of the weights that was converted, if nodes were kept in FP32 on request."""
+    """Share of the weights that was converted, if nodes were kept on request or by the family."""
     record = bundle.manifest.precisions.get(graph.precision)
-    if record is None or not record.kept_in_fp32.get(graph.role):
+    by_family = family_named(bundle.manifest.config.family).float_in_int8 is not None
+    if record is None or not (record.kept_in_fp32.get(graph.role) or by_family):
         return None
     shares, kind = record.linear_weight_shares, "int8"
     if graph.precision == "fp16":

@@ -49,6 +49,8 @@ class Family:
         chooses: Name of the tokens that a network chooses; None if it chooses none.
         goes_on: Who goes on to the second graph, where there is one: pictures of low `confidence`,
             or those whose `overflow` the first graph reports.
+        float_in_int8: Names the linear layers, such as `blocks.0.mlp.fc2`, that INT8 leaves in
+            floating point; None for none.
         dense_macs: Counts multiply-accumulates of the dense network of the same body; None for
             that of DeiT and LV-ViT.
     """
@@ -69,6 +71,7 @@ class Family:
     kept_macs: Callable[[ModelConfig, NDArray[np.int64]], float] | None = None
     chooses: Literal["target tokens", "kept tokens"] | None = None
     goes_on: Literal["confidence", "overflow"] = "confidence"
+    float_in_int8: Callable[[ModelConfig], tuple[str, ...]] | None = None
     dense_macs: Callable[[ModelConfig], int] | None = None
 
     def load(self, part: Literal["model", "view", "layout"]) -> Any:

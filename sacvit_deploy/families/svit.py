@@ -205,6 +205,13 @@ def _macs(config: ModelConfig, counted: Counted) -> dict[Role, int]:
     return macs
 
 
+def _before_the_gates(config: ModelConfig) -> tuple[str, ...]:
+    """Linear layers of the blocks without a gate, whose errors reach the decisions of all gates."""
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    blocks = range(config.gating.first_block)
+    return tuple(f"blocks.{block}.{layer}" for block in blocks for layer in layers)
+
+
 def _kept_macs(config: ModelConfig, kept: NDArray[np.int64]) -> float:
     """Mean over pictures: in the mode `exact` each computes what it keeps."""
     if config.gating.mode != "exact":
@@ -251,4 +258,5 @@ SVIT = Family(
     chooses="kept tokens",
     kept_macs=_kept_macs,
     goes_on="overflow",
+    float_in_int8=_before_the_gates,
 )

@@ -31,6 +31,7 @@ from sacvit_deploy.exporters.precision.ranges import (
 )
 from sacvit_deploy.exporters.precision.request import Method
 from sacvit_deploy.exporters.precision.smooth import smooth, with_inserted
+from sacvit_deploy.families import family_named
 from sacvit_deploy.spec import Role
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Int8Conversion:
         smoothing: Strength for each place that was smoothed.
         weights: Weights of the linear layers, by role and name of the node.
         ranges: Ranges of the inputs of the linear layers, by role.
+        left_float: Names of the linear layers' nodes that the family leaves in floating point, by
+            role: FP32 in the first graph, half in the second.
     """
 
     reference: Decisions
@@ -76,6 +79,7 @@ class Int8Conversion:
     smoothing: dict[str, float]
     weights: Mapping[Role, Mapping[str, RoundedWeight]]
     ranges: Mapping[Role, TensorsData]
+    left_float: Mapping[Role, frozenset[str]]
 
     @classmethod
     def of(
@@ -108,12 +112,24 @@ class Int8Conversion:
             smoothing={place: each.strength for place, each in smoothing.items()},
             weights=weights,
             ranges={role: session.ranges() for role, session in calibrating.items()},
+            left_float=_left_float(original),
         )
 
     def graphs(self, role: Role, kept: frozenset[str]) -> tuple[onnx.ModelProto, ...]:
         """See `Conversion.graphs`: first with the rest in FP32, then with the rest in half."""
-        int8 = int8_model(self.smoothed[role].model, self.ranges[role], self.weights[role], kept)
+        floats = kept | self.left_float[role]
+        int8 = int8_model(self.smoothed[role].model, self.ranges[role], self.weights[role], floats)
         return int8, half_model(int8, with_inserted(kept))
+
+
+def _left_float(original: Original) -> dict[Role, frozenset[str]]:
+    config = original.bundle.manifest.config
+    family = family_named(config.family)
+    places = family.float_in_int8(config) if family.float_in_int8 else ()
+    return {
+        role: frozenset(n.name for p, n in graph.linear_layers.items() if p in places)
+        for role, graph in original.graphs.items()
+    }
 
 
 def int8_model(
