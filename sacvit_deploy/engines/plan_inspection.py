@@ -21,7 +21,8 @@ from sacvit_deploy.spec import Precision
 # Which weights count, the type they need, and the share that is enough.
 _NEEDED: dict[Precision, tuple[str, str, float]] = {
     "fp32": ("all weights", "float", 1.0),
-    "fp16": ("all weights", "half", 0.95),
+    # The scales and biases of LayerNormalization are FP32: 5 % of the weights of a tiny backbone.
+    "fp16": ("all weights", "half", 0.90),
     "int8": ("linear weights", "int8", 0.80),
 }
 # A weight may be stored in one type and computed in another, such as a head kept in float.
@@ -204,7 +205,7 @@ def check_precision(
             if nodes were kept in FP32 on request; else None.
 
     Raises:
-        EngineError: FP32 holds another type, FP16 less than 95 % half by weight bytes, or INT8
+        EngineError: FP32 holds another type, FP16 less than 90 % half by weight bytes, or INT8
             less than 80 % int8 by bytes of linear weights.
     """
     of, kind, needed = _NEEDED[precision]
