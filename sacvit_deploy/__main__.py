@@ -2,4 +2,5 @@
 
 from sacvit_deploy.cli import main
 
-main(prog_name="sacvit-deploy")
+if __name__ == "__main__":
+    main(prog_name="sacvit-deploy")

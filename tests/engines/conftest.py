@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ from tests.engines.engine_bundles import Workplace
 from tests.fakes import SAC, fake_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sacvit_deploy.engines.machine import Machine
@@ -52,3 +53,11 @@ def typed(tmp_path: Path) -> Bundle:
     from tests.engines.typed_onnx import write_typed_bundle
 
     return write_typed_bundle(tmp_path / "bundle", "fp16", "int8")
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C works as in a terminal; a shell lets programs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -222,7 +222,7 @@ def test_progress_only_rises(typed):
         assert 0.7 < shares[-1] <= 1
 
 
-def test_ctrl_c_leaves_the_bundle_as_it_was(typed):
+def test_ctrl_c_leaves_the_bundle_as_it_was(typed, ctrl_c):
     before = snapshot(typed.path)
 
     def press(share: float, what: str) -> None:

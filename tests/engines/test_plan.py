@@ -187,7 +187,7 @@ def is_gone(process: int) -> bool:
 
 
 @_POSIX
-def test_ctrl_c_does_not_wait_for_the_builder(order, replaced, tmp_path):
+def test_ctrl_c_does_not_wait_for_the_builder(order, replaced, ctrl_c, tmp_path):
     file = tmp_path / "builder"
     replaced(_HANG.format(file=str(file)))
 
@@ -206,7 +206,7 @@ def test_ctrl_c_does_not_wait_for_the_builder(order, replaced, tmp_path):
 
 
 @_POSIX
-def test_ctrl_c_that_only_the_builder_gets_is_ctrl_c(order, replaced):
+def test_ctrl_c_that_only_the_builder_gets_is_ctrl_c(order, replaced, ctrl_c):
     """A terminal sends it to both; the main thread may be waiting for the one that builds."""
     replaced("def __init__(self, logger): os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
     with pytest.raises(KeyboardInterrupt):
