@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sacvit_deploy.bundle import Bundle, demo_bundle
     from sacvit_deploy.class_labels import labels
     from sacvit_deploy.errors import SacvitDeployError
+    from sacvit_deploy.exporters.api import export
     from sacvit_deploy.runtime.control.budget import BudgetWarning
     from sacvit_deploy.runtime.control.drift import DriftWarning
     from sacvit_deploy.runtime.load import load
@@ -35,6 +36,7 @@ __all__ = [
     "SacvitDeployError",
     "__version__",
     "demo_bundle",
+    "export",
     "labels",
     "load",
     "token_map",
@@ -48,6 +50,7 @@ _HOME = {
     "Result": "runtime.result",
     "SacvitDeployError": "errors",
     "demo_bundle": "bundle",
+    "export": "exporters.api",
     "labels": "class_labels",
     "load": "runtime.load",
     "token_map": "visualize.token_map",
@@ -57,6 +60,10 @@ _HOME = {
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "export":
+        require = importlib.import_module(f"{__name__}.libraries").require
+        for library in ("torch", "onnx", "onnx_graphsurgeon"):
+            require(library, "Exporting a model")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 

@@ -41,6 +41,7 @@ from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.model.build import as_stored, random_model
 from sacvit_deploy.model.checkpoint_fit import check_finite
 from sacvit_deploy.model.checkpoints import Checkpoint
+from sacvit_deploy.model.preset_fit import presets_that_fit
 from sacvit_deploy.model.vision_model import VisionModel
 from sacvit_deploy.records import GraphEntry, TensorParity, WeightsOrigin
 from sacvit_deploy.runtime.preprocess import Preprocessor
@@ -54,6 +55,7 @@ from sacvit_deploy.spec import (
 )
 
 _RECORDED_TOOLS = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "numpy")
+_NAME_PRESET = "Name it with --preset, for example --preset sac_deit_small_patch16_224."
 _UNASKED = PreprocessingRequest()
 _IN_MEMORY = WeightsOrigin("model", file="a model in memory")
 
@@ -110,7 +112,7 @@ _DEFAULT = ExportOptions()
 
 
 def export_bundle(
-    source: Path | VisionModel | None,
+    source: Path | Checkpoint | VisionModel | None,
     output: Path,
     options: ExportOptions = _DEFAULT,
     report: Callable[[str], None] = lambda _: None,
@@ -118,8 +120,8 @@ def export_bundle(
     """Write the bundle of a network; it appears whole or not at all.
 
     Args:
-        source: Checkpoint file; or a model in any mode, which stays as it is; or None for random
-            weights.
+        source: Checkpoint file, or one that was read; or a model in any mode, which stays as it is;
+            or None for random weights.
         output: Folder to create.
         options: Choices.
         report: Called with one line for each step.
@@ -177,18 +179,23 @@ class _Resolved(NamedTuple):
 
 
 def _resolve(
-    source: Path | VisionModel | None, options: ExportOptions, report: Callable[[str], None]
+    source: Path | Checkpoint | VisionModel | None,
+    options: ExportOptions,
+    report: Callable[[str], None],
 ) -> _Resolved:
     model: VisionModel
     checkpoint: Checkpoint | None = None
-    if isinstance(source, Path):
-        checkpoint = Checkpoint.read(source)
-        unknown = f"{source} does not say which network it holds, and no preset was given."
-        model = checkpoint.model(_config(options, checkpoint.config, unknown))
+    if isinstance(source, (Path, Checkpoint)):
+        checkpoint = Checkpoint.read(source) if isinstance(source, Path) else source
+        config = options.config or checkpoint.config or _only_preset(checkpoint, report)
+        model = checkpoint.model(config.replace(**options.overrides))
         origin = checkpoint.origin
     elif source is None:
-        unknown = "Random weights were asked for, but not of which network."
-        model = random_model(_config(options, None, unknown), options.seed)
+        if options.config is None:
+            raise ConfigError(
+                "Random weights were asked for, but not of which network.", _NAME_PRESET
+            )
+        model = random_model(options.config.replace(**options.overrides), options.seed)
         origin = WeightsOrigin("random", seed=options.seed)
     else:
         check_finite(source.state_dict(), "The model")
@@ -198,13 +205,18 @@ def _resolve(
     return _Resolved(as_stored(model, weights), weights, preprocessing)
 
 
-def _config(options: ExportOptions, stored: ModelConfig | None, unknown: str) -> ModelConfig:
-    config = options.config or stored
-    if config is None:
-        raise ConfigError(
-            unknown, "Name it with --preset, for example --preset sac_deit_small_patch16_224."
-        )
-    return config.replace(**options.overrides)
+def _only_preset(checkpoint: Checkpoint, report: Callable[[str], None]) -> ModelConfig:
+    """The preset that the weights have the shapes of, if there is just one."""
+    fits = presets_that_fit(checkpoint.tensors)
+    if len(fits) == 1:
+        ((name, config),) = fits.items()
+        report(f"Preset {name}, the only one that fits")
+        return config
+    problem = f"{checkpoint.name} does not say which network it holds, and no preset was given."
+    if not fits:
+        raise ConfigError(problem, _NAME_PRESET)
+    names = ", ".join(fits)
+    raise ConfigError(f"{problem} Its shapes are those of {names}.", "Name one with --preset.")
 
 
 def _read_labels(source: str | Path | None, config: ModelConfig) -> tuple[str, ...]:

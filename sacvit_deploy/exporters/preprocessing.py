@@ -26,6 +26,7 @@ OPTIONS = "--mean, --std, --crop-ratio, --interpolation"
 _FILES = ("preprocessor_config.json", "config.json")
 # Pillow's numbers of the filters, which Hugging Face stores.
 _FILTERS = {2: "bilinear", 3: "bicubic"}
+_WRONG = KeyError, TypeError, ValueError
 # What timm takes where a file says nothing.
 _TIMM_RATIO, _TIMM_FILTER = 0.875, "bicubic"
 # Names that a dense ViT of timm and DeiT share.
@@ -41,12 +42,14 @@ class PreprocessingRequest:
         std: Standard deviation of all channels, or of each.
         crop_ratio: Crop side over the side of the resized picture.
         interpolation: `bilinear` or `bicubic`.
+        fit: `crop` or `squash`; see `Preprocessing`.
     """
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_ratio: float | None = None
     interpolation: str | None = None
+    fit: str | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -56,6 +59,7 @@ class PreprocessingRequest:
             "std": self.std and (self.std * 3 if len(self.std) == 1 else self.std),
             "crop_ratio": self.crop_ratio,
             "interpolation": self.interpolation,
+            "fit": self.fit,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -81,7 +85,7 @@ def preprocessing_for(
     """
     found: dict[str, Any] = {}
     if checkpoint is not None and checkpoint.config is None:
-        file = _file_beside(checkpoint.path)
+        file = checkpoint.path and _file_beside(checkpoint.path)
         if file is not None:
             found = read_preprocessing(file)
             report(f"Preprocessing from {file}")
@@ -90,14 +94,21 @@ def preprocessing_for(
                 "%s has the names of timm's networks. Those called vit_... want pictures of mean "
                 "0.5 and std 0.5, and mostly crop ratio 0.9; DeiT's are prepared here. If they "
                 "are not DeiT's, give %s, or put timm's config.json beside them.",
-                checkpoint.path,
+                checkpoint.name,
                 OPTIONS,
             )
     return dataclasses.replace(preset_preprocessing(config), **{**found, **request.fields})
 
 
 def _may_be_vit(checkpoint: Checkpoint) -> bool:
-    return checkpoint.tensors.keys() >= _DENSE_NAMES and "deit" not in checkpoint.path.name.lower()
+    return checkpoint.tensors.keys() >= _DENSE_NAMES and "deit" not in checkpoint.name.lower()
+
+
+def request_of_timm(cfg: Mapping[str, Any]) -> PreprocessingRequest:
+    """Values of the `pretrained_cfg` of a model of timm; `ConfigError` if one is not offered."""
+    fix = "Give `preprocessing` yourself."
+    with raised_as(ConfigError, "Its pretrained_cfg cannot be used", fix, _WRONG):
+        return PreprocessingRequest(**_of_timm(cfg))
 
 
 def _file_beside(checkpoint: Path) -> Path | None:
@@ -123,7 +134,7 @@ def read_preprocessing(file: Path) -> dict[str, Any]:
         )
     fix = f"Remove the file, and give the values that fit: {OPTIONS}."
     problem = f"The preprocessing in {file} cannot be used"
-    with raised_as(ConfigError, problem, fix, (KeyError, TypeError, ValueError)):
+    with raised_as(ConfigError, problem, fix, _WRONG):
         return _of_hugging_face(found) if "image_mean" in found else _of_timm(found)
 
 

@@ -77,6 +77,8 @@ _IGNORED_GLOBALS = (
     "numpy.ndarray",
 )
 
+_STATE_DICT = "The state dict"
+
 _ZIP_START = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
 _LENGTH_BYTES = 8
@@ -102,19 +104,35 @@ _FLOATING = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of one checkpoint file, read once.
+    """The content of one checkpoint file, read once, or of a state dict in memory.
 
     Attributes:
-        path: The file.
-        sha256: Hash of its bytes.
+        path: The file; None for a state dict.
+        sha256: Hash of its bytes; empty for a state dict.
         tensors: By the file's names without wrapper prefixes; floating tensors are float32.
         config: Configuration stored by `save_checkpoint`, if any.
     """
 
-    path: Path
+    path: Path | None
     sha256: str
     tensors: dict[str, Tensor]
     config: ModelConfig | None
+
+    @classmethod
+    def of_state_dict(cls, state_dict: Mapping[str, Tensor]) -> Checkpoint:
+        """Take the tensors of a network in memory.
+
+        Raises:
+            CheckpointError: A value is not a plain array of numbers, or two have one name.
+        """
+        wrong = [name for name, value in state_dict.items() if not isinstance(value, Tensor)]
+        if wrong:
+            raise CheckpointError(
+                f"{_STATE_DICT} holds {type(state_dict[wrong[0]]).__name__} for {wrong[0]!r}.",
+                "Give a mapping of names to tensors, as `model.state_dict()` returns it.",
+            )
+        size = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
+        return cls(None, "", _unwrapped(state_dict, Path(_STATE_DICT), size), None)
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -141,7 +159,14 @@ class Checkpoint:
     @property
     def origin(self) -> WeightsOrigin:
         """The bundle's record of where its weights came from."""
+        if self.path is None:
+            return WeightsOrigin("model", file="a model in memory")
         return WeightsOrigin("checkpoint", file=self.path.name, sha256=self.sha256)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.path or _STATE_DICT)
 
     def weights(self, config: ModelConfig) -> dict[str, Tensor]:
         """Bring the tensors to the layout of a model.
@@ -163,9 +188,9 @@ class Checkpoint:
         try:
             state = to_own_layout(self.tensors, config, self.config)
         except CheckpointError as error:
-            raise CheckpointError(f"{self.path}: {error.problem}", error.fix) from error
-        check_fit(state, config, str(self.path))
-        check_finite(self.tensors, str(self.path))
+            raise CheckpointError(f"{self.name}: {error.problem}", error.fix) from error
+        check_fit(state, config, self.name)
+        check_finite(self.tensors, self.name)
         return state
 
     def model(self, config: ModelConfig) -> VisionModel:

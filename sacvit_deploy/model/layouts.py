@@ -58,7 +58,7 @@ def to_own_layout(
     """
     _refuse_distilled(tensors)
     own = {
-        _own_name(name, config): tensor
+        own_name(name, config): tensor
         for name, tensor in _backbone_of(tensors).items()
         if not name.endswith(_BATCH_COUNT)
     }
@@ -112,7 +112,8 @@ def _backbone_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {n.removeprefix(_BACKBONE): tensor for n, tensor in backbone.items()} or tensors
 
 
-def _own_name(name: str, config: ModelConfig) -> str:
+def own_name(name: str, config: ModelConfig) -> str:
+    """Name of a tensor in this package, by its name in a published checkpoint of the family."""
     for prefix, own in family_named(config.family).checkpoint_names.items():
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)
