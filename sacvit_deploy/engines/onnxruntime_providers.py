@@ -160,7 +160,7 @@ def profile_shapes(prefix: str, graph: GraphSpec | GraphEntry | None) -> dict[st
     """Options that name the smallest, best and largest shape of each input.
 
     Args:
-        prefix: Of the options: `trt` or `nv`.
+        prefix: Start of the options' names: `trt` or `nv`.
         graph: The contract; nothing without one, or if no axis is dynamic.
     """
     if graph is None or all(isinstance(side, int) for each in graph.inputs for side in each.shape):

@@ -120,7 +120,7 @@ class Checkpoint:
 
     @classmethod
     def of_state_dict(cls, state_dict: Mapping[str, Tensor]) -> Checkpoint:
-        """Take the tensors of a network in memory.
+        """Make one of a state dict.
 
         Raises:
             CheckpointError: A value is not a plain array of numbers, or two have one name.
@@ -245,9 +245,7 @@ def _read_bytes(path: Path) -> bytes:
             f"Use it: sacvit-deploy run {path} cat.jpg; or name the checkpoint it was made from.",
         )
     if re.match(r"[a-z]+:/", str(path)):
-        raise CheckpointError(
-            f"{path} is a URL; a checkpoint is a file.", "Download it, and name the file."
-        )
+        raise CheckpointError(f"{path} is a URL, not a file.", "Download it, and name the file.")
     if path.is_dir():
         inside = sorted(
             p.name for p in path.iterdir() if p.suffix in {".safetensors", ".pth", ".pt", ".bin"}

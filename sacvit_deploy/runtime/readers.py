@@ -33,7 +33,7 @@ class Read(NamedTuple):
     """A picture that is ready for the network.
 
     Attributes:
-        position: Of the picture among all, from 0; those that cannot be read count too.
+        position: Place of the picture, from 0; those that cannot be read count too.
         name: Its name, or None.
         array: Its input tensor.
     """
