@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,7 @@ def pairs_of_json(document: Any) -> list[tuple[str | None, str]]:
     """
     if isinstance(document, Mapping):
         # Keras has the id and the name behind the number.
-        entries = _numbered(document)
-        pairs = [tuple(v) if isinstance(v, list) else (k, v) for k, v in entries]
+        pairs = [tuple(v) if isinstance(v, list) else (k, v) for k, v in document.items()]
     else:
         pairs = [
             (None, entry) if isinstance(entry, str) else (_id(entry), entry["name"])
@@ -97,16 +96,6 @@ def pairs_of_json(document: Any) -> list[tuple[str | None, str]]:
         if not (isinstance(key, str | None) and isinstance(name, str)):
             raise TypeError(f"{name!r} is not the name of a class")
     return [(key, name.strip()) for key, name in pairs]
-
-
-def _numbered(document: Mapping[str, Any]) -> Sequence[tuple[str | None, Any]]:
-    """Entries in the order of their numbers, without them; or as they are, if the keys are ids."""
-    if not all(key.isdecimal() for key in document):
-        return list(document.items())
-    places = sorted(document, key=int)
-    if list(map(int, places)) != list(range(len(places))):
-        raise ValueError("its numbers do not count the classes from 0")
-    return [(None, document[place]) for place in places]
 
 
 def _id(entry: Mapping[str, Any]) -> Any:
@@ -127,7 +116,12 @@ def _of_text(text: str) -> list[tuple[str | None, str]]:
 def _in_class_order(
     pairs: list[tuple[str | None, str]], source: str
 ) -> list[tuple[str | None, str]]:
-    """Sort pairs by their WordNet ids, if they have such; else their order is that of the file."""
+    """Sort pairs by numbers or WordNet ids, if all have such; else their order stays."""
+    if all(key is not None and key.isdecimal() for key, _ in pairs):
+        numbered = sorted(pairs, key=lambda pair: int(pair[0] or 0))
+        if [int(key or 0) for key, _ in numbered] != list(range(len(pairs))):
+            raise ConfigError(f"The numbers in {source} do not count the classes from 0.", _FORMS)
+        return numbered
     ids = [key for key, _ in pairs if key is not None and _WORDNET_ID.fullmatch(key)]
     if len(ids) < len(pairs):
         return pairs

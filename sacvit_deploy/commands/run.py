@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def command(bundle: Path, sources: tuple[str, ...], **chosen: Any) -> None:
     _check_usage(**chosen)
     output = chosen["output"]
     pace = Pace(chosen["every"], chosen["fps"])
-    run = _Run(open_sources(sources, pace, sys.stdin.buffer), stops=chosen["on_error"] == "stop")
+    listed = getattr(sys.stdin, "buffer", BytesIO())  # it may be closed
+    run = _Run(open_sources(sources, pace, listed), stops=chosen["on_error"] == "stop")
     with ExitStack() as stack:
         loading = {name: chosen[name] for name in _LOADING}
         pipeline = stack.enter_context(load_classifier(bundle, **loading))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,8 +109,15 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
     def skip(position: int, _: PictureSource, error: ImageError) -> None:
         skipped.append(Skipped(samples.samples[position].name, error.problem))
 
+    digests: dict[object, bytes] = {}
+
+    def prepare(source: PictureSource) -> NDArray[Any]:
+        array = pipeline.preprocess(source)
+        digests[source] = _digest(source)  # type: ignore[arg-type]  # a sample
+        return array
+
     threads = reader_threads(None) if batch_size > 1 else 0
-    reader = Reader(pipeline.preprocess, time.perf_counter, Stats())
+    reader = Reader(prepare, time.perf_counter, Stats())
     with closing(
         reader.ahead(
             samples.samples,
@@ -125,7 +132,7 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
                 pipeline.outcomes(images, eta=1.0)
             for read, outcome in zip(batch, pipeline.outcomes(images, eta=1.0), strict=True):
                 sample = samples.samples[read.position]
-                answered.append(_Answered(sample, _digest(sample), outcome))
+                answered.append(_Answered(sample, digests[sample], outcome))
             done = len(answered) + len(skipped)
             report(done / count, f"{done} of {count} pictures")
     report(1.0, f"{count} of {count} pictures")  # the last ones may have been skipped

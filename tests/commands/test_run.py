@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -308,3 +309,10 @@ def test_options_that_do_not_fit(invoke, sac_host, arguments, says):
     ran = invoke("run", sac_host.path, PICTURES[0], *arguments)
     assert ran.code == 2
     assert says in ran.err
+
+
+def test_a_closed_stdin_is_no_fault(sac_host):
+    command = [sys.executable, "-m", "sacvit_deploy", "run", str(sac_host.path), str(PICTURES[0])]
+    quoted = " ".join(map(shlex.quote, command))
+    ran = subprocess.run(["sh", "-c", f"{quoted} <&-"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(str(PICTURES[0]))

@@ -7,6 +7,7 @@ import pytest
 
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.errors import ConfigError, DataError, ImageError
+from sacvit_deploy.evaluation import answers as answers_module
 from sacvit_deploy.evaluation.answers import collect_answers
 from sacvit_deploy.runtime.load import load
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -166,3 +167,19 @@ def test_a_bad_picture_of_a_batch_is_skipped(folder, tmp_path):
 def test_a_batch_size_out_of_range(folder, size):
     with pytest.raises(ConfigError, match="batch_size"):
         collect_answers(pipeline(), read_samples(folder), batch_size=size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_picture_that_goes_while_it_is_read_is_skipped(folder, monkeypatch, batch_size):
+    digest = answers_module._digest
+    gone = read_samples(folder).samples[3].name
+
+    def disappears(sample):
+        if sample.name == gone:
+            raise ImageError(f"{gone} cannot be read.", "Check the data set.")
+        return digest(sample)
+
+    monkeypatch.setattr(answers_module, "_digest", disappears)
+    answers = collect_answers(pipeline(), read_samples(folder), batch_size=batch_size)
+    assert [skipped.name for skipped in answers.skipped] == [gone]
+    assert len(answers.names) == 8

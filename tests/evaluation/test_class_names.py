@@ -53,6 +53,11 @@ def test_the_forms_of_class_names(text, tmp_path):
     assert read_class_names(tmp_path / "names") == {"n01": "bow tie", "n02": "tabby"}
 
 
+def test_ids_may_be_numbers(tmp_path):
+    (tmp_path / "names").write_text('{"7": "tabby", "3": "bow tie"}')
+    assert read_class_names(tmp_path / "names") == {"7": "tabby", "3": "bow tie"}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
