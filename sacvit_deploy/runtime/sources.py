@@ -93,20 +93,19 @@ def _part(source: str, pace: Pace, listed: IO[bytes]) -> _Part:
         return _Part(_frames_of_list(listed))
     if os.path.isdir(source):
         return _Part(_files(source, _in_folder(source), "Name a folder that has some."))
-    suffix = os.path.splitext(source)[1].lower()
-    if os.path.exists(source) or not glob.has_magic(source):
-        if _URL.match(source) or (source.isdecimal() and not os.path.exists(source)):
-            return _Part(_frames_of_video(source, pace), is_live=True)
-        if suffix in VIDEO_SUFFIXES:
-            return _Part(_frames_of_video(source, pace))
-        if suffix in _ARCHIVES:
-            samples = read_samples(Path(source)).samples
-            return _Part(tuple(Frame(_name(source, sample), sample) for sample in samples))
-        return _Part((Frame(source, source),))
-    if _URL.match(source):
+    exists = os.path.exists(source)
+    if not exists and (_URL.match(source) or source.isdecimal()):
         return _Part(_frames_of_video(source, pace), is_live=True)
-    found = sorted(filter(_is_picture, glob.iglob(source, recursive=True)))
-    return _Part(_files(source, found, "Quote the pattern; ** goes into folders."))
+    if not exists and glob.has_magic(source):
+        found = sorted(filter(_is_picture, glob.iglob(source, recursive=True)))
+        return _Part(_files(source, found, "Quote the pattern; ** goes into folders."))
+    suffix = os.path.splitext(source)[1].lower()
+    if suffix in VIDEO_SUFFIXES:
+        return _Part(_frames_of_video(source, pace))
+    if suffix in _ARCHIVES:
+        samples = read_samples(Path(source)).samples
+        return _Part(tuple(Frame(_name(source, sample), sample) for sample in samples))
+    return _Part((Frame(source, source),))
 
 
 def _files(source: str, files: Iterable[str], fix: str) -> tuple[Frame, ...]:
