@@ -10,7 +10,8 @@ import click
 
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.describe import describe_evaluation
-from sacvit_deploy.evaluation.evaluate import EvaluationRequest, read_compared, run_evaluation
+from sacvit_deploy.evaluation.compared import read_compared
+from sacvit_deploy.evaluation.evaluate import EvaluationRequest, run_evaluation
 from sacvit_deploy.files import check_output, write_output
 from sacvit_deploy.visualize.report import html_report
 

@@ -90,7 +90,7 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
         samples: Data, whose classes `match_classes` finds among the labels.
         class_names: Names of the data's classes, if the data has ids.
         report: Called after each batch with the share of the work done, in (0, 1], and a short
-            text.
+            text with the pictures per second.
         on_corrupt: `skip` and list a picture that cannot be read, or `stop`.
         batch_size: Pictures that are computed together; files are then read in threads meanwhile.
 
@@ -105,6 +105,11 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
     count = len(samples.samples)
     answered: list[_Answered] = []
     skipped: list[Skipped] = []
+    start = time.perf_counter()
+
+    def tell() -> None:
+        done, rate = len(answered) + len(skipped), len(answered) / (time.perf_counter() - start)
+        report(done / count, f"{done} of {count} pictures, {rate:.1f}/s")
 
     def skip(position: int, _: PictureSource, error: ImageError) -> None:
         skipped.append(Skipped(samples.samples[position].name, error.problem))
@@ -133,9 +138,8 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
             for read, outcome in zip(batch, pipeline.outcomes(images, eta=1.0), strict=True):
                 sample = samples.samples[read.position]
                 answered.append(_Answered(sample, digests[sample], outcome))
-            done = len(answered) + len(skipped)
-            report(done / count, f"{done} of {count} pictures")
-    report(1.0, f"{count} of {count} pictures")  # the last ones may have been skipped
+            tell()
+    tell()  # the last ones may have been skipped
     if not answered:
         found = f"; the first: {skipped[0].reason}" if skipped else ""
         raise DataError(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sacvit_deploy.decode import encode, parse_json, read_bounded
-from sacvit_deploy.errors import ConfigError, DataError
+from sacvit_deploy.decode import encode
 from sacvit_deploy.evaluation.answers import (
     OnCorrupt,
     Setting,
@@ -278,62 +276,3 @@ def _exits_asked(pipeline: Pipeline, etas: Sequence[float]) -> list[Exit]:
     if pipeline.precision == "fp32":
         return [own]
     return [own, Exit(*manifest.usual_exit("fp32", pipeline.backend), "fp32")]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One row of another evaluation, to mark beside a new one.
-
-    Attributes:
-        name: Bundle, precision and threshold.
-        top1: Accuracy, in [0, 1].
-        macs_mean_g: Mean cost of a picture, in 10^9 multiply-accumulates.
-        latency_ms_mean: Mean latency of a picture at batch 1, in milliseconds.
-        data_sha256: Hash of the data; see `StageAnswers`.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    name: str
-    top1: float
-    macs_mean_g: float
-    latency_ms_mean: float
-    data_sha256: str
-
-    def __post_init__(self) -> None:
-        # Written so that NaN fails too; a chart has no place for it.
-        costs = (self.macs_mean_g, self.latency_ms_mean)
-        if not (0 <= self.top1 <= 1 and all(0 <= cost < math.inf for cost in costs)):
-            raise ValueError(f"{self} is out of range")
-
-
-def read_compared(file: Path) -> tuple[Compared, ...]:
-    """Read the JSON document of another evaluation.
-
-    Raises:
-        DataError: The file cannot be read, or is not such a document.
-    """
-    try:
-        document = parse_json(read_bounded(file), "It")
-        rows = document.get("rows", [document])
-        return tuple(_compared(document, row) for row in rows)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ConfigError) as error:
-        reason = f"{type(error).__name__}: {error}."
-        if isinstance(error, ConfigError):
-            reason = error.problem
-        raise DataError(
-            f"{file} is not an evaluation: {reason}",
-            f"Write it with: sacvit-deploy evaluate BUNDLE DATA --json > {file}",
-        ) from error
-
-
-def _compared(document: Mapping[str, Any], row: Mapping[str, Any]) -> Compared:
-    eta = "" if row["eta"] is None else f", eta {row['eta']:.4g}"
-    return Compared(
-        name=f"{document['bundle']} {document['precision']}{eta}",
-        top1=float(row["top1"]),
-        macs_mean_g=float(row["macs_mean_g"]),
-        latency_ms_mean=float(row["latency_ms_mean"]),
-        data_sha256=str(document["data_sha256"]),
-    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sacvit_deploy.evaluation.statistics import Interval, share_interval
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig, graph_macs, mean_macs_g
 from sacvit_deploy.records import HISTOGRAM_BINS, CalibrationPoint
@@ -65,13 +66,15 @@ class OperatingPoint(CalibrationPoint):
     Attributes:
         temperature: See `Exit`.
         source: See `Exit`.
+        top1_interval: 95 % interval of `top1`; see `share_interval`.
         top5: Share of pictures whose class is among the five best, in [0, 1].
         early_right_fraction: Share of all pictures that exits early with a correct answer.
-        latency_ms_p50: Median latency of a picture at batch 1, in milliseconds.
+        latency_ms_p50: Median latency of a picture, in milliseconds.
     """
 
     temperature: float
     source: ExitSource | None
+    top1_interval: Interval
     top5: float
     early_right_fraction: float
     latency_ms_p50: float
@@ -81,13 +84,14 @@ class OperatingPoint(CalibrationPoint):
         """Origin of the threshold, in words; empty if it was given."""
         return _NOTES.get(self.source or "", "")
 
-    def to_dict(self) -> dict[str, float | str | None]:
+    def to_dict(self) -> dict[str, float | str | Interval | None]:
         """Return the JSON document of `evaluate`; null for what one stage does not have."""
-        document: dict[str, float | str | None] = {
+        document: dict[str, float | str | Interval | None] = {
             "eta": self.eta,
             "eta_source": self.source,
             "temperature": self.temperature,
             "top1": self.top1,
+            "top1_interval": self.top1_interval,
             "top5": self.top5,
             "early_exit_fraction": self.early_exit_fraction,
             "refine_fraction": 1 - self.early_exit_fraction,
@@ -224,6 +228,7 @@ class ExitSweep:
         index = self.index_of(chosen.eta)
         fields: dict[str, Any] = {**vars(self.point(index)), **vars(chosen)}
         return OperatingPoint(
+            top1_interval=share_interval(fields["top1"], self.images),
             top5=float(self._in_top5(index).mean()),
             early_right_fraction=float((self.exits_early(index) & self.early_correct).mean()),
             latency_ms_p50=float(np.percentile(self.latency_ms(index), 50)),

@@ -23,6 +23,7 @@ from sacvit_deploy.evaluation.statistics import (
     mean_of,
     negative_log_likelihood,
     percentile_of,
+    share_interval,
 )
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.records import CalibrationPoint, ExitCalibration
@@ -167,6 +168,8 @@ class Calibration:
             multiply-accumulates.
         intervals: 95 % intervals of `top1`, `early_exit_fraction`, `macs_mean_g`,
             `latency_ms_mean`, and of `reached` under the name `goal`; for the threshold as chosen.
+            What follows from a share of pictures has that of `share_interval`, the others that of
+            `bootstrap_intervals`.
         curve: At most 101 thresholds by ascending eta, the chosen one among them.
         confidence_histogram: Share of pictures in 20 equal bins of the confidence.
         images: Number of pictures measured.
@@ -299,12 +302,7 @@ def _measured(
         reached=search.goal.quantity(sweep, index),
         reference_top1=search.goal.reference(sweep),
         macs_g=sweep.macs_g,
-        intervals=bootstrap_intervals(
-            _statistics(sweep, index, search.goal),
-            sweep.images,
-            seed=search.seed,
-            resamples=search.resamples,
-        ),
+        intervals=_intervals(sweep, index, search),
         curve=sweep.curve(index),
         confidence_histogram=sweep.histogram(),
         images=sweep.images,
@@ -313,28 +311,38 @@ def _measured(
     )
 
 
-def _statistics(sweep: ExitSweep, index: int, goal: ExitGoal) -> dict[str, Statistic]:
-    """Statistics to find intervals of, at one candidate."""
-    correct = sweep.correct(index).astype(float)
-    leaves = sweep.exits_early(index)
+def _intervals(sweep: ExitSweep, index: int, search: ThresholdSearch) -> dict[str, Interval]:
+    """Intervals at one candidate, by the names of `Calibration.intervals`."""
+    top1 = share_interval(float(sweep.top1[index]), sweep.images)
+    leaves = share_interval(float(sweep.early_exit_fraction[index]), sweep.images)
     early, late = sweep.macs_g
+    macs = late - leaves[1] * (late - early), late - leaves[0] * (late - early)
+    found = {"top1": top1, "early_exit_fraction": leaves, "macs_mean_g": macs}
+    statistics = _statistics(sweep, index, search.goal)
+    found |= bootstrap_intervals(
+        statistics, sweep.images, seed=search.seed, resamples=search.resamples
+    )
+    if search.goal.kind == "target_macs":
+        found["goal"] = macs
+    elif search.goal.kind == "target_exit_fraction":
+        found["goal"] = leaves
+    elif search.goal.reference_top1 is not None:
+        found["goal"] = (search.goal.reference_top1 - top1[1], search.goal.reference_top1 - top1[0])
+    return found
+
+
+def _statistics(sweep: ExitSweep, index: int, goal: ExitGoal) -> dict[str, Statistic]:
+    """Statistics of one candidate that are no share of the pictures."""
     latency = sweep.latency_ms(index)
-    # Picture by picture: most of what resampling moves is common to the drop's two terms.
-    reference = sweep.refined_correct if goal.reference_top1 is None else goal.reference_top1
-    limited_by = {
-        "max_accuracy_drop": reference - correct,
-        "target_macs": leaves * early + ~leaves * late,
-        "target_exit_fraction": leaves,
-        "target_latency_ms": latency,
-    }
-    limited, percentile = limited_by[goal.kind], goal.percentile
-    return {
-        "top1": mean_of(correct),
-        "early_exit_fraction": mean_of(leaves),
-        "macs_mean_g": mean_of(limited_by["target_macs"]),
-        "latency_ms_mean": mean_of(latency),
-        "goal": mean_of(limited) if percentile is None else percentile_of(limited, percentile),
-    }
+    found = {"latency_ms_mean": mean_of(latency)}
+    if goal.kind == "target_latency_ms":
+        found["goal"] = found["latency_ms_mean"]
+        if goal.percentile is not None:
+            found["goal"] = percentile_of(latency, goal.percentile)
+    elif goal.kind == "max_accuracy_drop" and goal.reference_top1 is None:
+        # Picture by picture: most of what resampling moves is common to the drop's two terms.
+        found["goal"] = mean_of(sweep.refined_correct - sweep.correct(index).astype(float))
+    return found
 
 
 def check_enough(images: int) -> None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
+from sacvit_deploy.evaluation.compared import Compared
+from sacvit_deploy.evaluation.evaluate import Evaluation
 from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
 from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
 from sacvit_deploy.evaluation.exit_threshold import Calibration
-from sacvit_deploy.visualize.canvas import Canvas, Drawing, Ink, Pen, Point, Type, outline
+from sacvit_deploy.visualize.canvas import (
+    Canvas,
+    Drawing,
+    Ink,
+    Pen,
+    Point,
+    Role,
+    Type,
+    outline,
+)
 from sacvit_deploy.visualize.plot import Axis, Mark, Plot
 
 Cost = Literal["macs_mean_g", "latency_ms_mean"]
 """A mean cost of a picture, as evaluations name it."""
 
-_COSTS: dict[Cost, str] = {
-    "macs_mean_g": "mean cost of a picture (G multiply-accumulates)",
-    "latency_ms_mean": "mean latency of a picture (ms, batch 1)",
-}
+_MACS = "mean cost of a picture (G multiply-accumulates)"
 
 MOST_CLASSES_DRAWN = 200
 """A confusion matrix of more classes is a grey square."""
@@ -28,41 +35,70 @@ _MOST_ROWS_NAMED = 6
 _CELL = 14
 _NAME_LETTERS = 24
 _CURVE, _IDEAL = Pen("ink", 2.5), Pen("quiet", 1.5, dashed=True)
+_BAND = Ink("ink", 0.13)
 _BANDS = (Ink("early"), Ink("early", 0.38), Ink("late", 0.38), Ink("late"))
+
+
+class _Marked(NamedTuple):
+    """A point to mark in a chart of accuracy."""
+
+    point: OperatingPoint | Compared
+    colour: Role
+    name: str
+    above: bool = False
+    named: bool = True
 
 
 def accuracy_against(cost: Cost, evaluation: Evaluation, compared: Sequence[Compared]) -> Plot:
     """Top-1 against a mean cost: the curve, both ends, the rows, and other evaluations.
 
-    A dashed line marks the multiply-accumulates of the dense network that a two-stage one is
-    compared with.
+    All have their 95 % intervals. A dashed line marks the multiply-accumulates of the dense network
+    that a two-stage one is compared with.
     """
-
-    def place(point: OperatingPoint | Compared) -> Point:
-        return getattr(point, cost), point.top1
-
-    curve = [place(point) for point in evaluation.curve]
+    curve = evaluation.curve
+    points: list[OperatingPoint | Compared] = [*curve, *evaluation.rows, *compared]
     dense = evaluation.macs_g["dense"] if cost == "macs_mean_g" and len(curve) > 1 else 0.0
-    xs, ys = zip(*curve, *map(place, evaluation.rows), *map(place, compared), strict=True)
-    title = _COSTS[cost]
-    y_axis = Axis.around("top-1 accuracy", ys, percent=True)
-    plot = Plot(Axis.around(title, [0.0, dense, *xs]), y_axis, f"Top-1 accuracy against {title}")
+    title = _MACS
+    if cost == "latency_ms_mean":
+        title = f"mean latency of a picture (ms, batch {evaluation.setting.batch_size})"
+    ends = [end for point in points for end in point.top1_interval]
+    plot = Plot(
+        Axis.around(title, [0.0, dense, *(getattr(point, cost) for point in points)]),
+        Axis.around("top-1 accuracy", ends, percent=True),
+        f"Top-1 accuracy against {title}",
+    )
     if dense:
         plot.vertical(dense, f"dense, {dense:.3g} G")
     if len(curve) > 1:
-        plot.line(curve, _CURVE)
-        plot.dot(curve[0], "early", _mark("early exit alone", curve[0]))
-        plot.dot(curve[-1], "late", _mark("second stage alone", curve[-1], above=True))
+        _draw_curve(plot, cost, curve)
+        _mark(plot, cost, _Marked(curve[0], "early", "early exit alone"))
+        _mark(plot, cost, _Marked(curve[-1], "late", "second stage alone", above=True))
     named = len(evaluation.rows) <= _MOST_ROWS_NAMED
     for row in evaluation.rows:
-        plot.dot(place(row), "ink", _mark(row_name(row), place(row), named=named))
+        _mark(plot, cost, _Marked(row, "ink", row_name(row), named=named))
     for each in compared:
-        plot.dot(place(each), "other", _mark(each.name, place(each), above=True))
+        _mark(plot, cost, _Marked(each, "other", each.name, above=True))
     return plot
 
 
-def _mark(name: str, at: Point, *, above: bool = False, named: bool = True) -> Mark:
-    return Mark(name if named else "", f"{name}: {at[1]:.2%} correct at {at[0]:.4g}", above)
+def _draw_curve(plot: Plot, cost: Cost, curve: Sequence[OperatingPoint]) -> None:
+    """Draw the line of top-1 on the band of its intervals."""
+    costs = [getattr(point, cost) for point in curve]
+    low, high = zip(*(point.top1_interval for point in curve), strict=True)
+    lower, upper = (list(zip(costs, ends, strict=True)) for ends in (low, high))
+    plot.area(lower, upper, _BAND)
+    plot.line([(x, point.top1) for x, point in zip(costs, curve, strict=True)], _CURVE)
+
+
+def _mark(plot: Plot, cost: Cost, marked: _Marked) -> None:
+    """Mark a point; many of them have neither names nor intervals, which the band shows."""
+    point, colour, name, above, named = marked
+    at = getattr(point, cost), point.top1
+    low, high = point.top1_interval
+    if named:
+        plot.interval_upwards(at[0], (low, high), Pen(colour, 1.5))
+    tip = f"{name}: {at[1]:.2%} correct ({low:.1%} to {high:.1%}) at {at[0]:.4g}"
+    plot.dot(at, colour, Mark(name if named else "", tip, above))
 
 
 def row_name(row: OperatingPoint) -> str:
@@ -93,14 +129,23 @@ def shares_by_stage(evaluation: Evaluation) -> Plot:
 
 
 def reliability_diagram(evaluation: Evaluation) -> Plot:
-    """Share of correct answers in each bin of the confidence."""
+    """Share of correct answers in each bin of the confidence, with its 95 % interval.
+
+    The interval stands at the mean confidence of the bin: there the line of a network whose
+    confidence equals its accuracy should cross it.
+    """
     x_axis = Axis("confidence", 0, 1, percent=True)
     plot = Plot(x_axis, Axis("share of correct answers", 0, 1, True), "Reliability diagram")
-    for each in evaluation.reliability.bins:
-        if each.images:
-            shares = f"mean confidence {each.confidence:.1%}, {each.accuracy:.1%} correct"
-            tip = f"{each.images} pictures, {shares}"
-            plot.bar(each.lower, each.upper, each.accuracy, Ink("early", 0.8), tip)
+    filled = [each for each in evaluation.reliability.bins if each.images]
+    for each in filled:
+        low, high = each.accuracy_interval
+        tip = (
+            f"{each.images} pictures, mean confidence {each.confidence:.1%}, "
+            f"{each.accuracy:.1%} correct ({low:.1%} to {high:.1%})"
+        )
+        plot.bar(each.lower, each.upper, each.accuracy, Ink("early", 0.8), tip)
+    for each in filled:
+        plot.interval_upwards(each.confidence, each.accuracy_interval, Pen("ink", 1.5))
     plot.line([(0, 0), (1, 1)], _IDEAL)
     return plot
 
@@ -157,7 +202,7 @@ def exit_curve(found: BundleCalibration) -> Plot:
     limit, cost, top1 = _limit(calibration)
     xs, ys = zip(*curve, strict=True)
     plot = Plot(
-        Axis.around(_COSTS["macs_mean_g"], [*xs, *costs, cost or xs[0]]),
+        Axis.around(_MACS, [*xs, *costs, cost or xs[0]]),
         Axis.around("top-1 (%)", [*ys, *shares, top1 or ys[0]], percent=True),
         title,
         (
@@ -174,7 +219,8 @@ def exit_curve(found: BundleCalibration) -> Plot:
         plot.horizontal(top1, limit)
     plot.line(curve, _CURVE)
     at = (chosen.macs_mean_g, chosen.top1)
-    plot.interval(costs, shares, at, "other")
+    plot.interval_across(costs, at[1], Pen("other", 2.0))
+    plot.interval_upwards(at[0], shares, Pen("other", 2.0))
     plot.dot(at, "other", Mark(f"eta {chosen.eta:.3f}"))
     plot.dot(curve[0], "early", Mark(f"early exit alone: {ys[0]:.1%}"))
     plot.dot(curve[-1], "late", Mark(f"second stage alone: {ys[-1]:.1%}", above=True))

@@ -29,6 +29,8 @@ _WIDTH, _HEIGHT, _BELOW = 520, 286, 50
 _HEADING_LINE, _NAME_LINE = 20, 16.0
 _MOST_STEPS, _MOST_TRIES = 6, 8
 _STEPS = (1, 2, 2.5, 5, 10)
+# A difference of a point of accuracy is never most of a chart.
+_LEAST_PERCENT = 0.10
 _RADIUS, _RIM, _CAP = 4.5, 2.0, 4.0
 _TITLE, _HEADING, _BODY = Type(13, "ink", "middle"), Type(16, "ink"), Type(13, "quiet")
 _TICK_X, _TICK_Y = Type(12, "quiet", "middle"), Type(12, "quiet", "end")
@@ -54,8 +56,13 @@ class Axis:
 
     @classmethod
     def around(cls, title: str, values: Sequence[float], *, percent: bool = False) -> Axis:
-        """An axis that ends at round numbers, a little beyond some values of 0 or more."""
+        """An axis that ends at round numbers, a little beyond some values of 0 or more.
+
+        One in percent spans 10 points or more, so that it does not magnify noise.
+        """
         low, high = min(values), max(values)
+        if percent:
+            low, high = _widened(low, high)
         room = (high - low or abs(high) or 1) * 0.06
         step = _step(low - room, high + room)
         low = math.floor((low - room) / step) * step
@@ -131,15 +138,19 @@ class Plot(Drawing):
         (x, y), (end, bottom) = self._place((left, height)), self._place((right, self._y.low))
         self._shapes.append(lambda canvas: canvas.fill((x + 1, y, end - 1, bottom), ink, tip))
 
-    def interval(self, xs: Point, ys: Point, at: Point, colour: Colour) -> None:
-        """Draw two bars with caps through a point, from end to end of two ranges."""
-        (left, top), (right, bottom) = self._place((xs[0], ys[1])), self._place((xs[1], ys[0]))
-        x, y = self._place(at)
-        strokes: list[list[Point]] = [[(left, y), (right, y)], [(x, top), (x, bottom)]]
-        strokes += [[(end, y - _CAP), (end, y + _CAP)] for end in (left, right)]
-        strokes += [[(x - _CAP, end), (x + _CAP, end)] for end in (top, bottom)]
-        for stroke in strokes:
-            self._stroke(stroke, Pen(colour, 2.0))
+    def interval_across(self, xs: Point, y: float, pen: Pen) -> None:
+        """Draw a bar with caps from end to end of a range of x."""
+        (left, height), (right, _) = self._place((xs[0], y)), self._place((xs[1], y))
+        self._stroke([(left, height), (right, height)], pen)
+        for end in (left, right):
+            self._stroke([(end, height - _CAP), (end, height + _CAP)], pen)
+
+    def interval_upwards(self, x: float, ys: Point, pen: Pen) -> None:
+        """Draw a bar with caps from end to end of a range of y."""
+        (middle, top), (_, bottom) = self._place((x, ys[1])), self._place((x, ys[0]))
+        self._stroke([(middle, top), (middle, bottom)], pen)
+        for end in (top, bottom):
+            self._stroke([(middle - _CAP, end), (middle + _CAP, end)], pen)
 
     def dot(self, at: Point, colour: Colour, mark: Mark) -> None:
         """Mark a point, with its name beside it where there is room."""
@@ -223,6 +234,14 @@ class Plot(Drawing):
         x = _LEFT + (at[0] - self._x.low) / (self._x.high - self._x.low) * (_RIGHT - _LEFT)
         y = self._bottom - (at[1] - self._y.low) / (self._y.high - self._y.low) * _HEIGHT
         return round(x, 2), round(y, 2)
+
+
+def _widened(low: float, high: float) -> Point:
+    """Widen a range of shares to the least span of an axis, inside of [0, 1]."""
+    missing = max(0.0, _LEAST_PERCENT - (high - low)) / 2
+    low, high = low - missing, high + missing
+    shift = max(0.0, -low) - max(0.0, high - 1)
+    return low + shift, high + shift
 
 
 def _step(low: float, high: float) -> float:

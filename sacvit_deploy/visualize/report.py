@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
-from sacvit_deploy.evaluation.evaluate import Compared, Evaluation
+from sacvit_deploy.evaluation.answers import Setting
+from sacvit_deploy.evaluation.compared import Compared
+from sacvit_deploy.evaluation.evaluate import Evaluation
 from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
+from sacvit_deploy.evaluation.statistics import Interval
 from sacvit_deploy.visualize import charts
 from sacvit_deploy.visualize.canvas import ROLES, Drawing
 from sacvit_deploy.visualize.charts import row_name
+from sacvit_deploy.visualize.elements import card, figure, pairs, table
 
-# Titles of columns of words, which are aligned to the left.
-_WORDS = ("", "class", "taken for")
 _MOST_CONFUSIONS = _MOST_SKIPPED = 20
 # Legends: class of the mark, role of its colour, and meaning.
 _CURVE = (
     ("stroke", "ink", "mixture of both stages, one point for each eta"),
+    ("faint", "ink", "95 % interval"),
     ("round", "early", "early exit alone"),
     ("round", "late", "second stage alone"),
 )
 _DENSE = (("dashed", "ink", "cost of the dense network of the same body"),)
+_ONE_STAGE = (("round", "ink", "this network"), ("upright", "ink", "95 % interval"))
 _OTHERS = (("round", "other", "other evaluations"),)
 _STAGES = (
     ("", "early", "exited early, correct"),
@@ -31,8 +35,15 @@ _STAGES = (
 )
 _RELIABILITY = (
     ("", "early", "share of correct answers"),
+    ("upright", "ink", "95 % interval"),
     ("dashed", "quiet", "a network whose confidence equals its accuracy"),
 )
+_INTERVALS = (
+    "Intervals are Wilson's (1927), each of one point by itself. Points that answer the same "
+    "pictures share most of this error: a difference between two of them is more certain than "
+    "their intervals suggest."
+)
+_LATENCIES = ("ms mean", "ms p50", "ms p95")
 _MATRIX = (("", "early", "correct"), ("", "wrong", "taken for another class"))
 
 
@@ -56,9 +67,9 @@ def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> st
             _key_figures(evaluation),
             _thresholds(evaluation, compared),
             f'<div class="grid">{"".join(_figures(evaluation, compared))}</div>',
-            _card("Classes, the worst first", _class_table(evaluation)),
+            card("Classes, the worst first", _class_table(evaluation)),
             _confusions(evaluation),
-            _card("Where the numbers come from", _facts(evaluation)),
+            card("Where the numbers come from", _facts(evaluation)),
         )
     )
     return (
@@ -81,7 +92,8 @@ def _style() -> str:
 def _key_figures(evaluation: Evaluation) -> str:
     row, dense = evaluation.rows[0], evaluation.macs_g["dense"]
     mean, _, p95 = _latency(row)
-    figures = [("top-1 accuracy", f"{row.top1:.1%}", row_name(row))]
+    found = f"{row_name(row)}; 95 % interval {_interval(row.top1_interval)}"
+    figures = [("top-1 accuracy", f"{row.top1:.1%}", found)]
     if row.source:
         figures.append(("exit early", f"{row.early_exit_fraction:.1%}", "of the pictures"))
     figures += [
@@ -105,28 +117,38 @@ def _thresholds(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
         rows.append(_row("early exit alone", evaluation.curve[0], dense, ""))
         rows.append(_row("second stage alone", evaluation.curve[-1], dense, ""))
         cost = (f"{dense:.3g}", "100%")
-        rows.append(("dense network of the same body", "", "", *cost, "", "", "", "cost only"))
-    for each in compared:
-        cost = (f"{each.macs_mean_g:.3g}", f"{each.macs_mean_g / dense:.0%}")
-        note = "" if each.data_sha256 == evaluation.data_sha256 else "on other data"
-        latency = (f"{each.latency_ms_mean:.3g}", "", "")
-        rows.append((each.name, f"{each.top1:.1%}", "", *cost, *latency, note))
-    head = ("", "top-1", "exit early", "G MACs", "of dense", "ms mean", "ms p50", "ms p95", "")
-    note, precision = "", evaluation.setting.precision
+        rows.append(("dense network of the same body", "", "", "", *cost, "", "", "", "cost only"))
+    rows += [_compared_row(each, evaluation) for each in compared]
+    head = (*("", "top-1", "95 % interval", "exit early", "G MACs", "of dense"), *_LATENCIES, "")
+    note, precision = _INTERVALS if len(rows) > 1 else "", evaluation.setting.precision
     if any(row.source == "fp32" for row in evaluation.rows):
-        note = (
-            f"A lower precision shifts the confidences. The first row has the threshold that was "
+        note += (
+            f" A lower precision shifts the confidences. The first row has the threshold that was "
             f"calibrated for {precision}, the second that of FP32, both on the {precision} graphs. "
             "The charts are drawn at the exit temperature of the first row; a point with another "
             "one may lie off the curve."
         )
-    return _card("At each threshold", _table(head, (map(escape, row) for row in rows)), note)
+    return card("At each threshold", table(head, (map(escape, row) for row in rows)), note)
 
 
 def _row(name: str, row: OperatingPoint, dense: float, note: str) -> tuple[str, ...]:
     early = f"{row.early_exit_fraction:.1%}" if row.source else ""
     cost = (f"{row.macs_mean_g:.3g}", f"{row.macs_mean_g / dense:.0%}")
-    return name, f"{row.top1:.1%}", early, *cost, *_latency(row), note
+    top1 = (f"{row.top1:.1%}", _interval(row.top1_interval))
+    return name, *top1, early, *cost, *_latency(row), note
+
+
+def _compared_row(row: Compared, evaluation: Evaluation) -> tuple[str, ...]:
+    dense, batch = evaluation.macs_g["dense"], evaluation.setting.batch_size
+    notes = [] if row.data_sha256 == evaluation.data_sha256 else ["on other data"]
+    notes += [] if row.batch_size == batch else [f"batch {row.batch_size}"]
+    cost = (f"{row.macs_mean_g:.3g}", f"{row.macs_mean_g / dense:.0%}")
+    top1 = (f"{row.top1:.1%}", _interval(row.top1_interval))
+    return row.name, *top1, "", *cost, f"{row.latency_ms_mean:.3g}", "", "", "; ".join(notes)
+
+
+def _interval(ends: Interval) -> str:
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
 def _latency(row: OperatingPoint) -> tuple[str, str, str]:
@@ -136,25 +158,26 @@ def _latency(row: OperatingPoint) -> tuple[str, str, str]:
 def _figures(evaluation: Evaluation, compared: Sequence[Compared]) -> list[str]:
     two_stage = evaluation.refine_alone is not None
     others = _OTHERS if compared else ()
-    curve = _CURVE if two_stage else (("round", "ink", "this network"),)
+    curve = _CURVE if two_stage else _ONE_STAGE
     chart: Drawing = charts.accuracy_against("macs_mean_g", evaluation, compared)
-    caption = "Share of correct answers for the mean cost of a picture."
+    caption = f"Share of correct answers for the mean cost of a picture. {_INTERVALS}"
     marks = (*curve, *(_DENSE if two_stage else ()), *others)
-    found = [_figure("Accuracy against cost", caption, marks, chart)]
+    found = [figure("Accuracy against cost", caption, marks, chart)]
     chart = charts.accuracy_against("latency_ms_mean", evaluation, compared)
-    caption = f"Measured picture by picture on {evaluation.setting.device}."
-    found.append(_figure("Accuracy against latency", caption, (*curve, *others), chart))
+    caption = f"Measured {_how(evaluation.setting)} on {evaluation.setting.device}."
+    found.append(figure("Accuracy against latency", caption, (*curve, *others), chart))
     if two_stage:
         chart = charts.shares_by_stage(evaluation)
         caption = "Where pictures leave as the exit threshold rises (SAC-ViT, Fig. 4)."
-        found.append(_figure("Pictures by stage", caption, _STAGES, chart))
+        found.append(figure("Pictures by stage", caption, _STAGES, chart))
     where = "at the early exit" if two_stage else "of the network"
     caption = (
         f"Confidence {where} against accuracy; where bars end below the line, the network is "
-        f"overconfident. Expected calibration error {evaluation.reliability.ece:.1%}."
+        f"overconfident, unless their interval reaches it. Expected calibration error "
+        f"{evaluation.reliability.ece:.1%}."
     )
     chart = charts.reliability_diagram(evaluation)
-    return [*found, _figure("Reliability", caption, _RELIABILITY, chart)]
+    return [*found, figure("Reliability", caption, _RELIABILITY, chart)]
 
 
 def _class_table(evaluation: Evaluation) -> str:
@@ -167,7 +190,7 @@ def _class_table(evaluation: Evaluation) -> str:
         shares = (row.early_exit_fraction, row.top1_early_exit_only, row.top1_refine_only)
         others = [share or 0.0 for share in shares] if two_stage else []
         rows.append((escape(row.label), str(row.images), row.top1, *others))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _confusions(evaluation: Evaluation) -> str:
@@ -183,22 +206,25 @@ def _confusions(evaluation: Evaluation) -> str:
         )
         for entry in wrong[:_MOST_CONFUSIONS]
     )
-    table = _table(("class", "taken for", "pictures", "of its class"), rows)
-    card = _card("Most frequent confusions", table)
+    content = table(("class", "taken for", "pictures", "of its class"), rows)
+    if not wrong:
+        content = '<p class="quiet">No picture was taken for another class.</p>'
+    most = card("Most frequent confusions", content)
     if len(evaluation.labels) > charts.MOST_CLASSES_DRAWN:
-        return card
+        return most
     caption = (
         "Rows: true class; columns: what it was taken for. The stronger the colour, the larger "
         "the share of the row."
     )
-    figure = _figure("Confusion matrix", caption, _MATRIX, charts.ConfusionMatrix(evaluation))
-    return f'<div class="wide">{figure}</div>{card}'
+    matrix = figure("Confusion matrix", caption, _MATRIX, charts.ConfusionMatrix(evaluation))
+    return f'<div class="wide">{matrix}</div>{most}'
 
 
 def _facts(evaluation: Evaluation) -> str:
     setting = evaluation.setting
     early, late = evaluation.early_alone, evaluation.refine_alone
     entries = [
+        ("date", setting.date),
         ("bundle", setting.bundle),
         ("network", setting.network),
         ("weights", setting.weights),
@@ -208,53 +234,28 @@ def _facts(evaluation: Evaluation) -> str:
         ("precision", setting.precision),
         ("runtime", f"{setting.runtime}, {setting.provider}"),
         ("device", setting.device),
-        ("latency of the early path" if late else "latency", _path(early)),
-        *([("latency of the late path", _path(late))] if late else []),
+        ("batch size", str(setting.batch_size)),
+        ("CPU threads", "chosen by the runtime" if (n := setting.threads) is None else str(n)),
+        ("latency of the early path" if late else "latency", _path(early, setting)),
+        *([("latency of the late path", _path(late, setting))] if late else []),
         ("made with", ", ".join(f"{k} {v}" for k, v in setting.versions.items())),
         *(("not read", f"{s.name}: {s.reason}") for s in evaluation.skipped[:_MOST_SKIPPED]),
     ]
     if (more := len(evaluation.skipped) - _MOST_SKIPPED) > 0:
         entries.append(("not read", f"{more} more"))
-    pairs = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in entries)
-    return f'<dl class="facts">{pairs}</dl>'
+    return pairs(entries)
 
 
-def _path(row: OperatingPoint) -> str:
+def _path(row: OperatingPoint, setting: Setting) -> str:
     mean, p50, p95 = _latency(row)
-    return f"{mean} ms mean, {p50} ms median, {p95} ms 95th percentile; batch 1, no preprocessing"
-
-
-def _table(head: Sequence[str], rows: Iterable[Iterable[str | float]]) -> str:
-    """A table that scrolls inside its card.
-
-    Cells are HTML already, or a share in [0, 1], which is shown as a bar behind its number.
-    """
-    classes = [' class="text"' if title in _WORDS else "" for title in head]
-    titles = "".join(f"<th{of}>{title}</th>" for title, of in zip(head, classes, strict=True))
-    lines = "".join(f"<tr>{''.join(map(_cell, row, classes))}</tr>" for row in rows)
     return (
-        f'<div class="scroll"><table><thead><tr>{titles}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
+        f"{mean} ms mean, {p50} ms median, {p95} ms 95th percentile; {_how(setting)}, "
+        "no preprocessing"
     )
 
 
-def _cell(value: str | float, class_: str) -> str:
-    if isinstance(value, float):
-        return f'<td class="share" style="--v:{value:.1%}">{value:.1%}</td>'
-    return f"<td{class_}>{value}</td>"
-
-
-def _figure(title: str, caption: str, marks: Sequence[tuple[str, str, str]], chart: Drawing) -> str:
-    legend = "".join(
-        f'<li><i class="{kind}" style="--c:var(--{role})"></i>{escape(text)}</li>'
-        for kind, role, text in marks
-    )
-    return (
-        f'<figure class="card"><h2>{escape(title)}</h2><figcaption>{escape(caption)}</figcaption>'
-        f'<ul class="legend">{legend}</ul>{chart.svg(inline=True)}</figure>'
-    )
-
-
-def _card(title: str, content: str, note: str = "") -> str:
-    paragraph = f'<p class="quiet">{escape(note)}</p>' if note else ""
-    return f'<section class="card wide"><h2>{escape(title)}</h2>{paragraph}{content}</section>'
+def _how(setting: Setting) -> str:
+    """How a latency was measured."""
+    if setting.batch_size == 1:
+        return "picture by picture (batch 1)"
+    return f"as a picture's share of its batch of {setting.batch_size}"

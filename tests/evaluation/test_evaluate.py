@@ -6,14 +6,14 @@ from datetime import datetime, timezone
 import numpy as np
 import pytest
 
-from sacvit_deploy.errors import ConfigError, DataError
+from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.evaluation.evaluate import (
     CURVE_ETAS,
     EvaluationRequest,
     evaluate_answers,
-    read_compared,
     run_evaluation,
 )
+from sacvit_deploy.evaluation.statistics import share_interval
 from sacvit_deploy.records import ExitCalibration
 from sacvit_deploy.runtime.algorithm import confidence
 from tests.evaluation.evaluations import SETTING, fake_answers, fake_evaluation, fake_pipeline
@@ -86,6 +86,9 @@ def test_the_document_of_one_threshold_is_that_of_the_contract():
     assert (values["eta"], values["eta_source"], values["images"]) == (0.4, "given", 40)
     assert values["refine_fraction"] == 1 - values["early_exit_fraction"]
     assert values["skipped"] == [{"name": "bad.png", "reason": "It is <empty>."}]
+    assert values["top1_interval"] == list(share_interval(values["top1"], 40))
+    for each in values["reliability"]:
+        assert each["accuracy_interval"] == list(share_interval(each["accuracy"], each["images"]))
     assert values["ece"] > 0
     assert {"data_sha256", "precision", "runtime", "device", "versions"} <= set(values)
 
@@ -166,43 +169,6 @@ def test_a_bundle_on_a_folder(sac_host, tmp_path):
 def test_a_threshold_out_of_range_is_refused_before_any_work(eta, tmp_path):
     with pytest.raises(ConfigError, match="eta"):
         EvaluationRequest(tmp_path, tmp_path, (0.5, eta))
-
-
-def test_other_evaluations_are_read_back(tmp_path):
-    file = tmp_path / "other.json"
-    file.write_text(json.dumps(fake_evaluation(etas=(0.4, 0.6)).to_dict()))
-    first, second = read_compared(file)
-    assert (first.name, second.name) == ("bundle fp32, eta 0.4", "bundle fp32, eta 0.6")
-    file.write_text(json.dumps(fake_evaluation(DENSE).to_dict()))
-    (only,) = read_compared(file)
-    assert only.name == "bundle fp32"
-    assert only.top1 == fake_evaluation(DENSE).rows[0].top1
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"top1": float("nan")}, "NaN is not a number"),
-        ({"top1": 97.1}, "out of range"),
-        ({"macs_mean_g": -1}, "out of range"),
-        ({"latency_ms_mean": float("inf")}, "Infinity is not a number"),
-        ({"macs_mean_g": 10**400}, "more than 20 digits"),
-        ({"eta": 10**400}, "more than 20 digits"),
-    ],
-    ids=str,
-)
-def test_numbers_that_no_chart_can_show_are_refused(wrong, says, tmp_path):
-    document = fake_evaluation().to_dict() | wrong
-    (tmp_path / "other.json").write_text(json.dumps(document))
-    with pytest.raises(DataError, match=says):
-        read_compared(tmp_path / "other.json")
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{}]}', '{"rows": 3}'])
-def test_what_is_no_evaluation_is_refused(text, tmp_path):
-    (tmp_path / "other.json").write_text(text)
-    with pytest.raises(DataError, match="is not an evaluation"):
-        read_compared(tmp_path / "other.json")
 
 
 def test_a_limit_takes_pictures_of_all_classes(sac_host, tmp_path):

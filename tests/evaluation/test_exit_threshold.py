@@ -163,7 +163,7 @@ def test_the_threshold_that_is_right_by_construction():
     assert found.chosen.early_exit_fraction == 0.8
     assert found.chosen.latency_ms_mean == pytest.approx(EARLY_MS + 0.2 * REFINE_MS)
     assert found.reached == 0
-    assert found.intervals["top1"] == (1.0, 1.0)
+    assert found.intervals["top1"] == pytest.approx((1 - 1.96**2 / (1000 + 1.96**2), 1), abs=1e-4)
     low, high = found.intervals["early_exit_fraction"]
     assert low < 0.8 < high
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.8 * 0.2 / 1000), rel=0.1)
@@ -176,6 +176,31 @@ def test_every_interval_holds_what_was_found(goal):
     for name, (low, high) in found.intervals.items():
         value = found.reached if name == "goal" else getattr(found.chosen, name)
         assert low - 1e-9 <= value <= high + 1e-9, name
+
+
+@pytest.mark.parametrize(
+    ("goal", "same"),
+    [
+        (ExitGoal("target_macs", 1.0), "macs_mean_g"),
+        (ExitGoal("target_exit_fraction", 0.6), "early_exit_fraction"),
+        (ExitGoal("target_latency_ms", 5), "latency_ms_mean"),
+    ],
+    ids=str,
+)
+def test_the_same_quantity_has_one_interval(goal, same):
+    found = find_threshold(population(300, seed=6), SAC, ThresholdSearch(goal))
+    assert found.intervals["goal"] == found.intervals[same]
+    early, late = found.macs_g
+    low, high = found.intervals["early_exit_fraction"]
+    cost = (late - high * (late - early), late - low * (late - early))
+    assert found.intervals["macs_mean_g"] == pytest.approx(cost)
+
+
+def test_a_drop_from_a_number_is_as_uncertain_as_top1():
+    goal = ExitGoal(value=0.1, reference_top1=0.9)
+    found = find_threshold(population(300, seed=6), SAC, ThresholdSearch(goal))
+    low, high = found.intervals["top1"]
+    assert found.intervals["goal"] == pytest.approx((0.9 - high, 0.9 - low))
 
 
 def test_the_interval_of_a_fixed_threshold_covers_what_other_pictures_give():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from sacvit_deploy.evaluation.statistics import (
     negative_log_likelihood,
     percentile_of,
     reliability,
+    share_interval,
 )
 
 
@@ -37,6 +40,32 @@ def test_it_is_as_wide_as_theory_says():
     expected = 2 * 1.96 * np.sqrt(0.7 * 0.3 / 1000)
     assert high - low == pytest.approx(expected, rel=0.08)
     assert (low + high) / 2 == pytest.approx(0.7, abs=0.005)
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.99])
+def test_the_interval_of_a_share_covers_the_truth_as_often_as_it_says(truth):
+    """Counted over all outcomes of 60 pictures, each as likely as it is."""
+    outcomes = range(61)
+    likely = [math.comb(60, n) * truth**n * (1 - truth) ** (60 - n) for n in outcomes]
+    ends = [share_interval(n / 60, 60) for n in outcomes]
+    covered = sum(p for p, (low, high) in zip(likely, ends, strict=True) if low <= truth <= high)
+    assert 0.92 < covered < 0.99
+
+
+def test_the_interval_of_a_share_by_hand():
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I.
+    assert share_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert share_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
+    assert share_interval(0 / 20, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert share_interval(1 / 29, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+    assert share_interval(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+    assert share_interval(0.0, 0) == (0, 1)
+
+
+def test_it_agrees_with_the_bootstrap_on_many_pictures():
+    correct = np.arange(1000) < 700
+    drawn = bootstrap_intervals({"top1": mean_of(correct)}, 1000)["top1"]
+    assert share_interval(0.7, 1000) == pytest.approx(drawn, abs=0.003)
 
 
 def test_what_is_the_same_in_both_does_not_widen_a_difference():
@@ -84,6 +113,8 @@ def test_reliability_by_hand():
     assert (first.images, first.accuracy, last.images, last.accuracy) == (2, 0.5, 2, 1.0)
     assert first.confidence == pytest.approx(0.075)
     assert last.confidence == pytest.approx(0.975)
+    assert first.accuracy_interval == share_interval(0.5, 2)
+    assert found.bins[4].accuracy_interval == (0, 1)
     assert found.ece == pytest.approx(0.5 * 0.425 + 0.5 * 0.025)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sacvit_deploy.evaluation.evaluate import Compared
+from sacvit_deploy.evaluation.compared import Compared
 from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
 from sacvit_deploy.evaluation.exit_threshold import ExitGoal, ThresholdSearch, find_threshold
 from sacvit_deploy.visualize.canvas import ROLES
@@ -53,7 +53,7 @@ def test_everything_drawn_lies_inside_its_chart(chart):
 
 def test_both_ends_every_row_and_other_evaluations_are_marked():
     found = fake_evaluation(etas=(0.4, 0.6))
-    here = Compared("dense fp32", 0.5, 0.001, 1.0, found.data_sha256)
+    here = Compared("dense fp32", 0.5, 0.001, 1.0, found.data_sha256, 100)
     for chart, cost in (
         (accuracy_against("macs_mean_g", found, [here]), "at 0.001"),
         (accuracy_against("latency_ms_mean", found, [here]), "at 1"),
@@ -68,7 +68,7 @@ def test_both_ends_every_row_and_other_evaluations_are_marked():
             "eta 0.6": "ink",
             "dense fp32": "other",
         }
-        assert marks["dense fp32"].tip == f"dense fp32: 50.00% correct {cost}"
+        assert marks["dense fp32"].tip == f"dense fp32: 50.00% correct (40.4% to 59.6%) {cost}"
         assert set(colours) <= set(surface.words().splitlines())
 
 
@@ -79,9 +79,32 @@ def test_many_rows_have_tips_and_no_names():
     assert "eta " not in surface.words()
 
 
-def test_one_stage_is_a_point():
+def test_one_stage_is_a_point_with_its_interval():
     surface = Surface(accuracy_against("macs_mean_g", fake_evaluation(DENSE), ()))
-    assert [dot.tip.split(":")[0] for dot in surface.of(Dot) if dot.tip] == ["one stage"]
+    (point,) = (dot for dot in surface.of(Dot) if dot.tip)
+    assert point.tip.startswith("one stage: ")
+    upwards, *_ = (line for line in surface.of(Line) if line.pen.width == 1.5)
+    assert {x for x, _ in upwards.points} == {point.centre[0]}
+    assert upwards.points[0][1] < point.centre[1] < upwards.points[1][1]
+
+
+def test_the_band_holds_the_curve_and_the_axis_holds_the_band():
+    found = fake_evaluation()
+    surface = Surface(accuracy_against("macs_mean_g", found, ()))
+    (band,) = surface.of(Area)
+    (curve,) = (line for line in surface.of(Line) if len(line.points) > 2)
+    count = len(found.curve)
+    upper, lower = band.points[:count], band.points[: count - 1 : -1]
+    for above, at, below in zip(upper, curve.points, lower, strict=True):
+        assert above[0] == at[0] == below[0]
+        assert 14 <= above[1] < at[1] < below[1] <= 300
+
+
+def test_the_axis_of_a_latency_names_the_batch():
+    found = fake_evaluation()
+    setting = dataclasses.replace(found.setting, batch_size=8)
+    found = dataclasses.replace(found, setting=setting)
+    assert "ms, batch 8" in Surface(accuracy_against("latency_ms_mean", found, ())).words()
 
 
 def test_the_bands_add_up_to_all_pictures():
@@ -101,6 +124,19 @@ def test_at_another_temperature_a_threshold_is_not_drawn():
     ).words()
     assert "eta 0.4" in words
     assert "eta 0.6" not in words
+
+
+def test_each_bar_has_its_interval_at_the_mean_confidence():
+    found = fake_evaluation()
+    surface = Surface(reliability_diagram(found))
+    lines = [line for line in surface.of(Line) if line.pen.width == 1.5 and not line.pen.dashed]
+    upwards = [line.points for line in lines if line.points[0][0] == line.points[1][0]]
+    filled = [each for each in found.reliability.bins if each.images]
+    for points, each in zip(upwards, filled, strict=True):
+        low, high = each.accuracy_interval
+        assert low <= each.accuracy <= high
+        assert points[1][1] - points[0][1] == pytest.approx(286 * (high - low), abs=0.1)
+        assert points[0][0] == pytest.approx(62 + 434 * each.confidence, abs=0.1)
 
 
 def test_bars_are_as_high_as_the_accuracy():

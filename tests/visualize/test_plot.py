@@ -27,6 +27,18 @@ def test_ticks_are_round_numbers_inside_the_axis():
     assert same.low < same.high
 
 
+@pytest.mark.parametrize("values", [(0.623, 0.628), (0.0, 0.0), (1.0, 1.0), (0.97, 0.99)])
+def test_an_axis_in_percent_does_not_magnify_noise(values):
+    axis = Axis.around("top-1", values, percent=True)
+    assert 0 <= axis.low <= values[0] <= values[1] <= axis.high <= 1
+    assert 0.1 <= axis.high - axis.low <= 0.2
+
+
+def test_a_wide_range_in_percent_is_not_widened():
+    axis = Axis.around("top-1", (0.2, 0.6), percent=True)
+    assert (axis.low, axis.high) == pytest.approx((0.1, 0.7), abs=0.1)
+
+
 def test_the_axes_have_their_titles_and_ticks():
     surface = Surface(Plot(Axis("cost (G)", 0, 2), Axis("top-1", 0, 1, percent=True), "test"))
     turned = [text.text for text in surface.of(Text) if text.style.turned]
@@ -116,11 +128,17 @@ def test_rules_go_from_end_to_end():
 def test_an_interval_has_two_bars_and_four_caps():
     plot = unit_plot()
     before = len(Surface(plot).of(Line))
-    plot.interval((0.25, 0.75), (0.4, 0.6), (0.5, 0.5), "other")
-    across, upwards, *caps = (line.points for line in Surface(plot).of(Line)[before:])
+    plot.interval_across((0.25, 0.75), 0.5, Pen("other", 2))
+    plot.interval_upwards(0.5, (0.4, 0.6), Pen("other", 2))
+    lines = [line.points for line in Surface(plot).of(Line)[before:]]
+    assert len(lines) == 2 * 3
+    across, upwards = lines[0], lines[3]
     assert across[1][0] - across[0][0] == pytest.approx(0.5 * 434, abs=0.1)
     assert upwards[1][1] - upwards[0][1] == pytest.approx(0.2 * 286, abs=0.1)
-    assert len(caps) == 4
+    for start, end in (lines[1], lines[2]):
+        assert start[0] == end[0]
+    for start, end in (lines[4], lines[5]):
+        assert start[1] == end[1]
 
 
 def test_a_heading_makes_room_for_itself():

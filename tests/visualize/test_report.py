@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-from sacvit_deploy.evaluation.evaluate import Compared
+from sacvit_deploy.evaluation.compared import Compared
 from sacvit_deploy.evaluation.exit_sweep import Exit
 from sacvit_deploy.visualize.canvas import ROLES
 from sacvit_deploy.visualize.report import html_report
@@ -100,7 +100,7 @@ def test_one_stage_shows_what_there_is():
 
 def test_other_evaluations_are_marked_and_named():
     found = fake_evaluation()
-    here = Compared("dense fp32", 0.5, 0.001, 1.0, found.data_sha256)
+    here = Compared("dense fp32", 0.5, 0.001, 1.0, found.data_sha256, 100)
     html = html_report(found, [here, dataclasses.replace(here, name="far", data_sha256="0")])
     assert html.count('r="4.5" fill="var(--other)"') == 4
     assert html.count("on other data") == 1
