@@ -12,7 +12,7 @@ from typing import IO
 
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.runtime.pictures import PictureSource
-from sacvit_deploy.runtime.video import VIDEO_SUFFIXES, Pace, frames_of_video
+from sacvit_deploy.runtime.video import VIDEO_SUFFIXES, Pace, frames_of_video, public_name
 from sacvit_deploy.samples import SUFFIXES, Sample, read_samples
 
 _ARCHIVES = frozenset({".zip", ".csv", ".jsonl"})
@@ -25,7 +25,8 @@ class Frame:
     """One picture to classify.
 
     Attributes:
-        name: Path as it was given, with the path below it; or the name of the video or camera.
+        name: Path as it was given, with the path below it; or the name of the video or camera,
+            without a password.
         picture: The picture, not read yet; an array of a video is in BGR.
         number: Position in its video, from 0; None for a picture that is a file.
         rate: Frames taken in a second of its video; 0 for a picture that is a file.
@@ -140,4 +141,4 @@ def _frames_of_list(listed: IO[bytes]) -> Iterator[Frame]:
 
 def _frames_of_video(source: str, pace: Pace) -> Iterator[Frame]:
     for frame in frames_of_video(source, pace):
-        yield Frame(source, frame.pixels, frame.number, frame.rate)
+        yield Frame(public_name(source), frame.pixels, frame.number, frame.rate)

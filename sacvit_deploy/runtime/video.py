@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,10 +67,11 @@ class VideoFrame(NamedTuple):
 
 def frames_of_video(
     source: str, pace: Pace, clock: Callable[[], float] = time.monotonic
-) -> Iterator[VideoFrame]:
-    """Read a video to its end, or a camera for ever.
+) -> Generator[VideoFrame]:
+    """Read a video to its end, or a camera or a network stream until it fails.
 
-    The frames of a file are taken by its own time, those of a camera or a stream by the clock.
+    The frames of a video are taken by its own time. Those of a camera or a stream are taken by the
+    clock, and what comes while the caller is busy is dropped: the next frame is always the newest.
 
     Args:
         source: Path, URL, or the number of a camera.
@@ -79,56 +82,132 @@ def frames_of_video(
         The frames that are taken, in order.
 
     Raises:
-        ImageError: It cannot be opened, or has no frame.
+        ImageError: It cannot be opened, or has no frame; or a camera or a stream has ended.
         MissingDependencyError: OpenCV is not installed.
     """
     cv2 = require("cv2", "Reading a video or a camera")
-    is_file = os.path.exists(source)
-    with closing(_Capture(cv2, source)) as capture:
-        told = capture.frames_per_second
-        rate = told if is_file else None
+    with contextlib.ExitStack() as stack:
+        capture = _Capture(cv2, source, pace.every)
+        told, is_live = capture.frames_per_second, capture.is_live
+        reader: _Newest | _Capture = _Newest(capture) if is_live else capture
+        stack.callback(reader.close)
+        rate = None if is_live else told or _USUAL_RATE
         taken = min(pace.fps or math.inf, (told or _USUAL_RATE) / pace.every)
-        number, step, due = -1, 1 / (pace.fps or math.inf), -math.inf
-        while (frame := capture.read()) is not None:
-            number += 1
-            if number % pace.every:
-                continue
+        step, due = 1 / (pace.fps or math.inf), -math.inf
+        while (read := reader.read()) is not None:
+            number, pixels = read
             now = number / rate if rate else clock()
             if now + _SAME_TIME >= due:
                 due = now + step if due < 0 else max(due + step, now)
-                yield VideoFrame(number, frame, taken)
-        if number < 0:
-            raise ImageError(f"The video {source!r} has no frame that can be read.", _FIX)
+                yield VideoFrame(number, pixels, taken)
+        if not capture.frames:
+            raise ImageError(f"The {capture.name} has no frame that can be read.", capture.fix)
+        if is_live:
+            raise ImageError(
+                f"The {capture.name} ended after {capture.frames} frames.", capture.fix
+            )
 
 
-_FIX = "Check that it plays, or convert it: ffmpeg -i VIDEO -c:v libx264 copy.mp4"
+def public_name(source: str) -> str:
+    """Return a source as it may be shown: a URL without user and password."""
+    return re.sub(r"(?<=://)[^/@]*@", "", source)
+
+
+_Read = tuple[int, NDArray[np.uint8]]
+"""Number of a frame, from 0, and its pixels."""
 
 
 class _Capture:
-    """An open video."""
+    """An open video.
 
-    def __init__(self, cv2: Any, source: str) -> None:
-        self._cv2 = cv2
-        is_camera = source.isdecimal() and not os.path.exists(source)
+    Attributes:
+        name: What it is, and its name, for messages.
+        fix: What to do where it fails.
+        is_live: Whether it is a camera or a stream without an end.
+        frames_per_second: As the video says; None if it does not.
+        frames: Number of frames that it gave, with those between the ones that are taken.
+    """
+
+    def __init__(self, cv2: Any, source: str, every: int) -> None:
+        is_file = os.path.exists(source)
+        is_camera = source.isdecimal() and not is_file
+        is_stream = "://" in source and not is_file
+        kind = "camera" if is_camera else "stream" if is_stream else "video"
+        self.name = f"{kind} {public_name(source)!r}"
+        self.fix = _FIXES[kind]
+        self.frames = 0
+        self._every = every
         self._capture = cv2.VideoCapture(int(source) if is_camera else source)
         if not self._capture.isOpened():
-            kind = "camera" if is_camera else "video"
-            missing = not is_camera and "://" not in source and not os.path.exists(source)
-            reason = "does not exist" if missing else "cannot be opened"
-            fix = "Check the path." if missing else "Check its number." if is_camera else _FIX
-            raise ImageError(f"The {kind} {source!r} {reason}.", fix)
+            is_missing = kind == "video" and not is_file
+            reason = "does not exist" if is_missing else "cannot be opened"
+            raise ImageError(
+                f"The {self.name} {reason}.", "Check the path." if is_missing else self.fix
+            )
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.frames_per_second = rate if 0 < rate <= _FREQUENT else None
+        # A video behind a URL has a number of frames, as a file has.
+        self.is_live = not is_file and not self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
 
-    @property
-    def frames_per_second(self) -> float | None:
-        """As the video says; None if it does not."""
-        rate = float(self._capture.get(self._cv2.CAP_PROP_FPS))
-        return rate if 0 < rate <= _FREQUENT else None
-
-    def read(self) -> NDArray[np.uint8] | None:
-        """The next frame; None after the last."""
-        is_read, frame = self._capture.read()
-        return frame if is_read else None
+    def read(self) -> _Read | None:
+        """The next frame whose number is a multiple of `every`; None after the last."""
+        while self.frames % self._every:
+            if not self._capture.grab():
+                return None
+            self.frames += 1
+        is_read, pixels = self._capture.read()
+        if not is_read:
+            return None
+        self.frames += 1
+        return self.frames - 1, pixels
 
     def close(self) -> None:
         """Let go of the video."""
         self._capture.release()
+
+
+_FIXES = {
+    "video": "Check that it plays, or convert it: ffmpeg -i VIDEO -c:v libx264 copy.mp4",
+    "camera": "Check its number, its cable, and that no other program uses it.",
+    "stream": "Check the URL and the network: ffplay URL",
+}
+
+
+class _Newest:
+    """Reads a live video in a thread, and keeps the newest frame alone."""
+
+    def __init__(self, capture: _Capture) -> None:
+        self._capture = capture
+        self._changed = threading.Condition()
+        self._newest: _Read | None = None
+        self._failure: BaseException | None = None
+        self._has_ended = self._is_closed = False
+        # A daemon: a read of a stream that hangs ends after OpenCV's own time, not before.
+        threading.Thread(target=self._read_all, name="sacvit-video", daemon=True).start()
+
+    def read(self) -> _Read | None:
+        """Wait for a frame that was not given yet; None after the last."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest is not None or self._has_ended)
+            read, self._newest = self._newest, None
+            if read is None and self._failure is not None:
+                raise self._failure
+            return read
+
+    def close(self) -> None:
+        """Let the thread end after the frame that it reads."""
+        self._is_closed = True
+
+    def _read_all(self) -> None:
+        try:
+            while not self._is_closed and (read := self._capture.read()) is not None:
+                with self._changed:
+                    self._newest = read
+                    self._changed.notify()
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._capture.close()
+            with self._changed:
+                self._has_ended = True
+                self._changed.notify()

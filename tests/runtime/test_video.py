@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -67,39 +69,124 @@ def test_both(clip):
 
 
 class Camera:
-    """What OpenCV does with a camera: endless frames."""
+    """What OpenCV does with a camera or a stream; `arrive` lets its next frames come.
 
-    CAP_PROP_FPS = 5
+    The frames have their number in their first pixel. After `length` of them it fails.
+    """
 
-    def __init__(self) -> None:
-        self.left = 40
-        self.is_released = False
+    CAP_PROP_FPS, CAP_PROP_FRAME_COUNT = 5, 7
+
+    def __init__(self, length, source=3, frame_count=-1.0) -> None:
+        self.length, self.source, self.frame_count = length, source, frame_count
+        self.next = 0
+        self.is_released = threading.Event()
+        self.arrived, self.asked = threading.Semaphore(0), threading.Semaphore(0)
+
+    def first(self, frames):
+        """Let the first frame come, and wait until the reader asks for the second."""
+        self.arrived.release()
+        frame = next(frames)
+        assert self.asked.acquire(timeout=10)
+        assert self.asked.acquire(timeout=10)
+        return frame
+
+    def arrive(self, count):
+        """Let more frames come, and wait until the reader asks for the one behind them."""
+        for _ in range(count):
+            self.arrived.release()
+            assert self.asked.acquire(timeout=10)
 
     def VideoCapture(self, source):  # noqa: N802
-        assert source == 3
+        assert source == self.source
         return self
 
     def isOpened(self):  # noqa: N802
         return True
 
-    def read(self):
-        self.left -= 1
-        return self.left >= 0, np.zeros((2, 2, 3), np.uint8)
+    def grab(self):
+        self.asked.release()
+        assert self.arrived.acquire(timeout=10)
+        self.next += 1
+        return self.next <= self.length
 
-    def get(self, _):
-        return 0.0  # a camera that does not tell
+    def read(self):
+        return self.grab(), np.full((2, 2, 3), self.next - 1, np.uint8)
+
+    def get(self, what):
+        return self.frame_count if what == self.CAP_PROP_FRAME_COUNT else 0.0
 
     def release(self):
-        self.is_released = True
+        self.is_released.set()
 
 
-def test_a_camera_is_taken_by_the_clock(monkeypatch):
-    camera = Camera()
-    monkeypatch.setattr("sacvit_deploy.runtime.video.require", lambda *_: camera)
-    times = iter(np.arange(1000, 1004, 0.1).tolist())  # 10 frames a second
-    found = numbers("3", 1, 2, clock=lambda: next(times))
+@pytest.fixture
+def camera(monkeypatch):
+    def make(*args):
+        made = Camera(*args)
+        monkeypatch.setattr("sacvit_deploy.runtime.video.require", lambda *_: made)
+        return made
+
+    return make
+
+
+def test_a_camera_gives_the_newest_frame_and_drops_the_others(camera):
+    live = camera(100)
+    frames = frames_of_video("3", Pace())
+    assert live.first(frames).number == 0
+    live.arrive(7)  # while the network computes
+    number, pixels, _ = next(frames)
+    assert (number, pixels[0, 0, 0]) == (7, 7)
+    frames.close()
+    live.arrived.release()
+    assert live.is_released.wait(10)
+
+
+def test_each_third_frame_of_a_camera(camera):
+    live = camera(100)
+    frames = frames_of_video("3", Pace(3))
+    assert live.first(frames).number == 0
+    live.arrive(8)
+    assert next(frames).number == 6
+
+
+def test_frames_per_second_of_a_camera_are_by_the_clock(camera):
+    live = camera(40)
+    times = iter(np.arange(1000, 1004, 0.1).tolist())
+
+    def clock():  # a frame comes when the one before was looked at: 10 a second
+        live.arrived.release()
+        return next(times)
+
+    live.arrived.release()
+    found: list[int] = []
+    with pytest.raises(ImageError, match="camera '3' ended after 40 frames"):
+        found.extend(frame.number for frame in frames_of_video("3", Pace(1, 2), clock))
     assert found == list(range(0, 40, 5))
-    assert camera.is_released
+    assert live.is_released.wait(10)
+
+
+def test_a_stream_that_fails_is_told_without_its_password(camera):
+    live = camera(2, "rtsp://me:secret@door/live")
+    for _ in range(3):
+        live.arrived.release()
+    with pytest.raises(ImageError) as told:
+        list(frames_of_video("rtsp://me:secret@door/live", Pace()))
+    assert "stream 'rtsp://door/live' ended after 2 frames" in str(told.value)
+
+
+def test_a_video_behind_a_url_is_read_whole(camera):
+    live = camera(5, "https://site/clip.mp4", 5.0)
+    for _ in range(6):
+        live.arrived.release()
+    assert numbers("https://site/clip.mp4") == [0, 1, 2, 3, 4]
+    assert live.is_released.is_set()
+
+
+def test_an_error_of_opencv_comes_through(camera):
+    live = camera(5)
+    live.grab = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        numbers("3")
 
 
 def test_what_is_no_video(tmp_path):
