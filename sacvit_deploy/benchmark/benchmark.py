@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -26,13 +26,12 @@ from sacvit_deploy.engines.machine import device_name
 from sacvit_deploy.engines.registry import backends
 from sacvit_deploy.errors import BundleError, ConfigError, EngineError, MissingDependencyError
 from sacvit_deploy.libraries import own_versions, versions
+from sacvit_deploy.progress import OnProgress, silent
 from sacvit_deploy.samples import read_pictures
 from sacvit_deploy.spec import Precision, as_number, check_count
 
 _LARGEST_BATCH = 4096
 _UNAVAILABLE = (BundleError, EngineError, MissingDependencyError)
-
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -136,14 +135,12 @@ class Benchmark:
         return dict(encode(document))
 
 
-def run_benchmark(
-    request: BenchmarkRequest, report: Report = lambda share, text: None
-) -> Benchmark:
+def run_benchmark(request: BenchmarkRequest, on_progress: OnProgress = silent) -> Benchmark:
     """Measure a bundle; memory in new processes, which import the script that calls this.
 
     Args:
         request: What to measure.
-        report: Called with the share of the work done, in [0, 1], and a short text.
+        on_progress: Called with the share of the work done, in [0, 1], and a short text.
 
     Raises:
         BundleError: A bundle cannot be read, or has no graphs of that precision.
@@ -164,15 +161,15 @@ def run_benchmark(
     skipped: dict[str, str] = {}
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
-        report(0.0, "opening the networks")
+        on_progress(0.0, "opening the networks")
         pairs = list(_opened(request, bundle, dense, skipped, stack))
         for number, batch in enumerate(request.batches):
-            report(number / len(request.batches), f"batch {batch}")
+            on_progress(number / len(request.batches), f"batch {batch}")
             fitting = [pair for pair in pairs if _takes(pair, batch, request, skipped)]
             found = Round(plan, batch, samples).rows(fitting)
             rows += sorted(found, key=lambda row: row.own.summary.p50)
         provider = pairs[0][0].opened.provider if pairs else ""
-    report(1.0, "done")
+    on_progress(1.0, "done")
     return Benchmark(
         bundle,
         dense,

@@ -11,6 +11,7 @@ import click
 from sacvit_deploy.benchmark.advice import Goal, advise
 from sacvit_deploy.benchmark.benchmark import BenchmarkRequest, run_benchmark
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.commands.describe_benchmark import describe_advice, describe_benchmark
 from sacvit_deploy.engines.registry import AUTO
 from sacvit_deploy.spec import Backend, Precision
@@ -120,7 +121,7 @@ def command(bundle: Path, plot: Path | None, as_json: bool, **chosen: Any) -> No
     for name in ("threads", "precisions"):
         chosen[name] = chosen[name] or (None,)
     request = BenchmarkRequest(bundle, **chosen)
-    with options.Progress() as progress:
+    with Progress() as progress:
         found = run_benchmark(request, progress.bar)
     advice = advise(found, goal) if wants_advice else None
     if plot:

@@ -9,6 +9,7 @@ import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.files import check_output, write_output
 from sacvit_deploy.libraries import require
 
@@ -43,8 +44,8 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
 
     check_output(output)
     request = options.precision_request(chosen["precision"], data, chosen)
-    with options.Progress() as progress:
-        found = bisect_precision(Bundle.open(bundle), request, progress.line)
+    with Progress() as progress:
+        found = bisect_precision(Bundle.open(bundle), request, progress.bar)
     # Shown first: it took long, and the file may not be writable any more.
     if as_json:
         pairs = zip(found.keep, found.where, strict=True)

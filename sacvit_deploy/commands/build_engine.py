@@ -10,6 +10,7 @@ import click
 
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.commands.describe import describe_engines
 from sacvit_deploy.engines.build import build_engines, check_request, graphs_in
 from sacvit_deploy.engines.engine_request import (
@@ -81,7 +82,7 @@ def command(bundle: Path, calibration_data: Path | None, **chosen: Any) -> None:
     request = EngineRequest(**how)
     opened, request = Bundle.open(bundle), check_request(request)  # before the graphs are made
     opened = _with_precision(opened, precision, calibration_data)
-    with options.Progress() as progress:
+    with Progress() as progress:
         _, engines = build_engines(opened, request, progress.bar)
     if chosen["as_json"]:
         options.echo_json({"engines": engines})
@@ -99,6 +100,6 @@ def _with_precision(bundle: Bundle, precision: Precision, data: Path | None) -> 
         from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 
         request = PrecisionRequest(precision, data=data)  # type: ignore[arg-type]  # fp32 is there
-        with options.Progress() as progress:
-            return add_precision(bundle, request, progress.line)
+        with Progress() as progress:
+            return add_precision(bundle, request, progress.bar)
     return bundle

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.commands.describe import describe_calibration
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.evaluation.exit_calibration import CalibrationRequest, calibrate_bundle
@@ -90,7 +91,7 @@ def command(bundle: Path, data: Path, **chosen: Any) -> None:
     )
     if plot:
         check_drawing_file(plot)
-    with options.Progress() as progress:
+    with Progress() as progress:
         found = calibrate_bundle(
             bundle,
             data,

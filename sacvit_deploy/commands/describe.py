@@ -10,7 +10,7 @@ from sacvit_deploy.comparison.decisions import agreement_in_words
 from sacvit_deploy.evaluation.evaluate import Evaluation
 from sacvit_deploy.evaluation.exit_calibration import BundleCalibration
 from sacvit_deploy.evaluation.exit_sweep import OperatingPoint
-from sacvit_deploy.families.config import number_of_classes
+from sacvit_deploy.families.config import ModelConfig, number_of_classes
 from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.records import EngineEntry, ExitCalibration, GraphEntry
 from sacvit_deploy.runtime.result import Result
@@ -49,13 +49,7 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
 
 def _network(manifest: Manifest) -> Iterator[str]:
     config = manifest.config
-    height, width = config.image_size
-    classes = number_of_classes(config)
-    yield (
-        f"network  {config.family}: {height}x{width} px, patch {config.patch_size}, width "
-        f"{config.embed_dim}, depth {config.depth}, heads {config.num_heads}, "
-        f"{f'{classes} classes' if classes else 'features'}"
-    )
+    yield f"network  {_architecture(config)}"
     if config.two_stage:
         yield (
             f"stages   {config.num_targets} of {config.num_coarse_tokens} tokens refined; early "
@@ -64,6 +58,16 @@ def _network(manifest: Manifest) -> Iterator[str]:
         )
     yield f"pictures {_preprocessing(manifest.preprocessing)}"
     yield f"weights  {manifest.weights}"
+
+
+def _architecture(config: ModelConfig) -> str:
+    height, width = config.image_size
+    classes = number_of_classes(config)
+    return (
+        f"{config.family}: {height}x{width} px, patch {config.patch_size}, width "
+        f"{config.embed_dim}, depth {config.depth}, heads {config.num_heads}, "
+        f"{f'{classes} classes' if classes else 'features'}"
+    )
 
 
 def _preprocessing(spec: Preprocessing) -> str:
@@ -114,6 +118,7 @@ def _worst_parity(manifest: Manifest) -> str:
 def describe_export(bundle: Bundle) -> Iterator[str]:
     """Describe a new bundle: its graphs, and how far they are from torch and from FP32."""
     yield f"{bundle.path}: {', '.join(graph.file for graph in bundle.manifest.graphs)}"
+    yield f"Network: {_architecture(bundle.manifest.config)}"
     yield f"Pictures: {_preprocessing(bundle.manifest.preprocessing)}"
     yield f"Parity with torch: {_worst_parity(bundle.manifest)}."
     for precision, record in bundle.manifest.precisions.items():

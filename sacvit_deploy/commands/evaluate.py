@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.commands.describe import describe_evaluation
 from sacvit_deploy.evaluation.compared import read_compared
 from sacvit_deploy.evaluation.evaluate import EvaluationRequest, run_evaluation
@@ -61,7 +62,7 @@ def command(page: Path | None, compare: Iterable[Path], as_json: bool, **chosen:
     compared = [row for file in compare for row in read_compared(file)]
     if page:
         check_output(page)
-    with options.Progress() as progress:
+    with Progress() as progress:
         evaluation = run_evaluation(
             request, progress.bar, lambda pipeline: options.tell_backend(pipeline, request.backend)
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.commands.describe import describe_export
 from sacvit_deploy.decode import parse_json
 from sacvit_deploy.errors import ConfigError, raised_as
@@ -131,8 +132,8 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
         precisions=_precision_requests(chosen),
         **{name: chosen[name] for name in names},
     )
-    with options.Progress() as progress:
-        bundle = export_bundle(checkpoint, chosen["output"], choices, progress.line)
+    with Progress() as progress:
+        bundle = export_bundle(checkpoint, chosen["output"], choices, progress.bar)
     if chosen["as_json"]:
         manifest = bundle.manifest
         found = {"parity": manifest.parity, "precisions": manifest.precisions}

@@ -1,10 +1,9 @@
-"""Options that several commands share, and how all commands report progress and results."""
+"""Options that several commands share, and how all commands print results."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_BAR_STEPS, _BAR_WIDTH, _BAR_TEXT_WIDTH = 1000, 24, 46
 
 PATH = click.Path(path_type=Path)
 
@@ -134,37 +131,6 @@ def precision_request(
         seed=chosen["calibration_seed"],
         keep=read_keep(chosen["keep_float"]),
     )
-
-
-class Progress(contextlib.ExitStack):
-    """Progress of long work on stderr, as a bar or as lines; in a pipe, nothing.
-
-    The bar lasts from its first report to the end of the `with` block.
-    """
-
-    _bar: Any = None
-
-    def bar(self, share: float, text: str) -> None:
-        """Report the share of the work done, in [0, 1], and a short text."""
-        if not sys.stderr.isatty():
-            return
-        if self._bar is None:
-            shown: Any = click.progressbar(
-                length=_BAR_STEPS,
-                file=sys.stderr,
-                width=_BAR_WIDTH,
-                bar_template="[%(bar)s] %(info)s",
-                item_show_func=lambda text: (text or "")[:_BAR_TEXT_WIDTH],
-                show_eta=False,
-                update_min_steps=0,  # a new text is shown although the share is the same
-            )
-            self._bar = self.enter_context(shown)
-        self._bar.update(max(0, round(share * _BAR_STEPS) - self._bar.pos), text)
-
-    def line(self, text: str) -> None:
-        """Report one step of work whose length is not known."""
-        if sys.stderr.isatty():
-            click.echo(text, err=True)
 
 
 def tell_backend(pipeline: Pipeline, asked: str) -> None:

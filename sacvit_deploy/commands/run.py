@@ -14,8 +14,10 @@ from typing import Any
 import click
 
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.commands.describe import describe_result
 from sacvit_deploy.errors import ImageError
+from sacvit_deploy.progress import PictureCount
 from sacvit_deploy.runtime.load import load_classifier
 from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -83,12 +85,15 @@ def command(bundle: Path, sources: tuple[str, ...], **chosen: Any) -> None:
         pipeline = stack.enter_context(load_classifier(bundle, **loading))
         options.tell_backend(pipeline, chosen["backend"])
         sinks, done = _sinks(stack, pipeline, run, chosen)
-        progress = stack.enter_context(options.Progress())
+        progress = stack.enter_context(Progress())
+        shows = output or not sys.stdout.isatty()  # else the results themselves
         for frame, result in run.results(pipeline, chosen["batch_size"], done):
             for sink in sinks:
                 sink(frame, result)
-            if output or not sys.stdout.isatty():
-                progress.bar(run.share, run.in_words)
+            if shows:
+                progress.bar(run.share, run.progress)
+        if shows and run.count:
+            progress.bar(1.0, run.in_words)
     if output:
         click.echo(f"{run.in_words}; written to {output}")
     if run.failed:
@@ -171,15 +176,30 @@ class _Run:
     @property
     def share(self) -> float:
         """Share of the pictures that is done; 0 if their number is not known."""
-        total = len(self.sources.names or ())
-        return (self.count + self.failed + self.skipped) / total if total else 0.0
+        return self._passing.share(self._done)
+
+    @property
+    def progress(self) -> str:
+        """How many pictures are done, how fast, the time left, and how many exited early."""
+        return self._passing.in_words(self._done, self.skipped) + self._exits
 
     @property
     def in_words(self) -> str:
-        """How many pictures are done, how fast, and how many exited early."""
+        """How many pictures were classified, how fast, and how many exited early."""
         rate = self.count / (time.perf_counter() - self._start)
-        early = f", {self.early / max(1, self.count):.0%} left early" if self.early else ""
-        return f"{self.count:,} pictures, {rate:.1f}/s{early}"
+        return f"{self.count:,} pictures, {rate:.1f}/s{self._exits}"
+
+    @property
+    def _done(self) -> int:
+        return self.count + self.failed + self.skipped
+
+    @property
+    def _passing(self) -> PictureCount:
+        return PictureCount(len(self.sources.names or ()) or None, start=self._start)
+
+    @property
+    def _exits(self) -> str:
+        return f", {self.early / max(1, self.count):.0%} left early" if self.early else ""
 
     def results(
         self, pipeline: Pipeline, batch_size: int | None, done: frozenset[Key]

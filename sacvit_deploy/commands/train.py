@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.libraries import require
 
 
@@ -33,7 +34,7 @@ def command(config: Path, output: Path | None, as_json: bool) -> None:
     run = read_train_config(config)
     if output is not None:
         run = dataclasses.replace(run, output=output)
-    with options.Progress() as progress:
+    with Progress() as progress:
         result = train(run, progress.bar)
     if int(os.environ.get("RANK", "0")) > 0:
         return

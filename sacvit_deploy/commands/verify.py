@@ -10,6 +10,7 @@ import click
 
 from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.comparison.decisions import agreement_in_words
 from sacvit_deploy.comparison.network import of_bundle, reference_for
 from sacvit_deploy.comparison.polygraphy_case import SCRIPT
@@ -85,7 +86,9 @@ def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -
 
     def verified(opened: Bundle) -> Verification:
         candidate = of_bundle(opened, chosen["precision"], chosen["backend"])
-        return verify(reference_for(opened, chosen["against"], candidate), candidate, request)
+        reference = reference_for(opened, chosen["against"], candidate)
+        with Progress() as progress:
+            return verify(reference, candidate, request, progress.bar)
 
     verification = from_bundle(bundle, verified)  # `--layers` reads its graphs again
     if request.polygraphy is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sacvit_deploy.commands import options
+from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.commands.describe import describe_results
 from sacvit_deploy.runtime.load import load_classifier
 from sacvit_deploy.visualize.canvas import check_drawing_file
@@ -48,7 +49,11 @@ def command(
     with load_classifier(bundle, eta=chosen.pop("eta")) as pipeline:
         two_stages = pipeline.manifest.config.two_stage is not None
         drawn: TokenSheet | PanelSheet
-        drawn = token_map(pipeline, images, **chosen) if two_stages else panel_map(pipeline, images)
+        with Progress() as progress:
+            if two_stages:
+                drawn = token_map(pipeline, images, **chosen, on_progress=progress.bar)
+            else:
+                drawn = panel_map(pipeline, images, progress.bar)
     drawn.save(output)
     if as_json:
         options.echo_json({"sheet": output, "results": [_as_json(seen) for seen in drawn.looks]})

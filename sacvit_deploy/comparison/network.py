@@ -19,9 +19,10 @@ from sacvit_deploy.engines.session import Session
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import ModelConfig, graph_specs, number_of_classes
 from sacvit_deploy.libraries import require
+from sacvit_deploy.progress import OnProgress, PictureCount, silent
 from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.runtime.preprocess import Preprocessor
-from sacvit_deploy.runtime.scheduler import EVERY_PICTURE, Scheduler
+from sacvit_deploy.runtime.scheduler import EVERY_PICTURE, Outcome, Scheduler
 from sacvit_deploy.spec import Backend, Precision, Role, Selection
 
 ONNXRUNTIME = "onnxruntime"
@@ -94,11 +95,18 @@ class Network:
         is_float = self.preprocess.input_kind == "float"
         return self.preprocess.normalize(pixels) if is_float else pixels
 
-    def decisions(self, pictures: Sequence[PictureSource]) -> Decisions:
+    def decisions(
+        self,
+        pictures: Sequence[PictureSource],
+        on_progress: OnProgress = silent,
+        text: str = "running",
+    ) -> Decisions:
         """Run both stages on every picture, in batches.
 
         Args:
             pictures: At least one.
+            on_progress: Called after each batch.
+            text: What to call this work.
 
         Raises:
             ImageError: A picture cannot be read.
@@ -108,10 +116,12 @@ class Network:
         if not number_of_classes(self.config):
             # Features of a picture take some ten megabytes.
             pictures, size = pictures[:_PICTURES_WITH_FEATURES], 1
-        starts = range(0, len(pictures), size)
-        batches = (self.images(self.pixels(pictures[s : s + size])) for s in starts)
-        scheduler = self.scheduler
-        return Decisions.of(o for b in batches for o in scheduler.run(b, EVERY_PICTURE))
+        passing, outcomes = PictureCount(len(pictures), text), list[Outcome]()
+        for start in range(0, len(pictures), size):
+            batch = self.images(self.pixels(pictures[start : start + size]))
+            outcomes += self.scheduler.run(batch, EVERY_PICTURE)
+            on_progress(passing.share(len(outcomes)), passing.in_words(len(outcomes)))
+        return Decisions.of(outcomes)
 
 
 def of_bundle(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from sacvit_deploy.decode import OPTIONAL, encode
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.libraries import require
+from sacvit_deploy.progress import OnProgress, Steps, silent, within
 from sacvit_deploy.records import Agreement, TensorParity
 from sacvit_deploy.runtime.pictures import PictureSource
 
@@ -117,7 +118,12 @@ class Verification:
         return document
 
 
-def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Verification:
+def verify(
+    reference: Network,
+    candidate: Network,
+    request: VerifyRequest,
+    on_progress: OnProgress = silent,
+) -> Verification:
     """Compare every graph tensor by tensor, and then the decisions on pictures.
 
     The limits are those of the lower precision of the two.
@@ -126,6 +132,7 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
         reference: Trusted network.
         candidate: Network in question; it comes from a bundle.
         request: How to compare.
+        on_progress: Called with the share of the work done, in [0, 1], and a short text.
 
     Raises:
         ImageError: A picture cannot be read.
@@ -140,8 +147,15 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
     usual = parity_batches(candidate.config.image_size)
     largest = min(network.largest_batch or usual[-1] for network in (reference, candidate))
     sizes = dict.fromkeys(min(size, largest) for size in usual)
-    batches = (_pixels(candidate, request.pictures, size) for size in sizes)
-    records = compare_tensors(reference, candidate, batches)
+    steps = Steps(on_progress, {"tensors": 4, "layers": 4 * request.layers, "decisions": 8})
+    of_tensors = steps.part("tensors")
+
+    def batches() -> Iterator[NDArray[Any]]:
+        for done, size in enumerate(sizes):
+            of_tensors(done / len(sizes), f"comparing tensors at batch {size}")
+            yield _pixels(candidate, request.pictures, size)
+
+    records = compare_tensors(reference, candidate, batches())
     if request.polygraphy is not None:
         size = 1 if candidate.takes_one_picture else min(_LAYER_BATCH, largest)
         pixels = _pixels(candidate, request.pictures, size)
@@ -149,9 +163,13 @@ def verify(reference: Network, candidate: Network, request: VerifyRequest) -> Ve
         save_polygraphy(reference, candidate, pixels, share, request.polygraphy)
     layers, worst_step = None, None
     if request.layers:
+        steps.part("layers")(0.0, "comparing layers")
         layers, worst_step = _compare_layers(reference, candidate, request.pictures)
     finite = all(math.isfinite(record.max_abs_error) for record in records)
-    agreement = _compare_decisions(reference, candidate, request) if finite else None
+    agreement = None
+    if finite:
+        agreement = _compare_decisions(reference, candidate, request, steps.part("decisions"))
+    on_progress(1.0, "compared")
     roles = dict.fromkeys(record.role for record in records)
     worst = tuple(max((r for r in records if r.role == role), key=limits.excess) for role in roles)
     return Verification(
@@ -185,7 +203,9 @@ def _compare_layers(
     return tuple(found), worst_step(found)
 
 
-def _compare_decisions(reference: Network, candidate: Network, request: VerifyRequest) -> Agreement:
+def _compare_decisions(
+    reference: Network, candidate: Network, request: VerifyRequest, on_progress: OnProgress
+) -> Agreement:
     if candidate.bundle is None:
         raise ConfigError(
             f"{candidate.name} was to be verified.", "Verify a graph or an engine of a bundle."
@@ -193,5 +213,7 @@ def _compare_decisions(reference: Network, candidate: Network, request: VerifyRe
     manifest = candidate.bundle.manifest
     eta, temperature = manifest.usual_exit(candidate.precision, candidate.backend)
     eta = eta if request.eta is None else request.eta
-    wanted, found = (n.decisions(request.pictures) for n in (reference, candidate))
+    first, second = within(on_progress, 0.0, 0.5), within(on_progress, 0.5, 1.0)
+    wanted = reference.decisions(request.pictures, first, "reference")
+    found = candidate.decisions(request.pictures, second, "candidate")
     return compare_decisions(wanted, found, candidate.config, eta, temperature)

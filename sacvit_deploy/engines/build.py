@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from sacvit_deploy.bundle import ENGINE_FOLDER, Bundle
 from sacvit_deploy.bundle_changes import check_unchanged, locked, publish, staging_folder
 from sacvit_deploy.decode import encode
-from sacvit_deploy.engines.build_progress import OnProgress
 from sacvit_deploy.engines.engine_request import BatchRange, EngineRequest
 from sacvit_deploy.engines.machine import Machine, this_machine
 from sacvit_deploy.engines.plan import Plan, build_plan, check_polygraphy, check_timing_cache
@@ -24,6 +23,7 @@ from sacvit_deploy.engines.tensorrt_library import (
 )
 from sacvit_deploy.errors import BundleError, EngineError
 from sacvit_deploy.families import family_named
+from sacvit_deploy.progress import OnProgress, within
 from sacvit_deploy.records import EngineEntry, GraphEntry
 from sacvit_deploy.spec import Precision, Role
 
@@ -32,7 +32,7 @@ _PORTABLE_TARGETS = tuple(target for target in RTX_CAPABILITIES if target != "12
 
 
 def build_engines(
-    bundle: Bundle, request: EngineRequest, report: OnProgress
+    bundle: Bundle, request: EngineRequest, on_progress: OnProgress
 ) -> tuple[Bundle, tuple[EngineEntry, ...]]:
     """Build one engine per graph, and replace older ones of that precision and backend.
 
@@ -42,7 +42,7 @@ def build_engines(
     Args:
         bundle: Bundle with graphs of that precision.
         request: The precision, the library and its options.
-        report: Called with the share of the work done, in [0, 1], and the role and phase.
+        on_progress: Called with the share of the work done, in [0, 1], and the role and phase.
 
     Returns:
         The bundle with the new entries, and those entries in the order of the graphs.
@@ -72,8 +72,8 @@ def build_engines(
                 kept_share=_kept_share(bundle, graph),
                 opens_here=_here(machine) in request.compute_capabilities,
             )
-            report_graph = _graph_report(report, graph.role, number, len(graphs))
-            plan = build_plan(library, order, report_graph)
+            of_graph = _graph_progress(on_progress, graph.role, number, len(graphs))
+            plan = build_plan(library, order, of_graph)
             entries.append(_entry(graph, file, request, plan, machine))
             _write_log(staging, entries[-1], plan, request)
         # Read again: another build may have ended since.
@@ -118,9 +118,10 @@ def _shapes(graph: GraphEntry, batch: BatchRange) -> dict[str, tuple[Shape, Shap
     }
 
 
-def _graph_report(report: OnProgress, role: Role, number: int, count: int) -> OnProgress:
+def _graph_progress(on_progress: OnProgress, role: Role, number: int, count: int) -> OnProgress:
     """Report the build of one of `count` graphs as a part of the whole."""
-    return lambda share, phase: report((number + share) / count, f"{role}: {phase}")
+    part = within(on_progress, number / count, (number + 1) / count)
+    return lambda share, phase: part(share, f"{role}: {phase}")
 
 
 def check_request(request: EngineRequest) -> EngineRequest:

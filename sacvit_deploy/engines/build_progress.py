@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
-# Share of the work that is done, in [0, 1], and the name of the phase.
-OnProgress = Callable[[float, str], None]
+from sacvit_deploy.progress import OnProgress
 
 
 @dataclass

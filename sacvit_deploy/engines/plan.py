@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from sacvit_deploy.engines.build_progress import OnProgress
 from sacvit_deploy.engines.plan_inspection import InspectionWarning, PrecisionShare
 from sacvit_deploy.engines.plan_worker import (
     Built,
@@ -31,6 +30,7 @@ from sacvit_deploy.engines.plan_worker import (
 from sacvit_deploy.engines.tensorrt_library import Library, LibraryLog
 from sacvit_deploy.errors import EngineError, MissingDependencyError, warn_caller
 from sacvit_deploy.files import check_writable
+from sacvit_deploy.progress import OnProgress
 
 # The user's main module is not run again, as `multiprocessing` would; modules come from the same
 # folders as in this process.

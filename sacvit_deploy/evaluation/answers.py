@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -20,6 +20,7 @@ from sacvit_deploy.engines.machine import device_name
 from sacvit_deploy.errors import DataError, ImageError, raised_as
 from sacvit_deploy.evaluation.class_names import match_classes
 from sacvit_deploy.libraries import own_versions, versions
+from sacvit_deploy.progress import OnProgress, PictureCount, silent
 from sacvit_deploy.runtime.control.stats import Stats
 from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -79,7 +80,7 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
     samples: SampleSet,
     class_names: Mapping[str, str] | None = None,
     *,
-    report: Callable[[float, str], None] = lambda share, text: None,
+    on_progress: OnProgress = silent,
     on_corrupt: OnCorrupt = "skip",
     batch_size: int = 1,
 ) -> StageAnswers:
@@ -89,8 +90,8 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
         pipeline: Pipeline of one or two stages; its threshold has no effect.
         samples: Data, whose classes `match_classes` finds among the labels.
         class_names: Names of the data's classes, if the data has ids.
-        report: Called after each batch with the share of the work done, in (0, 1], and a short
-            text with the pictures per second.
+        on_progress: Called after each batch with the share of the work done, in (0, 1], and a short
+            text.
         on_corrupt: `skip` and list a picture that cannot be read, or `stop`.
         batch_size: Pictures that are computed together; files are then read in threads meanwhile.
 
@@ -105,11 +106,6 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
     count = len(samples.samples)
     answered: list[_Answered] = []
     skipped: list[Skipped] = []
-    start = time.perf_counter()
-
-    def tell() -> None:
-        done, rate = len(answered) + len(skipped), len(answered) / (time.perf_counter() - start)
-        report(done / count, f"{done} of {count} pictures, {rate:.1f}/s")
 
     def skip(position: int, _: PictureSource, error: ImageError) -> None:
         skipped.append(Skipped(samples.samples[position].name, error.problem))
@@ -121,6 +117,7 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
         digests[source] = _digest(source)  # type: ignore[arg-type]  # a sample
         return array
 
+    passing = PictureCount(count)
     threads = reader_threads(None) if batch_size > 1 else 0
     reader = Reader(prepare, time.perf_counter, Stats())
     with closing(
@@ -138,8 +135,9 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
             for read, outcome in zip(batch, pipeline.outcomes(images, eta=1.0), strict=True):
                 sample = samples.samples[read.position]
                 answered.append(_Answered(sample, digests[sample], outcome))
-            tell()
-    tell()  # the last ones may have been skipped
+            done = len(answered) + len(skipped)
+            on_progress(passing.share(done), passing.in_words(done))
+    on_progress(1.0, passing.in_words(count))  # the last ones may have been skipped
     if not answered:
         found = f"; the first: {skipped[0].reason}" if skipped else ""
         raise DataError(

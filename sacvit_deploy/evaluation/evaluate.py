@@ -27,6 +27,7 @@ from sacvit_deploy.evaluation.statistics import (
     reliability,
 )
 from sacvit_deploy.families.config import dense_body_macs, graph_macs
+from sacvit_deploy.progress import OnProgress, silent
 from sacvit_deploy.runtime.algorithm import confidence
 from sacvit_deploy.runtime.load import load_classifier
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -165,14 +166,14 @@ class Evaluation:
 
 def run_evaluation(
     request: EvaluationRequest,
-    report: Callable[[float, str], None] = lambda share, text: None,
+    on_progress: OnProgress = silent,
     on_open: Callable[[Pipeline], None] = lambda pipeline: None,
 ) -> Evaluation:
     """Open a bundle and evaluate it on labelled pictures.
 
     Args:
         request: The bundle and the data.
-        report: Called with the share of the work done, in (0, 1], and a short text.
+        on_progress: Called with the share of the work done, in (0, 1], and a short text.
         on_open: Called once with the open pipeline, before the first picture.
 
     Raises:
@@ -196,7 +197,7 @@ def run_evaluation(
             pipeline,
             samples,
             names,
-            report=report,
+            on_progress=on_progress,
             on_corrupt=request.on_corrupt,
             batch_size=request.batch_size,
         )

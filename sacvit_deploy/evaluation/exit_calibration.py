@@ -19,6 +19,7 @@ from sacvit_deploy.evaluation.exit_threshold import (
     find_threshold,
 )
 from sacvit_deploy.manifest import Manifest
+from sacvit_deploy.progress import OnProgress, silent
 from sacvit_deploy.records import ExitCalibration
 from sacvit_deploy.runtime.load import load_classifier
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -73,7 +74,7 @@ def calibrate_bundle(
     path: Path,
     data: Path,
     request: CalibrationRequest,
-    report: Callable[[float, str], None] = lambda share, text: None,
+    on_progress: OnProgress = silent,
     on_open: Callable[[Pipeline], None] = lambda pipeline: None,
 ) -> BundleCalibration:
     """Measure a bundle on data, choose the threshold, and store it in the bundle.
@@ -82,7 +83,7 @@ def calibrate_bundle(
         path: Folder of the bundle.
         data: Labelled pictures that the network was not trained on.
         request: The goal and the graphs.
-        report: Called with the share of the work done, in (0, 1], and a short text.
+        on_progress: Called with the share of the work done, in (0, 1], and a short text.
         on_open: Called once with the open pipeline, before the first picture.
 
     Raises:
@@ -100,7 +101,7 @@ def calibrate_bundle(
         samples = read_samples(data)
         check_enough(len(samples.samples))
         on_open(pipeline)
-        answers = collect_answers(pipeline, samples, names, report=report)
+        answers = collect_answers(pipeline, samples, names, on_progress=on_progress)
     found = find_threshold(answers, pipeline.manifest.config, request.search)
     precision, backend = pipeline.precision, cast("Backend", pipeline.backend)
     if request.write:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,6 +14,7 @@ from sacvit_deploy.decode import check_field
 from sacvit_deploy.exporters.precision.request import choose_samples
 from sacvit_deploy.families.config import ModelConfig
 from sacvit_deploy.families.svit import gated_length
+from sacvit_deploy.progress import OnProgress, PictureCount, silent
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.samples import read_pictures
 from sacvit_deploy.spec import Preprocessing
@@ -60,7 +60,7 @@ def with_capacity(
     model: VisionModel,
     preprocessing: Preprocessing,
     request: CapacityRequest,
-    report: Callable[[str], None] = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> ModelConfig:
     """Find the configuration of a network in the mode `capacity`.
 
@@ -70,7 +70,7 @@ def with_capacity(
         model: In evaluation mode.
         preprocessing: How it wants the pictures.
         request: Pictures and quantile.
-        report: Called with one line.
+        on_progress: Called after each batch with the share of the pictures that is done.
 
     Raises:
         ConfigError: The network has no gates.
@@ -78,25 +78,30 @@ def with_capacity(
         ImageError: A picture of it cannot be read.
     """
     _ = model.config.gating  # else there is nothing to count
-    counts = kept_counts(cast("SelectiveViT | SelectiveAdapter", model), preprocessing, request)
+    gated = cast("SelectiveViT | SelectiveAdapter", model)
+    counts = kept_counts(gated, preprocessing, request, on_progress)
     most = gated_length(model.config)
     found = np.quantile(counts, request.quantile, axis=0, method="inverted_cdf")
     capacity = tuple(int(min(most, _STEP * np.ceil(max(c, 1) / _STEP))) for c in found)
-    report(f"Capacities from {len(counts)} pictures: {', '.join(map(str, capacity))} tokens")
     return model.config.replace(mode="capacity", capacity=capacity, strict=request.strict)
 
 
 @torch.no_grad()
 def kept_counts(
-    model: SelectiveViT | SelectiveAdapter, preprocessing: Preprocessing, request: CapacityRequest
+    model: SelectiveViT | SelectiveAdapter,
+    preprocessing: Preprocessing,
+    request: CapacityRequest,
+    on_progress: OnProgress = silent,
 ) -> NDArray[np.int64]:
     """Tokens that each gate keeps of each picture, (pictures, gates); see `with_capacity`."""
     preprocess = Preprocessor(preprocessing, decode="exact")
     pictures = choose_samples(read_pictures(request.data), request.samples, request.seed)
-    counts = []
+    passing, counts = PictureCount(len(pictures), "counting tokens"), []
     batch = max(1, _TOKENS_AT_ONCE // gated_length(model.config))
     for start in range(0, len(pictures), batch):
         images = np.stack([preprocess(picture) for picture in pictures[start : start + batch]])
         keep = model(torch.from_numpy(images), "masked").keep
         counts.append(keep.sum(dim=2).numpy())
+        done = start + len(images)
+        on_progress(passing.share(done), passing.in_words(done))
     return np.concatenate(counts)

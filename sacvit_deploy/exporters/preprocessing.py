@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,6 @@ def preprocessing_for(
     config: ModelConfig,
     request: PreprocessingRequest,
     checkpoint: Checkpoint | None,
-    report: Callable[[str], None],
 ) -> Preprocessing:
     """Find the preprocessing of a network.
 
@@ -78,7 +77,6 @@ def preprocessing_for(
         config: The network.
         request: Values that count more than those of a file.
         checkpoint: Its weights, beside which a file is looked for; None for none.
-        report: Called with one line about a file that was read.
 
     Raises:
         ConfigError: A value is out of range, or a file asks for what is not offered.
@@ -88,7 +86,7 @@ def preprocessing_for(
         file = checkpoint.path and _file_beside(checkpoint.path)
         if file is not None:
             found = read_preprocessing(file)
-            report(f"Preprocessing from {file}")
+            _LOG.info("Preprocessing from %s", file)
         elif not request.fields and _may_be_vit(checkpoint):
             _LOG.warning(
                 "%s has the names of timm's networks. Those called vit_... want pictures of mean "

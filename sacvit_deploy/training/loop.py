@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import DataError, SacvitDeployError, raised_as
 from sacvit_deploy.files import write_whole
 from sacvit_deploy.model.checkpoints import save_checkpoint
+from sacvit_deploy.progress import OnProgress, clock, silent
 from sacvit_deploy.training.augmentation import mix_batch
 from sacvit_deploy.training.config import TrainConfig
 from sacvit_deploy.training.data import generator_for, read_batches, seed_torch
@@ -45,9 +45,7 @@ class TrainResult:
     steps: int
 
 
-def train(
-    config: TrainConfig, report: Callable[[float, str], None] = lambda share, text: None
-) -> TrainResult:
+def train(config: TrainConfig, on_progress: OnProgress = silent) -> TrainResult:
     """Train a network, or resume an interrupted run in the same output folder.
 
     Under torchrun every process calls this with the same output folder. A resumed run ends in the
@@ -55,8 +53,8 @@ def train(
 
     Args:
         config: Configuration of the run.
-        report: Called by the first process after each step with the share of the steps done, in
-            (0, 1], and with loss, speed and remaining time as a text.
+        on_progress: Called by the first process after each step with the share of the steps done,
+            in (0, 1], and with loss, speed and remaining time as a text.
 
     Raises:
         ConfigError: The device does not exist.
@@ -72,12 +70,12 @@ def train(
         run_file = config.output / RUN_FILE
         if run_file.exists():
             load_run(run_file, run.state, config)
-        return _Loop(config, run, report).complete()
+        return _Loop(config, run, on_progress).complete()
 
 
 class _Loop:
-    def __init__(self, config: TrainConfig, run: Run, report: Callable[[float, str], None]) -> None:
-        self.config, self.run, self.report = config, run, report
+    def __init__(self, config: TrainConfig, run: Run, on_progress: OnProgress) -> None:
+        self.config, self.run, self.on_progress = config, run, on_progress
         self.state, self.plan, self.processes = run.state, run.plan, run.plan.processes
         self.total_steps = config.schedule.epochs * self.plan.steps_per_epoch
         self.metrics: dict[str, float] = {}
@@ -176,11 +174,10 @@ class _Loop:
                 values = {name: value.item() for name, value in losses._asdict().items()}
                 self.log.write(step, {**values, "learning_rate": rate, "images_per_s": speed})
             # Without the validations to come.
-            left_s = round((self.total_steps - step) * schedule.batch_size / speed)
-            self.report(
+            left = clock((self.total_steps - step) * schedule.batch_size / speed)
+            self.on_progress(
                 step / self.total_steps,
-                f"loss {losses.total.item():.3f}, {speed:.0f} images/s, "
-                f"{left_s // 60}:{left_s % 60:02} left",
+                f"loss {losses.total.item():.3f}, {speed:.0f}/s, {left} left",
             )
         ends_epoch = step % self.plan.steps_per_epoch == 0
         if step % schedule.checkpoint_every == 0 and not ends_epoch:

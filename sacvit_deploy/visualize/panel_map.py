@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.progress import OnProgress, PictureCount, silent
 from sacvit_deploy.runtime.pictures import PictureSource, name_of, read_picture
 from sacvit_deploy.runtime.pipeline import Pipeline
 from sacvit_deploy.runtime.result import result_from_outcome
@@ -29,12 +30,15 @@ _GATES = (
 )
 
 
-def panel_map(pipeline: Pipeline, sources: Sequence[PictureSource]) -> PanelSheet:
+def panel_map(
+    pipeline: Pipeline, sources: Sequence[PictureSource], on_progress: OnProgress = silent
+) -> PanelSheet:
     """Draw what the parts of a network see of some pictures.
 
     Args:
         pipeline: Runs a network of one graph, with semantic tokens or gates.
         sources: One or more pictures.
+        on_progress: Called after each with the share of the pictures that is done.
 
     Raises:
         ConfigError: The network has nothing to show, or there is no picture.
@@ -50,8 +54,11 @@ def panel_map(pipeline: Pipeline, sources: Sequence[PictureSource]) -> PanelShee
     network = (
         f"{family.title}, {width} x {height} pixels; {pipeline.precision} in {pipeline.backend}. "
     )
-    looks = tuple(_look(pipeline, source) for source in sources)
-    return PanelSheet(looks, height / width, title, network + legend)
+    passing, looks = PictureCount(len(sources)), list[PanelLook]()
+    for source in sources:
+        looks.append(_look(pipeline, source))
+        on_progress(passing.share(len(looks)), passing.in_words(len(looks)))
+    return PanelSheet(tuple(looks), height / width, title, network + legend)
 
 
 def _look(pipeline: Pipeline, source: PictureSource) -> PanelLook:

@@ -11,6 +11,7 @@ from PIL import Image
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families import family_named
 from sacvit_deploy.families.config import ModelConfig
+from sacvit_deploy.progress import OnProgress, PictureCount, silent
 from sacvit_deploy.runtime.algorithm import window_tokens
 from sacvit_deploy.runtime.pictures import PictureSource, name_of, read_picture
 from sacvit_deploy.runtime.pipeline import Pipeline
@@ -24,7 +25,10 @@ _SHOWN_SIDE = 400
 
 
 def look(
-    pipeline: Pipeline, sources: Sequence[PictureSource], eta: float | None = None
+    pipeline: Pipeline,
+    sources: Sequence[PictureSource],
+    eta: float | None = None,
+    on_progress: OnProgress = silent,
 ) -> list[TokenLook]:
     """Classify pictures, and return the scores and the first stage's answer as well.
 
@@ -32,6 +36,7 @@ def look(
         pipeline: Runs a network of two stages.
         sources: One or more pictures.
         eta: Exit threshold in [0, 1]; None takes the pipeline's.
+        on_progress: Called after each batch.
 
     Raises:
         ConfigError: The network has one stage, `eta` is out of range, or there is no picture.
@@ -47,8 +52,11 @@ def look(
     if not sources:
         raise ConfigError("There is no picture to show.", "Give at least one.")
     size = min(_BATCH, pipeline.largest_batch or _BATCH)
-    batches = (sources[start : start + size] for start in range(0, len(sources), size))
-    return [each for batch in batches for each in _looks(pipeline, batch, eta)]
+    passing, looks = PictureCount(len(sources)), list[TokenLook]()
+    for start in range(0, len(sources), size):
+        looks += _looks(pipeline, sources[start : start + size], eta)
+        on_progress(passing.share(len(looks)), passing.in_words(len(looks)))
+    return looks
 
 
 def _looks(
@@ -91,6 +99,7 @@ def token_map(  # noqa: PLR0913  all but the first two have a good default
     scores: bool = True,
     columns: int | None = None,
     note: str = "",
+    on_progress: OnProgress = silent,
 ) -> TokenSheet:
     """Draw which tokens of pictures a two-stage network looks at again, as Fig. 5 of SAC-ViT does.
 
@@ -101,6 +110,7 @@ def token_map(  # noqa: PLR0913  all but the first two have a good default
         scores: Whether to draw the class attention of every token.
         columns: Pictures in a row of the sheet; None takes two, or three without scores.
         note: Line under the title; by default the network and the precision.
+        on_progress: Called after each batch with the share of the pictures that is done.
 
     Raises:
         ConfigError: The network has one stage, or a value is out of range.
@@ -119,7 +129,7 @@ def token_map(  # noqa: PLR0913  all but the first two have a good default
         f"{pipeline.precision} in {pipeline.backend}"
     )
     return TokenSheet(
-        looks=tuple(look(pipeline, sources, eta)),
+        looks=tuple(look(pipeline, sources, eta, on_progress)),
         grid=config.coarse_grid,
         shape=height / width,
         eta=eta,

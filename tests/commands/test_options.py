@@ -78,36 +78,3 @@ def test_all_backends_are_named_that_were_measured():
     opened = OpenedSessions("onnxruntime", fake_sessions(SAC), skipped)
     lines = list(options.passed_over_lines(Pipeline(fake_manifest(), opened), "fastest"))
     assert lines[1:] == ["  not openvino: It takes 3.0 ms.", "  not tensorrt: It is missing."]
-
-
-def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with options.Progress() as progress:
-        assert capsys.readouterr().err == ""
-        progress.bar(0.0, "first")
-        progress.bar(0.5, "second")
-        progress.bar(0.5, "third " + 100 * "x")
-        progress.bar(1.0, "last")
-    first, second, third, last = capsys.readouterr().err.split("\r")[2:]
-    assert "[------------------------]   0%" in first
-    assert "[############------------]  50%" in second
-    assert "third xxx" in third
-    assert "[########################] 100%" in last
-    for line, text in ((first, "first"), (second, "second"), (last, "last")):
-        assert text in line
-    assert max(map(len, (first, second, third))) < 90
-
-
-def test_progress_is_a_line_for_each_step_of_unknown_length(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with options.Progress() as progress:
-        progress.line("first")
-        progress.line("second")
-    assert capsys.readouterr().err == "first\nsecond\n"
-
-
-def test_progress_is_silent_in_a_pipe(capsys):
-    with options.Progress() as progress:
-        progress.line("first")
-        progress.bar(0.5, "half")
-    assert capsys.readouterr() == ("", "")

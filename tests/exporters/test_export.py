@@ -64,13 +64,25 @@ def test_what_a_bundle_says(sac_host, sac_checkpoint):
 
 
 def test_steps_are_reported(tmp_path, sac_model, translated):
-    lines: list[str] = []
-    export_bundle(sac_model, tmp_path / "bundle", report=lines.append)
+    told: list[tuple[float, str]] = []
+    export_bundle(
+        sac_model, tmp_path / "bundle", on_progress=lambda share, text: told.append((share, text))
+    )
     assert translated == ["early_exit", "refine"]
-    assert len(lines) == 3
-    assert "ee.onnx" in lines[0]
-    assert "sac.onnx" in lines[1]
-    assert "1, 2, 7" in lines[2]
+    shares, texts = zip(*told, strict=True)
+    assert list(shares) == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+    assert list(texts) == [
+        "reading the weights",
+        "translating ee.onnx (early_exit)",
+        "simplifying ee.onnx (early_exit)",
+        "translating sac.onnx (refine)",
+        "simplifying sac.onnx (refine)",
+        "comparing with torch at batch 1",
+        "comparing with torch at batch 2",
+        "comparing with torch at batch 7",
+        "exported",
+    ]
 
 
 def test_the_same_export_gives_the_same_files(tmp_path, sac_model, translated):

@@ -177,17 +177,17 @@ def checkpoint(tmp_path, name="model.safetensors") -> Checkpoint:
     return Checkpoint.read(path)
 
 
-def found_for(request, source, told=print) -> Preprocessing:
-    return preprocessing_for(small(64), request, source, told)
+def found_for(request, source) -> Preprocessing:
+    return preprocessing_for(small(64), request, source)
 
 
-def test_what_is_asked_for_counts_more_than_a_file(tmp_path):
+def test_what_is_asked_for_counts_more_than_a_file(tmp_path, caplog):
     source = checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(TIMM["vit"]))
-    lines: list[str] = []
-    found = found_for(PreprocessingRequest(crop_ratio=0.8, std=(0.3,)), source, lines.append)
+    caplog.set_level("INFO", "sacvit_deploy")
+    found = found_for(PreprocessingRequest(crop_ratio=0.8, std=(0.3,)), source)
     assert (found.mean, found.std, found.crop_ratio) == (HALF, (0.3,) * 3, 0.8)
-    assert lines == [f"Preprocessing from {tmp_path / 'config.json'}"]
+    assert caplog.messages == [f"Preprocessing from {tmp_path / 'config.json'}"]
 
 
 def test_a_file_that_says_nothing_of_pictures_is_passed_over(tmp_path):

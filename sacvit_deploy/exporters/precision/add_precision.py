@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 import onnx
@@ -17,6 +17,7 @@ from sacvit_deploy.exporters.precision.request import LowPrecision, PrecisionReq
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
 from sacvit_deploy.libraries import versions
 from sacvit_deploy.manifest import Manifest
+from sacvit_deploy.progress import OnProgress, Steps, silent
 from sacvit_deploy.records import Agreement, GraphEntry, PrecisionRecord
 from sacvit_deploy.spec import GraphSpec, Role
 
@@ -29,7 +30,7 @@ _RECORDED_TOOLS = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy")
 
 
 def add_precision(
-    bundle: Bundle, request: PrecisionRequest, report: Callable[[str], None] = lambda _: None
+    bundle: Bundle, request: PrecisionRequest, on_progress: OnProgress = silent
 ) -> Bundle:
     """Add FP16 or INT8 graphs to a bundle; the FP32 graphs stay.
 
@@ -40,7 +41,7 @@ def add_precision(
     Args:
         bundle: Bundle with FP32 graphs.
         request: What to add.
-        report: Called with one line for each step.
+        on_progress: Called with the share of the work done, in [0, 1], and a short text.
 
     Returns:
         The bundle with its new description. When anything is raised, the folder is as before,
@@ -54,10 +55,10 @@ def add_precision(
         ImageError: A picture of it cannot be read.
         BundleError: The folder cannot be written to.
     """
-    with converted(bundle, request, report) as trial:
+    steps = Steps(on_progress, {"converting": 6, "comparing": 3, "writing": 1})
+    with converted(bundle, request, steps.part("converting")) as trial:
         kept = trial.kept()
-        report(f"Comparing the decisions of {request.precision} with those of fp32")
-        agreement = trial.check(kept)
+        agreement = trial.check(kept, steps.part("comparing"))
         entries = tuple(_entry(bundle, role, request.precision) for role in kept)
         files = {
             name: graph
@@ -73,10 +74,12 @@ def add_precision(
                 spec = GraphSpec(entry.role, name, entry.inputs, entry.outputs)
                 check_contract(files[name], spec)
         save_with_shared_weights(files, staging, f"weights.{request.precision}.bin")
-        report(f"Writing {', '.join(files)}")
+        steps.part("writing")(0.5, f"writing {', '.join(files)}")
         with locked(bundle.path) as current:
             check_unchanged(current, bundle.graph_files(), "converted", "Export again.")
-            return publish(current, staging, _manifest(current.manifest, entries, record))
+            added = publish(current, staging, _manifest(current.manifest, entries, record))
+    on_progress(1.0, f"{request.precision} added")
+    return added
 
 
 def _entry(bundle: Bundle, role: Role, precision: LowPrecision) -> GraphEntry:

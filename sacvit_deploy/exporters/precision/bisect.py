@@ -10,9 +10,11 @@ from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.errors import PrecisionError
 from sacvit_deploy.exporters.precision.conversion import Trial, converted
 from sacvit_deploy.exporters.precision.request import PrecisionRequest
+from sacvit_deploy.progress import OnProgress, Steps, silent, within
 from sacvit_deploy.records import Agreement
 
 _T = TypeVar("_T")
+_LEFT_BY_TRIAL = 0.9
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Bisection:
 
 
 def bisect_precision(
-    bundle: Bundle, request: PrecisionRequest, report: Callable[[str], None] = lambda _: None
+    bundle: Bundle, request: PrecisionRequest, on_progress: OnProgress = silent
 ) -> Bisection:
     """Find nodes to keep in FP32 such that the limits hold and none of them can be left out.
 
@@ -48,22 +50,26 @@ def bisect_precision(
     Args:
         bundle: Bundle with FP32 graphs; not changed.
         request: Precision, and data to compare decisions on.
-        report: Called with one line for each trial.
+        on_progress: Called with the share of the work done, in [0, 1], and a short text. How many
+            trials it takes is not known, so each one counts for a part of what is left.
 
     Raises:
         PrecisionError: The limits do not even hold with every node in FP32.
         ConfigError: A name in `request.keep` is in no graph.
         DataError: The data cannot be read.
     """
-    with converted(bundle, request, report) as trial:
+    steps = Steps(on_progress, {"converting": 1, "trials": 4})
+    with converted(bundle, request, steps.part("converting")) as trial:
+        trials = steps.part("trials")
         known: dict[frozenset[str], Agreement | None] = {}
 
         def hold(names: Sequence[str]) -> bool:
             key = frozenset(names)
             if key not in known:
-                known[key] = trial.agreement(trial.kept(names))
-                verdict = "enough" if trial.holds(known[key]) else "not enough"
-                report(f"Trial {len(known)}: {len(key)} nodes in FP32 are {verdict}")
+                count = len(known)
+                part = within(trials, 1 - _LEFT_BY_TRIAL**count, 1 - _LEFT_BY_TRIAL ** (count + 1))
+                text = f"trial {count + 1}, {len(key)} nodes"
+                known[key] = trial.agreement(trial.kept(names), part, text)
             return trial.holds(known[key])
 
         by_place = _candidates(trial)
@@ -77,6 +83,7 @@ def bisect_precision(
             )
         place_of = {name: place for place, names in by_place.items() for name in names}
         where = tuple(place_of[name].partition(":")[2] for name in needed)
+        on_progress(1.0, f"{len(known)} trials")
         return Bisection(tuple(needed), where, agreement, len(known))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +42,7 @@ from sacvit_deploy.exporters.precision.half_precision import HalfConversion
 from sacvit_deploy.exporters.precision.int8 import Int8Conversion
 from sacvit_deploy.exporters.precision.request import PictureSet, PrecisionRequest, chosen_pictures
 from sacvit_deploy.families.config import number_of_classes
+from sacvit_deploy.progress import OnProgress, silent
 from sacvit_deploy.records import Agreement
 from sacvit_deploy.runtime.preprocess import Preprocessor
 from sacvit_deploy.spec import Role
@@ -81,14 +82,16 @@ class Original:
         name = str(self.bundle.path)
         return Network(name, manifest.config, preprocess, sessions, manifest.selection, _BATCH)
 
-    def decisions(self, sessions: Mapping[Role, Session]) -> Decisions:
-        """Run both stages on every picture.
+    def decisions(
+        self, sessions: Mapping[Role, Session], on_progress: OnProgress = silent, text: str = ""
+    ) -> Decisions:
+        """Run both stages on every picture; see `Network.decisions`.
 
         Raises:
             ImageError: A picture cannot be read.
             EngineError: A session failed, or gave logits that are not finite.
         """
-        return self.network(sessions).decisions(self.pictures.sources)
+        return self.network(sessions).decisions(self.pictures.sources, on_progress, text)
 
 
 class Conversion(Protocol):
@@ -116,7 +119,7 @@ class Conversion(Protocol):
 
 @contextlib.contextmanager
 def converted(
-    bundle: Bundle, request: PrecisionRequest, report: Callable[[str], None]
+    bundle: Bundle, request: PrecisionRequest, on_progress: OnProgress
 ) -> Iterator[Trial]:
     """Run the FP32 graphs of a bundle on pictures, and convert them.
 
@@ -136,12 +139,11 @@ def converted(
         graphs, pictures = fp32_graphs(bundle), chosen_pictures(request)
         resolve_keep(request.keep, graphs)  # refuses an unknown name before the work
         original = Original(bundle, graphs, pictures, Path(scratch))
-        report(f"Running FP32 on {len(pictures.sources)} pictures ({pictures.name})")
         conversion: Conversion
         if request.precision == "fp16":
-            conversion = HalfConversion.of(original)
+            conversion = HalfConversion.of(original, on_progress)
         else:
-            conversion = Int8Conversion.of(original, request.method, report)
+            conversion = Int8Conversion.of(original, request.method, on_progress)
         yield Trial(original, request, conversion)
 
 
@@ -168,15 +170,20 @@ class Trial:
         """
         return resolve_keep([*self.request.keep, *names], self.original.graphs)
 
-    def agreement(self, kept: Kept) -> Agreement | None:
+    def agreement(
+        self, kept: Kept, on_progress: OnProgress = silent, text: str = ""
+    ) -> Agreement | None:
         """Compare the decisions; None if a graph gives numbers that are not finite.
 
         Args:
             kept: Names of the nodes in FP32, by role.
+            on_progress: Called after each batch.
+            text: What to call this work; the precision by default.
         """
         sessions = {role: self._session(role, kept[role]) for role in self.original.graphs}
         try:
-            found = self.original.decisions(sessions)
+            text = text or f"comparing {self.request.precision}"
+            found = self.original.decisions(sessions, on_progress, text)
         except EngineError:
             return None
         manifest = self.original.bundle.manifest
@@ -212,13 +219,13 @@ class Trial:
             return "its logits or features are not finite (NaN or infinite)"
         return agreement_in_words(agreement, self.original.bundle.manifest.config)
 
-    def check(self, kept: Kept) -> Agreement:
+    def check(self, kept: Kept, on_progress: OnProgress = silent) -> Agreement:
         """Measure the agreement, and refuse one beyond the limits.
 
         Raises:
             PrecisionError: It names the layer where the error appears.
         """
-        agreement = self.agreement(kept)
+        agreement = self.agreement(kept, on_progress)
         if agreement is not None and self.holds(agreement):
             return agreement
         precision, pictures = self.request.precision, self.original.pictures

@@ -18,6 +18,7 @@ from onnx import TensorProto
 
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.comparison.graphs import redirect, to_model
+from sacvit_deploy.progress import OnProgress, silent
 from sacvit_deploy.spec import KEPT_MASK, LOGITS, SCORE, Role
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class HalfConversion:
     smoothing: None = None
 
     @classmethod
-    def of(cls, original: Original) -> HalfConversion:
+    def of(cls, original: Original, on_progress: OnProgress = silent) -> HalfConversion:
         """Run the FP32 graphs on the pictures."""
-        return cls(original, original.decisions(original.sessions()))
+        return cls(original, original.decisions(original.sessions(), on_progress, "running fp32"))
 
     def graphs(self, role: Role, kept: frozenset[str]) -> tuple[onnx.ModelProto, ...]:
         """See `Conversion.graphs`."""

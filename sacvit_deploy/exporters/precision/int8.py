@@ -8,7 +8,7 @@ nearest is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from sacvit_deploy.exporters.precision.ranges import (
 from sacvit_deploy.exporters.precision.request import Method
 from sacvit_deploy.exporters.precision.smooth import smooth, with_inserted
 from sacvit_deploy.families import family_named
+from sacvit_deploy.progress import OnProgress, Steps, silent
 from sacvit_deploy.spec import Role
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Int8Conversion:
 
     @classmethod
     def of(
-        cls, original: Original, method: Method, report: Callable[[str], None]
+        cls, original: Original, method: Method, on_progress: OnProgress = silent
     ) -> Int8Conversion:
         """Smooth, round and calibrate the FP32 graphs on the pictures.
 
@@ -91,23 +92,22 @@ class Int8Conversion:
             PrecisionError: A layer takes in values that are not finite.
         """
         scratch = original.scratch
+        steps = Steps(on_progress, {"channels": 5, "weights": 4, "ranges": 3})
         observed = {
             role: ChannelSession(graph, scratch / f"{role}.channels.onnx")
             for role, graph in original.graphs.items()
         }
-        original.decisions(observed)
+        original.decisions(observed, steps.part("channels"), "collecting channels")
         taken = channels_by_place(original.graphs, observed)
         smoothed, smoothing = smooth(original.graphs, taken)
         taken |= {p: taken[p].mapped(each.centre, each.factor) for p, each in smoothing.items()}
-        report("Rounding weights")
-        weights = rounded_weights(smoothed, taken)
-        report(f"Finding ranges ({method})")
+        weights = rounded_weights(smoothed, taken, steps.part("weights"))
         calibrating = {
             role: CalibratingSession(session, smoothed[role].model, method, scratch / role)
             for role, session in original.sessions().items()
         }
         return cls(
-            reference=original.decisions(calibrating),
+            reference=original.decisions(calibrating, steps.part("ranges"), "collecting ranges"),
             smoothed=smoothed,
             smoothing={place: each.strength for place, each in smoothing.items()},
             weights=weights,
@@ -188,7 +188,9 @@ class RoundedWeight:
 
 
 def rounded_weights(
-    graphs: Mapping[Role, Graph], taken: Mapping[str, Channels]
+    graphs: Mapping[Role, Graph],
+    taken: Mapping[str, Channels],
+    on_progress: OnProgress = silent,
 ) -> dict[Role, dict[str, RoundedWeight]]:
     """Round the weights of all linear layers.
 
@@ -197,6 +199,7 @@ def rounded_weights(
     Args:
         graphs: FP32 graphs by role.
         taken: Input of each layer, by place.
+        on_progress: Called before each layer.
 
     Returns:
         By role and by the name of the MatMul.
@@ -211,6 +214,7 @@ def rounded_weights(
         found[role] = {}
         for place, node in graph.linear_layers.items():
             if place not in by_place:
+                on_progress(len(by_place) / len(taken), f"rounding the weight of {place}")
                 weight, moment = numpy_helper.to_array(stored[node.input[1]]), taken[place].moment
                 if not np.isfinite(moment).all():
                     raise PrecisionError(

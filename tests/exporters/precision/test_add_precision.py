@@ -152,8 +152,8 @@ def test_engines_of_replaced_graphs_go(precise, tmp_path):
 def test_graphs_that_were_replaced_meanwhile_get_no_precision(sac_host, tmp_path):
     copy = copy_of(sac_host, tmp_path / "bundle")
 
-    def replace(step: str) -> None:
-        if step.startswith("Writing"):
+    def replace(_: float, step: str) -> None:
+        if step.startswith("writing"):
             (copy.path / "ee.onnx").write_bytes(b"other")
             files = {**copy.manifest.files, "ee.onnx": FileRecord.of(copy.path / "ee.onnx")}
             update_manifest(copy, dataclasses.replace(copy.manifest, files=files))
