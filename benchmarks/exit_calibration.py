@@ -175,7 +175,7 @@ def _split(
     goals: Sequence[ExitGoal],
     seed: int,
 ) -> Iterator[Trial]:
-    order = np.random.default_rng(seed).permutation(len(answers["fp32"].names))
+    order = np.random.default_rng(seed).permutation(len(answers["fp32"].samples))
     halves = order[: len(order) // 2], order[len(order) // 2 :]
     for goal in goals:
         search = ThresholdSearch(goal, seed=seed, resamples=_RESAMPLES)
@@ -229,7 +229,7 @@ def _taken(answers: StageAnswers, rows: NDArray[np.int64]) -> StageAnswers:
         answers,
         decisions=answers.decisions.taken(rows),
         class_index=answers.class_index[rows],
-        names=tuple(answers.names[row] for row in rows),
+        samples=tuple(answers.samples[row] for row in rows),
         early_ms=answers.early_ms[rows],
         refine_ms=answers.refine_ms[rows],
     )

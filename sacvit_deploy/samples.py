@@ -47,6 +47,11 @@ class Sample:
     label: str
     archive: zipfile.ZipFile | None = None
 
+    @property
+    def path(self) -> str:
+        """Path of the picture, through its archive if it lies in one."""
+        return self.name if self.archive is None else f"{self.archive.filename}/{self.name}"
+
     def open(self) -> IO[bytes]:
         """Open the encoded picture.
 

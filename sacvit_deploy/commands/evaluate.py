@@ -14,6 +14,7 @@ from sacvit_deploy.commands.describe import describe_evaluation
 from sacvit_deploy.evaluation.compared import read_compared
 from sacvit_deploy.evaluation.evaluate import EvaluationRequest, run_evaluation
 from sacvit_deploy.files import check_output, write_output
+from sacvit_deploy.runtime.result_file import LABELLED_COLUMNS, check_results, write_results
 from sacvit_deploy.visualize.report import html_report
 
 
@@ -39,7 +40,19 @@ from sacvit_deploy.visualize.report import html_report
 @click.option("--threads", type=int, help="CPU threads of one operator.")
 @click.option("--limit", type=int, help="Use so many of the pictures, spread over all classes.")
 @options.decode_option("exact")
-@click.option("--report", "page", type=options.PATH, help="Also write an HTML report.")
+@click.option(
+    "--predictions",
+    type=options.PATH,
+    metavar="FILE",
+    help="Also write the answer for each picture to a .jsonl, .csv or .parquet file.",
+)
+@click.option(
+    "--report",
+    "page",
+    type=options.PATH,
+    metavar="FILE",
+    help="Also write an HTML report. It contains small pictures of the surest mistakes.",
+)
 @click.option(
     "--compare",
     type=options.PATH,
@@ -48,24 +61,38 @@ from sacvit_deploy.visualize.report import html_report
     help="Another evaluation, written with --json, to mark in the report.",
 )
 @options.json_option
-def command(page: Path | None, compare: Iterable[Path], as_json: bool, **chosen: Any) -> None:
+def command(
+    predictions: Path | None,
+    page: Path | None,
+    compare: Iterable[Path],
+    as_json: bool,
+    **chosen: Any,
+) -> None:
     """Measure accuracy, cost and latency of BUNDLE on the labelled pictures of DATA.
 
     \b
     Example:
       sacvit-deploy evaluate bundle val.zip --report report.html
       sacvit-deploy evaluate bundle val.zip --eta 0.4 --eta 0.6 --json
+      sacvit-deploy evaluate bundle photos/ --batch-size 8 --predictions answers.csv
     """
     if compare and not page:
         raise click.UsageError("--compare marks evaluations in a report; name it with --report.")
+    if predictions and predictions.resolve() == chosen["data"].resolve():
+        raise click.UsageError("--predictions would replace DATA; name another file.")
     request = EvaluationRequest(**chosen)
     compared = [row for file in compare for row in read_compared(file)]
+    if predictions:
+        check_results(predictions)
     if page:
         check_output(page)
     with Progress() as progress:
         evaluation = run_evaluation(
             request, progress.bar, lambda pipeline: options.tell_backend(pipeline, request.backend)
         )
+    if predictions:
+        rows = (each.to_row() for each in evaluation.predictions)
+        write_results(predictions, rows, LABELLED_COLUMNS)
     if page:
         write_output(page, html_report(evaluation, compared))
     for skipped in evaluation.skipped:
@@ -74,5 +101,5 @@ def command(page: Path | None, compare: Iterable[Path], as_json: bool, **chosen:
         options.echo_json(evaluation.to_dict())
         return
     options.echo_lines(describe_evaluation(evaluation))
-    if page:
-        click.echo(f"Written to {page}")
+    for file in filter(None, (predictions, page)):
+        click.echo(f"Written to {file}")

@@ -56,7 +56,7 @@ class StageAnswers:
         decisions: Logits of both stages and the target tokens. A network of one stage has its
             logits in both places, and no tokens, (n, 0).
         class_index: True class of each picture as an index of the bundle's labels, (n,).
-        names: Names of the pictures, in order.
+        samples: The pictures, in order.
         skipped: Pictures that could not be read.
         data_sha256: Hash of class, file name and bytes of the n pictures: the same for a folder, a
             zip of it and a table, in any order.
@@ -68,11 +68,16 @@ class StageAnswers:
 
     decisions: Decisions
     class_index: NDArray[np.int64]
-    names: tuple[str, ...]
+    samples: tuple[Sample, ...]
     skipped: tuple[Skipped, ...]
     data_sha256: str
     early_ms: NDArray[np.float64]
     refine_ms: NDArray[np.float64]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the pictures, in order."""
+        return tuple(sample.name for sample in self.samples)
 
 
 def collect_answers(  # noqa: PLR0913  all but the first two have a good default
@@ -171,7 +176,7 @@ def _joined(
     return StageAnswers(
         decisions=Decisions.of(outcomes),
         class_index=np.array([indices[each.sample.label] for each in answered], dtype=np.int64),
-        names=tuple(each.sample.name for each in answered),
+        samples=tuple(each.sample for each in answered),
         skipped=tuple(skipped),
         data_sha256=_data_sha256(answered),
         early_ms=np.array([outcome.early_ms for outcome in outcomes]),

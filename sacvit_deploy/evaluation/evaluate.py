@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sacvit_deploy.evaluation.answers import (
 )
 from sacvit_deploy.evaluation.class_names import read_class_names
 from sacvit_deploy.evaluation.exit_sweep import Exit, OperatingPoint, sweep_exits
+from sacvit_deploy.evaluation.predictions import Predictions
 from sacvit_deploy.evaluation.statistics import (
     ClassRow,
     Confusion,
@@ -90,8 +91,8 @@ class Evaluation:
         images: Number of pictures that were read.
         skipped: Pictures that could not be read.
         data_sha256: Hash of the data; see `StageAnswers`.
-        rows: One point for each threshold asked for. Classes, confusions and reliability are those
-            of the first.
+        rows: One point for each threshold asked for. Classes, confusions, reliability and
+            predictions are those of the first.
         curve: Points at 101 thresholds from 0 to 1; a single one for a network of one stage.
         macs_g: Cost of each graph, and of the `dense` network of the same body, in 10^9
             multiply-accumulates.
@@ -100,6 +101,7 @@ class Evaluation:
         classes: Classes that have pictures.
         confusions: Pairs of true and predicted class.
         labels: Name of each class of the network.
+        predictions: Answer for each picture that was read.
     """
 
     setting: Setting
@@ -113,6 +115,7 @@ class Evaluation:
     classes: tuple[ClassRow, ...]
     confusions: tuple[Confusion, ...]
     labels: tuple[str, ...]
+    predictions: Predictions = field(repr=False, compare=False)
     kept_tokens_mean: tuple[float, ...] | None = None
 
     @property
@@ -255,6 +258,7 @@ def evaluate_answers(
         classes=class_rows(sweep.true_class, labels, shares),
         confusions=confusions(sweep.true_class, sweep.predicted(index)),
         labels=labels,
+        predictions=Predictions.at_exit(answers, config, labels, first.eta, first.temperature),
         kept_tokens_mean=_kept_mean(answers),
     )
 

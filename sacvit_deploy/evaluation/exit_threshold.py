@@ -262,7 +262,7 @@ def find_threshold(
         GoalError: No threshold meets the goal.
         DataError: There are fewer than 50 pictures.
     """
-    check_enough(len(answers.names))
+    check_enough(len(answers.samples))
     logits, true = answers.decisions.early_logits, answers.class_index
     temperature, likelihood = 1.0, None
     if search.temperature_scaling:

@@ -6,7 +6,8 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -32,6 +33,11 @@ COLUMNS = (
 )
 """Columns of every table, in order. CSV has lists as JSON."""
 
+LABELLED_COLUMNS = ("image", "true_class_index", "true_label", "correct", *COLUMNS[2:])
+"""Columns of a table of labelled pictures."""
+
+_KINDS = (".jsonl", ".csv", ".parquet")
+_UNWRITABLE = "Choose another file, in a folder that exists and can be written to."
 _ROW_GROUP = 1000  # rows of a Parquet file that are in memory
 
 
@@ -70,47 +76,78 @@ def result_file(path: Path, *, resume: bool = False) -> Iterator[Opened]:
             that this function wrote, cannot be written, or is being written by another process.
         MissingDependencyError: Parquet was asked for, and pyarrow is not installed.
     """
-    kinds = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": None}
-    kind = path.suffix.lower()
-    if kind not in kinds:
-        raise ConfigError(
-            f"The results were to be written to {path}.", f"Name it {', '.join(kinds)}."
-        )
+    kind = _kind(path)
     if path.exists() and not resume:
         raise ConfigError(
             f"{path} exists.", "Go on with it: --resume. Or name another file, or remove this one."
         )
-    reader = kinds[kind]
-    if reader is None:
+    if kind == ".parquet":
         if resume:
             raise ConfigError(
                 "A Parquet file cannot be resumed.", "Write .jsonl or .csv, which can be."
             )
-        with _parquet(path) as write:
+        with _parquet(path, COLUMNS) as write:
             yield Opened(write, frozenset())
         return
-    fix = "Choose another file, in a folder that exists and can be written to."
-    with raised_as(ConfigError, f"{path} cannot be written", fix):
+    with raised_as(ConfigError, f"{path} cannot be written", _UNWRITABLE):
         stream = path.open("ab")
     with stream, folder_lock(path, wait=False) as is_alone:
         if not is_alone:
             raise ConfigError(
                 f"{path} is being written by another process.", "Wait for it, or name another file."
             )
-        done, end = reader(path)
+        done, end = _json_lines(path) if kind == ".jsonl" else _csv_rows(path)
         stream.truncate(end)
-        yield Opened(_writer(stream, kind, is_new=end == 0), frozenset(done))
+        yield Opened(_writer(stream, kind, COLUMNS, is_new=end == 0), frozenset(done))
 
 
-def _writer(stream: IO[bytes], kind: str, *, is_new: bool) -> Write:
-    encode = _as_json if kind == ".jsonl" else _as_csv
+def write_results(path: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Write a file of results, whole or not at all; an old file is replaced.
 
+    Args:
+        path: A .jsonl, .csv or .parquet file.
+        rows: Results.
+        columns: `COLUMNS` or `LABELLED_COLUMNS`.
+
+    Raises:
+        ConfigError: The name ends differently, or the file cannot be written.
+        MissingDependencyError: See `result_file`.
+    """
+    kind = _kind(path)
+    with raised_as(ConfigError, f"{path} cannot be written", _UNWRITABLE), ExitStack() as stack:
+        if kind == ".parquet":
+            write = stack.enter_context(_parquet(path, columns))
+        else:
+            unfinished = stack.enter_context(replacing(path))
+            stream = stack.enter_context(unfinished.open("wb"))
+            write = _writer(stream, kind, columns, is_new=True)
+        for row in rows:
+            write(row)
+
+
+def check_results(path: Path) -> None:
+    """Check before the work that `write_results` can write a file; raise as it does."""
+    if _kind(path) == ".parquet":
+        require("pyarrow", "Writing Parquet")
+    check_output(path)
+
+
+def _kind(path: Path) -> str:
+    kind = path.suffix.lower()
+    if kind not in _KINDS:
+        raise ConfigError(
+            f"The results were to be written to {path}.", f"Name it {', '.join(_KINDS)}."
+        )
+    return kind
+
+
+def _writer(stream: IO[bytes], kind: str, columns: Sequence[str], *, is_new: bool) -> Write:
     def write(row: Row) -> None:
-        stream.write(encode(row))
+        stream.write(_as_json(row) if kind == ".jsonl" else _as_csv(row, columns))
         stream.flush()
 
     if is_new and kind == ".csv":
-        stream.write(_csv_line(COLUMNS))
+        stream.write(_csv_line(columns))
     return write
 
 
@@ -119,13 +156,13 @@ def _as_json(row: Row) -> bytes:
     return (json.dumps(dict(row)) + "\n").encode("ascii")
 
 
-def _as_csv(row: Row) -> bytes:
-    cells = (row.get(name) for name in COLUMNS)
+def _as_csv(row: Row, columns: Sequence[str]) -> bytes:
+    cells = (row.get(name) for name in columns)
     return _csv_line(["" if cell is None else _cell(cell) for cell in cells])
 
 
 def _cell(value: object) -> object:
-    return json.dumps(value) if isinstance(value, (list, tuple)) else value
+    return json.dumps(value) if isinstance(value, (bool, list, tuple)) else value
 
 
 def _csv_line(cells: Any) -> bytes:
@@ -175,7 +212,7 @@ def _not_ours(path: Path) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Write]:
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Write]:
     arrow = require("pyarrow", "Writing Parquet")
     parquet = require("pyarrow.parquet", "Writing Parquet")
     tokens, number, real, text = (
@@ -187,8 +224,15 @@ def _parquet(path: Path) -> Iterator[Write]:
     best = arrow.list_(
         arrow.struct([("class_index", number), ("label", text), ("probability", real)])
     )
-    kinds = (text, number, number, text, real, text, real, best, tokens, tokens)
-    schema = arrow.schema(list(zip(COLUMNS, kinds, strict=True)))
+    kinds = {
+        **dict.fromkeys(("image", "true_label", "label", "stage"), text),
+        **dict.fromkeys(("frame", "true_class_index", "class_index"), number),
+        **dict.fromkeys(("probability", "early_exit_probability"), real),
+        **dict.fromkeys(("target_tokens", "kept_tokens"), tokens),
+        "correct": arrow.bool_(),
+        "top5": best,
+    }
+    schema = arrow.schema([(name, kinds[name]) for name in columns])
     check_output(path)
     rows: list[dict[str, Any]] = []
     with replacing(path) as unfinished, parquet.ParquetWriter(unfinished, schema) as writer:

@@ -28,7 +28,8 @@ _LEFT, _RIGHT, _TOP = 62.0, 496.0, 14
 _WIDTH, _HEIGHT, _BELOW = 520, 286, 50
 _HEADING_LINE, _NAME_LINE = 20, 16.0
 _MOST_STEPS, _MOST_TRIES = 6, 8
-_STEPS = (1, 2, 2.5, 5, 10)
+_STEPS, _PERCENT_STEPS = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
+_MOST_LINES = int(_HEIGHT / _NAME_LINE)
 # A difference of a point of accuracy is never most of a chart.
 _LEAST_PERCENT = 0.10
 _RADIUS, _RIM, _CAP = 4.5, 2.0, 4.0
@@ -64,14 +65,14 @@ class Axis:
         if percent:
             low, high = _widened(low, high)
         room = (high - low or abs(high) or 1) * 0.06
-        step = _step(low - room, high + room)
+        step = _step(low - room, high + room, percent=percent)
         low = math.floor((low - room) / step) * step
         high = math.ceil((high + room) / step) * step
         return cls(title, max(0.0, low), min(1.0, high) if percent else high, percent)
 
     def ticks(self) -> list[float]:
         """Round numbers from end to end."""
-        step = _step(self.low, self.high)
+        step = _step(self.low, self.high, percent=self.percent)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [count * step for count in range(first, last + 1)]
@@ -166,7 +167,7 @@ class Plot(Drawing):
         """Draw a dashed line from bottom to top, with its name at the top."""
         self.line([(x, self._y.low), (x, self._y.high)], _RULE)
         left = self._place((x, self._y.low))[0]
-        spots = [(left, self._top + 3 + step * _NAME_LINE) for step in range(_MOST_TRIES)]
+        spots = [(left, self._top + 3 + line * _NAME_LINE) for line in range(_MOST_LINES)]
         self._names.append((name, spots))
 
     def horizontal(self, y: float, name: str) -> None:
@@ -244,11 +245,12 @@ def _widened(low: float, high: float) -> Point:
     return low + shift, high + shift
 
 
-def _step(low: float, high: float) -> float:
+def _step(low: float, high: float, *, percent: bool) -> float:
     """The smallest round number that divides the range into a handful of parts."""
+    steps = _PERCENT_STEPS if percent else _STEPS
     rough = (high - low) / _MOST_STEPS
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in _STEPS if factor * power >= rough * (1 - 1e-9))
+    return next(factor * power for factor in steps if factor * power >= rough * (1 - 1e-9))
 
 
 def _overlap(one: Box, other: Box) -> bool:

@@ -15,7 +15,10 @@ from sacvit_deploy.visualize import charts
 from sacvit_deploy.visualize.canvas import ROLES, Drawing
 from sacvit_deploy.visualize.charts import row_name
 from sacvit_deploy.visualize.elements import card, figure, pairs, table
+from sacvit_deploy.visualize.gallery import THUMBNAIL_PIXELS, gallery
 
+_NO_MISTAKE = '<p class="quiet">No picture was taken for another class.</p>'
+_MOST_MISTAKES = 24
 _MOST_CONFUSIONS = _MOST_SKIPPED = 20
 # Legends: class of the mark, role of its colour, and meaning.
 _CURVE = (
@@ -38,10 +41,10 @@ _RELIABILITY = (
     ("upright", "ink", "95 % interval"),
     ("dashed", "quiet", "a network whose confidence equals its accuracy"),
 )
-_INTERVALS = (
-    "Intervals are Wilson's (1927), each of one point by itself. Points that answer the same "
-    "pictures share most of this error: a difference between two of them is more certain than "
-    "their intervals suggest."
+_INTERVALS = "Intervals are those of Wilson (1927) at 95 %, each of one point by itself."
+_DIFFERENCES = (
+    "Points on the same pictures share most of their error: a difference between two of them is "
+    "more certain than their intervals suggest."
 )
 _LATENCIES = ("ms mean", "ms p50", "ms p95")
 _MATRIX = (("", "early", "correct"), ("", "wrong", "taken for another class"))
@@ -49,6 +52,8 @@ _MATRIX = (("", "early", "correct"), ("", "wrong", "taken for another class"))
 
 def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> str:
     """The page: it fetches nothing, runs nothing, and follows the reader's light or dark setting.
+
+    It contains thumbnails of the surest mistakes, whose pictures are read again.
 
     Args:
         evaluation: Shown in charts and tables.
@@ -69,6 +74,7 @@ def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> st
             f'<div class="grid">{"".join(_figures(evaluation, compared))}</div>',
             card("Classes, the worst first", _class_table(evaluation)),
             _confusions(evaluation),
+            _mistakes(evaluation),
             card("Where the numbers come from", _facts(evaluation)),
         )
     )
@@ -92,7 +98,7 @@ def _style() -> str:
 def _key_figures(evaluation: Evaluation) -> str:
     row, dense = evaluation.rows[0], evaluation.macs_g["dense"]
     mean, _, p95 = _latency(row)
-    found = f"{row_name(row)}; 95 % interval {_interval(row.top1_interval)}"
+    found = f"{_interval(row.top1_interval)} (95 % interval), {row_name(row)}"
     figures = [("top-1 accuracy", f"{row.top1:.1%}", found)]
     if row.source:
         figures.append(("exit early", f"{row.early_exit_fraction:.1%}", "of the pictures"))
@@ -120,7 +126,9 @@ def _thresholds(evaluation: Evaluation, compared: Sequence[Compared]) -> str:
         rows.append(("dense network of the same body", "", "", "", *cost, "", "", "", "cost only"))
     rows += [_compared_row(each, evaluation) for each in compared]
     head = (*("", "top-1", "95 % interval", "exit early", "G MACs", "of dense"), *_LATENCIES, "")
-    note, precision = _INTERVALS if len(rows) > 1 else "", evaluation.setting.precision
+    note, precision = _INTERVALS, evaluation.setting.precision
+    if len(rows) > 1:
+        note += f" {_DIFFERENCES}"
     if any(row.source == "fp32" for row in evaluation.rows):
         note += (
             f" A lower precision shifts the confidences. The first row has the threshold that was "
@@ -148,7 +156,7 @@ def _compared_row(row: Compared, evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _interval(ends: Interval) -> str:
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
+    return f"{ends[0]:.1%} to {ends[1]:.1%}"
 
 
 def _latency(row: OperatingPoint) -> tuple[str, str, str]:
@@ -160,7 +168,9 @@ def _figures(evaluation: Evaluation, compared: Sequence[Compared]) -> list[str]:
     others = _OTHERS if compared else ()
     curve = _CURVE if two_stage else _ONE_STAGE
     chart: Drawing = charts.accuracy_against("macs_mean_g", evaluation, compared)
-    caption = f"Share of correct answers for the mean cost of a picture. {_INTERVALS}"
+    caption = "Share of correct answers for the mean cost of a picture."
+    if two_stage or compared:
+        caption += " Differences between points are more certain than their intervals suggest."
     marks = (*curve, *(_DENSE if two_stage else ()), *others)
     found = [figure("Accuracy against cost", caption, marks, chart)]
     chart = charts.accuracy_against("latency_ms_mean", evaluation, compared)
@@ -208,7 +218,7 @@ def _confusions(evaluation: Evaluation) -> str:
     )
     content = table(("class", "taken for", "pictures", "of its class"), rows)
     if not wrong:
-        content = '<p class="quiet">No picture was taken for another class.</p>'
+        content = _NO_MISTAKE
     most = card("Most frequent confusions", content)
     if len(evaluation.labels) > charts.MOST_CLASSES_DRAWN:
         return most
@@ -218,6 +228,22 @@ def _confusions(evaluation: Evaluation) -> str:
     )
     matrix = figure("Confusion matrix", caption, _MATRIX, charts.ConfusionMatrix(evaluation))
     return f'<div class="wide">{matrix}</div>{most}'
+
+
+def _mistakes(evaluation: Evaluation) -> str:
+    mistakes = evaluation.predictions.surest_mistakes(_MOST_MISTAKES)
+    row = evaluation.rows[0]
+    if not mistakes:
+        return card("Surest mistakes", _NO_MISTAKE)
+    wrong = sum(entry.images for entry in evaluation.confusions if entry.true != entry.predicted)
+    at = f" at {row_name(row)}" if row.source else ""
+    content = gallery(mistakes)
+    note = (
+        f"{len(mistakes)} of the {wrong} wrong answers{at}, those of the largest probability "
+        "first. Wrong labels show up here, too. With thumbnails of at most "
+        f"{THUMBNAIL_PIXELS} px they make {len(content) / 1024:.0f} KiB of this page."
+    )
+    return card("Surest mistakes", content, note)
 
 
 def _facts(evaluation: Evaluation) -> str:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 
 import pytest
 
+from sacvit_deploy.runtime.result_file import LABELLED_COLUMNS
 from tests.labelled_pictures import write_pictures
 
 
@@ -64,6 +67,86 @@ def test_ids_with_class_names_and_a_bad_picture(invoke, sac_host, tmp_path):
     assert found["images"] == 2
     assert found["classes"][0]["class_index"] == 3
     assert len(found["skipped"]) == 1
+
+
+def read_rows(path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        kept = {"image": str, "true_label": str, "label": str, "stage": str}
+        return [
+            {
+                name: kept.get(name, lambda text: text and json.loads(text))(text)
+                for name, text in row.items()
+            }
+            for row in rows
+        ]
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the parquet extra")
+    return parquet.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv", "p.parquet"])
+def test_the_figures_follow_from_the_predictions(invoke, sac_host, data, tmp_path, name):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="needs the parquet extra")
+    file = tmp_path / name
+    file.write_text("an old file")
+    eta = ("--eta", "0.145", "--eta", "1")
+    ran = invoke("evaluate", sac_host.path, data, *eta, "--predictions", file, "--json")
+    assert ran.code == 0, ran
+    found, rows = json.loads(ran.out), read_rows(file)
+    first = found["rows"][0]
+    assert [row["image"] for row in rows] == sorted(map(str, data.rglob("*.png")))
+    assert set(rows[0]) <= set(LABELLED_COLUMNS)
+    assert sum(row["correct"] for row in rows) / 6 == first["top1"]
+    early = sum(row["stage"] == "early_exit" for row in rows) / 6
+    assert early == first["early_exit_fraction"]
+    pairs = Counter((row["true_class_index"], row["class_index"]) for row in rows)
+    assert sorted([*pair, count] for pair, count in pairs.items()) == found["confusions"]
+    for row in rows:
+        assert row["true_label"] in row["image"]
+        assert len(row["top5"]) == 5
+        assert bool(row.get("target_tokens")) == (row["stage"] == "refine")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_picture_that_cannot_be_read_is_told_and_not_in_the_predictions(
+    invoke, sac_host, tmp_path
+):
+    folder = write_pictures(tmp_path / "data", sac_host.manifest.labels[:1], 2)
+    (folder / sac_host.manifest.labels[0] / "bad.png").write_bytes(b"")
+    file = tmp_path / "p.jsonl"
+    ran = invoke("evaluate", sac_host.path, folder, "--predictions", file)
+    assert "bad.png" in ran.err
+    assert f"Written to {file}" in ran.out
+    assert len(read_rows(file)) == 2
+
+
+def test_the_place_of_the_predictions_is_tried_before_the_work(
+    invoke, refused, sac_host, data, tmp_path
+):
+    arguments = ("evaluate", sac_host.path, data, "--predictions")
+    assert "cannot be written" in refused(*arguments, tmp_path / "none" / "p.csv")
+    assert "Name it" in refused(*arguments, tmp_path / "p.txt")
+    table = tmp_path / "data.csv"
+    table.write_text("a.png,dog\n")
+    ran = invoke("evaluate", sac_host.path, table, "--predictions", tmp_path / "." / "data.csv")
+    assert ran.code == 2
+    assert "replace DATA" in ran.err
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_the_report_shows_pictures_of_the_data(invoke, sac_host, data, tmp_path):
+    report = tmp_path / "report.html"
+    ran = invoke("evaluate", sac_host.path, data, "--report", report)
+    assert ran.code == 0, ran
+    wrong = round(
+        6 * (1 - json.loads(invoke("evaluate", sac_host.path, data, "--json").out)["top1"])
+    )
+    assert wrong
+    assert report.read_text(encoding="utf-8").count("data:image/jpeg;base64,") == wrong
 
 
 def test_what_is_refused_leaves_no_report(refused, sac_host, data, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.evaluation.answers import StageAnswers
+from sacvit_deploy.samples import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ def made_up_answers(
             np.zeros((count, 1), np.int64),
         ),
         class_index=np.zeros(count, np.int64),
-        names=tuple(f"{index}.png" for index in range(count)),
+        samples=tuple(Sample(f"{index}.png", "") for index in range(count)),
         skipped=(),
         data_sha256="0" * 64,
         early_ms=np.full(count, EARLY_MS),

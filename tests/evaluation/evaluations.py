@@ -10,6 +10,7 @@ from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.evaluation.answers import Setting, Skipped, StageAnswers
 from sacvit_deploy.evaluation.evaluate import evaluate_answers
 from sacvit_deploy.runtime.pipeline import Pipeline
+from sacvit_deploy.samples import Sample
 from tests.fakes import SAC, fake_manifest, fake_opened
 
 SETTING = Setting(
@@ -29,7 +30,7 @@ def fake_answers(config=SAC, images=40, seed=0) -> StageAnswers:
     return StageAnswers(
         Decisions(early, refined, np.zeros((images, 0), np.int64)),
         true,
-        tuple(f"{index}.png" for index in range(images)),
+        tuple(Sample(f"{index}.png", "") for index in range(images)),
         (Skipped("bad.png", "It is <empty>."),),
         "ab" * 32,
         np.linspace(1, 2, images),

@@ -4,12 +4,20 @@ import csv
 import io
 import json
 import os
+import sys
 
 import pytest
 
-from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.errors import ConfigError, MissingDependencyError
 from sacvit_deploy.files import folder_lock
-from sacvit_deploy.runtime.result_file import COLUMNS, Key, result_file
+from sacvit_deploy.runtime.result_file import (
+    COLUMNS,
+    LABELLED_COLUMNS,
+    Key,
+    check_results,
+    result_file,
+    write_results,
+)
 
 
 def row(image: str, frame: int | None = None) -> dict:
@@ -151,3 +159,64 @@ def test_two_runs_do_not_write_one_file(tmp_path):
         pytest.raises(ConfigError, match="is being written by another process"),
     ):
         written(path, resume=True)
+
+
+WHOLE = ["r.jsonl", "r.csv", "r.parquet"]
+
+
+def labelled(image: str) -> dict:
+    return {**row(image), "true_class_index": 0, "true_label": "dog", "correct": False}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_file_replaces_an_old_one(tmp_path, name):
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet", reason="needs the parquet extra")
+    path.write_text("old")
+    write_results(path, map(labelled, ("a.jpg", "b.jpg")), LABELLED_COLUMNS)
+    if path.suffix == ".jsonl":
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        assert found == json.loads(json.dumps([labelled("a.jpg"), labelled("b.jpg")]))
+    elif path.suffix == ".csv":
+        found = read_csv(path)
+        assert tuple(found[0]) == LABELLED_COLUMNS
+        assert (found[1]["image"], found[1]["correct"]) == ("b.jpg", "false")
+    else:
+        table = parquet.read_table(path)
+        assert tuple(table.column_names) == LABELLED_COLUMNS
+        assert table.to_pylist()[1]["correct"] is False
+        assert table.to_pylist()[1]["true_label"] == "dog"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_failure_leaves_the_old_file_and_no_part_of_the_new_one(tmp_path, name):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="needs the parquet extra")
+
+    def rows():
+        yield labelled("a.jpg")
+        raise ZeroDivisionError
+
+    path = tmp_path / name
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        write_results(path, rows(), LABELLED_COLUMNS)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_is_tried_before_the_work(tmp_path, monkeypatch):
+    check_results(tmp_path / "r.csv")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "d.csv").mkdir()
+    unwritable = "cannot be written"
+    for path, says in (("r.txt", "Name it"), ("none/r.csv", unwritable), ("d.csv", unwritable)):
+        with pytest.raises(ConfigError, match=says):
+            check_results(tmp_path / path)
+        with pytest.raises(ConfigError, match=says):
+            write_results(tmp_path / path, [])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependencyError, match="Parquet"):
+        check_results(tmp_path / "r.parquet")

@@ -5,6 +5,8 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
+
 from sacvit_deploy.evaluation.compared import Compared
 from sacvit_deploy.evaluation.exit_sweep import Exit
 from sacvit_deploy.visualize.canvas import ROLES
@@ -57,6 +59,7 @@ def test_the_page_is_whole_and_fetches_nothing():
         "Classes, the worst first",
         "Confusion matrix",
         "Most frequent confusions",
+        "Surest mistakes",
         "Where the numbers come from",
     ]
     assert "prefers-color-scheme: dark" in html
@@ -118,6 +121,63 @@ def test_the_threshold_of_fp32_stands_beside_its_own():
     assert "eta 0.3<" in html
     assert "eta 0.6 (of fp32)" in html
     assert "shifts the confidences" in html
+
+
+def test_the_setting_of_the_measurement_is_told():
+    found = fake_evaluation()
+    setting = dataclasses.replace(found.setting, date="2026-01-31", batch_size=8, threads=2)
+    html = html_report(dataclasses.replace(found, setting=setting))
+    for name, text in (("date", "2026-01-31"), ("batch size", "8"), ("CPU threads", "2")):
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in html
+    assert html.count("share of its batch of 8") == 3
+    assert "ms, batch 8" in html
+    assert "batch 1" not in html
+    usual = html_report(found)
+    assert "<dt>CPU threads</dt><dd>chosen by the runtime</dd>" in usual
+    assert usual.count("picture by picture (batch 1)") == 3
+
+
+def test_top1_has_its_interval_and_a_word_about_differences():
+    found = fake_evaluation(etas=(0.4,))
+    html = html_report(found)
+    low, high = found.rows[0].top1_interval
+    assert f"{low:.1%} to {high:.1%} (95 % interval), eta 0.4" in html
+    assert f"<td>{low:.1%} to {high:.1%}</td>" in html
+    assert "Wilson (1927)" in html
+    assert "a difference between two of them" in html
+    alone = html_report(fake_evaluation(DENSE))
+    assert "Wilson (1927)" in alone
+    assert "difference" not in alone.lower()
+
+
+def test_another_batch_size_is_named():
+    found = fake_evaluation()
+    other = Compared("dense fp32", 0.5, 0.001, 1.0, found.data_sha256, 100, batch_size=8)
+    assert ">batch 8<" in html_report(found, [other])
+    assert ">batch 8<" not in html_report(found, [dataclasses.replace(other, batch_size=1)])
+
+
+def test_the_surest_mistakes_are_shown_and_none_is_told():
+    found = fake_evaluation(images=60)
+    html = html_report(found)
+    wrong = round(60 * (1 - found.rows[0].top1))
+    assert f"{min(24, wrong)} of the {wrong} wrong answers at eta " in html
+    assert html.count('<li title="') == min(24, wrong)
+    assert "KiB of this page" in html
+    assert "wrong answers, those" in html_report(fake_evaluation(DENSE))
+    right = dataclasses.replace(
+        found.predictions, is_refined=found.predictions.is_refined, answers=all_right(found)
+    )
+    none = html_report(dataclasses.replace(found, predictions=right, confusions=()))
+    assert none.count("No picture was taken for another class.") == 2
+    assert Page(none).open == []
+
+
+def all_right(found):
+    answers = found.predictions.answers
+    logits = np.eye(len(found.labels))[answers.class_index]
+    decisions = dataclasses.replace(answers.decisions, early_logits=logits, refined_logits=logits)
+    return dataclasses.replace(answers, decisions=decisions)
 
 
 def test_a_thousand_classes_are_listed_and_not_drawn():
