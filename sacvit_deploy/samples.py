@@ -212,13 +212,26 @@ def _checked(found: dict[str, list[Sample]], path: Path) -> SampleSet:
     return SampleSet(samples, classes)
 
 
-_PICTURES = ("chelsea.jpg", "coffee.jpg", "astronaut.jpg", "rocket.jpg")
+_PICTURES = ("bison.jpg", "red_panda.jpg", "koala.jpg", "amagase_dam.jpg")
 
 
 def sample_pictures() -> tuple[Path, ...]:
-    """Paths of four photographs: a tabby cat, a cup of espresso, an astronaut, a rocket.
+    """Paths of four photographs: a bison, a red panda, a koala, a dam.
 
     They are freely licensed JPEG files; LICENSES.md beside them names the sources.
     """
-    folder = resources.files("sacvit_deploy") / "assets" / "pictures"
-    return tuple(Path(str(folder / name)) for name in _PICTURES)
+    return tuple(_pictures_folder() / name for name in _PICTURES)
+
+
+def sample_photographs() -> SampleSet:
+    """All 15 photographs of the package, the sample pictures among them, with their classes."""
+    return read_samples(_pictures_folder() / "labels.csv")
+
+
+def sample_licences() -> Path:
+    """Path of the sources and licences of all photographs of the package."""
+    return _pictures_folder() / "LICENSES.md"
+
+
+def _pictures_folder() -> Path:
+    return Path(str(resources.files("sacvit_deploy") / "assets" / "pictures"))

@@ -3,16 +3,25 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+import sacvit_deploy
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.runtime.pictures import read_picture
-from sacvit_deploy.samples import read_pictures, read_samples
+from sacvit_deploy.runtime.result import Result
+from sacvit_deploy.samples import (
+    read_pictures,
+    read_samples,
+    sample_licences,
+    sample_photographs,
+    sample_pictures,
+)
 
 FILES = {"cat/b.jpg": 10, "cat/a.PNG": 20, "dog/deep/c.webp": 30}
 
@@ -226,3 +235,69 @@ def test_a_missing_picture_of_a_table_is_an_image_error(tmp_path):
     (sample,) = read_samples(tmp_path / "table.csv").samples
     with pytest.raises(ImageError, match=r"gone\.jpg.* does not exist"):
         read_picture(sample)
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, tuple[str, Result]]:
+    """Class of each photograph of the package by its name, and the answer of the demo network."""
+    samples = sample_photographs().samples
+    with sacvit_deploy.load(sacvit_deploy.demo_bundle(), backend="onnxruntime") as pipeline:
+        results = pipeline([sample.name for sample in samples])
+    return {
+        Path(sample.name).name: (sample.label, result)
+        for sample, result in zip(samples, results, strict=True)
+    }
+
+
+def test_the_photographs_ship_with_their_licences():
+    samples, text = sample_photographs().samples, sample_licences().read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w+\.jpg)` \|.*\| ([^|]+) \|$", text, re.MULTILINE))
+    paths = [Path(sample.name) for sample in samples]
+    assert list(rows) == sorted(path.name for path in paths)
+    stated = {re.sub(r"\[([^]]+)\].*", r"\1", licence) for licence in rows.values()}
+    assert stated == {"public domain", "CC0", "CC0 1.0", "CC BY 2.0"}
+    assert {path.name for path in paths[0].parent.glob("*.jpg")} == set(rows)
+    assert set(sample_pictures()) < set(paths)
+    for path in paths:
+        assert max(read_picture(path).size) <= (512 if path in sample_pictures() else 320)
+    assert sum(path.stat().st_size for path in paths) < 450_000
+
+
+def test_the_sample_pictures_were_chosen_as_the_licences_say(answers):
+    right = {name: result for name, (label, result) in answers.items() if result.label == label}
+    assert f"{len(right)} of the {len(answers)} correctly" in sample_licences().read_text("utf-8")
+    surest = sorted(right, key=lambda name: -right[name].probability)
+    chosen: list[str] = []
+    for name in surest:
+        of_stage = [other for other in chosen if right[other].stage == right[name].stage]
+        if len(of_stage) < 2 and answers[name][0] not in {answers[other][0] for other in chosen}:
+            chosen.append(name)
+    assert sorted(chosen) == sorted(path.name for path in sample_pictures())
+
+
+@pytest.mark.slow
+def test_no_photograph_was_used_in_training(shared):
+    """As LICENSES.md describes it: the nearest training picture of each is another picture."""
+    known = []
+    for name in ("train", "val"):
+        for sample in read_samples(shared / f"data/tiny-imagenet-50/{name}.zip").samples:
+            with Image.open(sample.open()) as picture:
+                known.append(_signature(picture))
+    matrix = np.array(known)
+    assert matrix.shape == (26_250, 256)
+    nearest = {}
+    for sample in sample_photographs().samples:
+        picture = read_picture(sample)
+        square = ImageOps.fit(picture, (min(picture.size),) * 2)
+        forms = [picture, square, ImageOps.mirror(picture), ImageOps.mirror(square)]
+        nearest[Path(sample.name).name] = max((matrix @ _signature(f)).max() for f in forms)
+    text = sample_licences().read_text("utf-8")
+    name = max(nearest, key=lambda name: nearest[name])
+    assert f"the nearest has {nearest[name]:.3f} (`{name}`" in text
+
+
+def _signature(picture: Image.Image) -> np.ndarray:
+    """16x16 pixels of grey, of mean 0 and length 1; the product of two is their correlation."""
+    grey = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), np.float64)
+    centred = grey.ravel() - grey.mean()
+    return np.asarray(centred / max(np.linalg.norm(centred), 1e-12))

@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     for picture in sample_pictures():
         shutil.copy(picture, home)
     names = [picture.name for picture in sample_pictures()]
-    (home / "data.csv").write_text("path,label\n" + "".join(f"{n},tabby cat\n" for n in names))
+    (home / "data.csv").write_text("path,label\n" + "".join(f"{n},koala\n" for n in names))
     (home / "names.json").write_text("{}")
     (home / "empty").mkdir()
     (home / "nothing.png").touch()
@@ -143,7 +143,7 @@ _WORDS = st.sampled_from(
 ) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
 _PATHS = st.sampled_from(
     [
-        *("bundle", "chelsea.jpg", "data.csv", "names.json", "empty", "nothing.png", "link"),
+        *("bundle", "koala.jpg", "data.csv", "names.json", "empty", "nothing.png", "link"),
         *("fifo", "bundle/bundle.json", "bundle/sac.onnx", "missing", "", ".", "/dev/null"),
         *("/dev/zero", "x" * _LONG_NAME, "x/" * 300, "\udcff", "curve.png"),
     ]
@@ -182,7 +182,7 @@ _CALIBRATE = _arguments(
 _BUNDLES = st.just("bundle") | _PATHS | _WORDS
 
 
-@given(_BUNDLES, st.lists(st.just("chelsea.jpg") | _PATHS | _WORDS, max_size=3), _RUN)
+@given(_BUNDLES, st.lists(st.just("koala.jpg") | _PATHS | _WORDS, max_size=3), _RUN)
 def test_run(folder, bundle, pictures, options):
     check_refusals(command("run", bundle, *pictures, *options))
 

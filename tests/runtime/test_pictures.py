@@ -392,16 +392,6 @@ def test_threads_read_what_one_thread_reads():
         assert result.tobytes() == read_picture(path).tobytes()
 
 
-def test_sample_pictures_ship_with_their_licences():
-    paths = sample_pictures()
-    assert len(paths) == 4
-    licences = (paths[0].parent / "LICENSES.md").read_text(encoding="utf-8")
-    for path in paths:
-        assert max(read_picture(path).size) <= 512
-        assert path.name in licences
-    assert sum(os.path.getsize(path) for path in paths) < 250_000
-
-
 def test_formats_are_names_pillow_knows():
     Image.init()
     assert set(FORMATS) - set(Image.OPEN) <= {"AVIF"}
