@@ -73,6 +73,8 @@ def test_a_zip_under_any_top_folder(tmp_path, top):
     assert found.classes == ("cat", "dog")
     assert [sample.label for sample in found.samples] == ["cat", "cat", "dog"]
     assert levels(found) == [20, 10, 30]
+    for sample in found.samples:
+        assert sample.path == f"{tmp_path / 'data.ZIP'}/{sample.name}"
 
 
 @pytest.mark.parametrize("header", ["", "path,label\n", "\ufeffPath, Label\n"])

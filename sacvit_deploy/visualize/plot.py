@@ -65,10 +65,14 @@ class Axis:
         if percent:
             low, high = _widened(low, high)
         room = (high - low or abs(high) or 1) * 0.06
-        step = _step(low - room, high + room, percent=percent)
-        low = math.floor((low - room) / step) * step
-        high = math.ceil((high + room) / step) * step
-        return cls(title, max(0.0, low), min(1.0, high) if percent else high, percent)
+        low, high = max(0.0, low - room), min(high + room, 1.0 if percent else math.inf)
+        step, wider = 0.0, _step(low, high, percent=percent)
+        while wider > step:
+            step = wider
+            ends = math.floor(low / step) * step, math.ceil(high / step) * step
+            # The wider axis may have fewer ticks, and then ends at those.
+            wider = _step(*ends, percent=percent)
+        return cls(title, *ends, percent)
 
     def ticks(self) -> list[float]:
         """Round numbers from end to end."""

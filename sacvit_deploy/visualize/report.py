@@ -41,7 +41,7 @@ _RELIABILITY = (
     ("upright", "ink", "95 % interval"),
     ("dashed", "quiet", "a network whose confidence equals its accuracy"),
 )
-_INTERVALS = "Intervals are those of Wilson (1927) at 95 %, each of one point by itself."
+_INTERVALS = "Intervals are those of Wilson (1927) at 95\u00a0%, each of one point by itself."
 _DIFFERENCES = (
     "Points on the same pictures share most of their error: a difference between two of them is "
     "more certain than their intervals suggest."
@@ -98,7 +98,7 @@ def _style() -> str:
 def _key_figures(evaluation: Evaluation) -> str:
     row, dense = evaluation.rows[0], evaluation.macs_g["dense"]
     mean, _, p95 = _latency(row)
-    found = f"{_interval(row.top1_interval)} (95 % interval), {row_name(row)}"
+    found = f"{_interval(row.top1_interval)} (95\u00a0% interval), {row_name(row)}"
     figures = [("top-1 accuracy", f"{row.top1:.1%}", found)]
     if row.source:
         figures.append(("exit early", f"{row.early_exit_fraction:.1%}", "of the pictures"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 
 from sacvit_deploy.visualize.canvas import Ink, Pen, text_width
@@ -32,6 +33,17 @@ def test_an_axis_in_percent_does_not_magnify_noise(values):
     axis = Axis.around("top-1", values, percent=True)
     assert 0 <= axis.low <= values[0] <= values[1] <= axis.high <= 1
     assert 0.1 <= axis.high - axis.low <= 0.2
+
+
+@pytest.mark.parametrize("percent", [True, False])
+def test_an_axis_ends_at_ticks(percent):
+    generator = np.random.default_rng(0)
+    for values in generator.random((300, 2)) ** 2:
+        axis = Axis.around("x", values.tolist(), percent=percent)
+        ticks = axis.ticks()
+        assert [ticks[0], ticks[-1]] == pytest.approx([axis.low, axis.high])
+        assert axis.low <= min(values) <= max(values) <= axis.high
+        assert 3 <= len(ticks) <= 8
 
 
 def test_a_wide_range_in_percent_is_not_widened():
