@@ -78,12 +78,14 @@ def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> st
             card("Where the numbers come from", _facts(evaluation)),
         )
     )
-    return (
+    page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{_style()}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
+    # A file name may be no Unicode text.
+    return page.encode("utf-8", "backslashreplace").decode()
 
 
 def _style() -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -9,6 +10,7 @@ import numpy as np
 
 from sacvit_deploy.evaluation.compared import Compared
 from sacvit_deploy.evaluation.exit_sweep import Exit
+from sacvit_deploy.samples import Sample
 from sacvit_deploy.visualize.canvas import ROLES
 from sacvit_deploy.visualize.report import html_report
 from tests.evaluation.evaluations import fake_evaluation
@@ -178,6 +180,16 @@ def all_right(found):
     logits = np.eye(len(found.labels))[answers.class_index]
     decisions = dataclasses.replace(answers.decisions, early_logits=logits, refined_logits=logits)
     return dataclasses.replace(answers, decisions=decisions)
+
+
+def test_a_name_that_is_no_text_is_shown_with_escapes():
+    found = fake_evaluation()
+    samples = tuple(Sample(os.fsdecode(b"\xff.png"), "") for _ in range(40))
+    answers = dataclasses.replace(found.predictions.answers, samples=samples)
+    predictions = dataclasses.replace(found.predictions, answers=answers)
+    html = html_report(dataclasses.replace(found, predictions=predictions))
+    assert "\\udcff.png</small>" in html
+    html.encode()
 
 
 def test_a_thousand_classes_are_listed_and_not_drawn():
