@@ -111,9 +111,12 @@ def _preset_list() -> str:
 def command(checkpoint: Path | None, **chosen: Any) -> None:
     """Export CHECKPOINT to a bundle of ONNX graphs, their weights, and a description.
 
+    CHECKPOINT is a file, or the name of a model of timm if timm is installed.
+
     \b
     Example:
       sacvit-deploy export model.safetensors -o bundle --preset sac_deit_small_patch16_224
+      sacvit-deploy export deit_small_patch16_224.fb_in1k -o bundle --labels imagenet-1k
     """
     if (checkpoint is None) != chosen["random_weights"]:
         raise click.UsageError("Give either a CHECKPOINT or --random-weights.")

@@ -38,8 +38,9 @@ def export(  # noqa: PLR0913  one call; all but the first two have a good defaul
     """Export a network to a bundle.
 
     Args:
-        source: A checkpoint file; a state dict of tensors; or an `nn.Module` with such a state
-            dict, for example of timm, whose `pretrained_cfg` tells the preprocessing.
+        source: A checkpoint file; the name of a model of timm, if timm is installed; a state dict
+            of tensors; or an `nn.Module` with such a state dict, for example of timm, whose
+            `pretrained_cfg` tells the preprocessing.
         output: Folder to create.
         preset: Network, as in `sacvit-deploy export --preset`; None takes the one that the file
             records, or else the only preset of these shapes.
@@ -64,7 +65,7 @@ def export(  # noqa: PLR0913  one call; all but the first two have a good defaul
         selection=selection,
         input_kind=input,
         eta=eta,
-        preprocessing=preprocessing or _preprocessing_of(source),
+        preprocessing=(preprocessing or PreprocessingRequest()).over(_preprocessing_of(source)),
         precisions=tuple(_request(name, data) for name in precisions),
         force=force,
     )

@@ -34,6 +34,7 @@ from sacvit_deploy.exporters.passes.store_half import store_half
 from sacvit_deploy.exporters.precision import PrecisionRequest, add_precision
 from sacvit_deploy.exporters.preprocessing import PreprocessingRequest, preprocessing_for
 from sacvit_deploy.exporters.shared_weights import save_with_shared_weights
+from sacvit_deploy.exporters.timm_models import read_source
 from sacvit_deploy.families.config import (
     ModelConfig,
     graph_specs,
@@ -126,8 +127,8 @@ def export_bundle(
     """Write the bundle of a network; it appears whole or not at all.
 
     Args:
-        source: Checkpoint file, or one that was read; or a model in any mode, which stays as it is;
-            or None for random weights.
+        source: Checkpoint file, or the name of a model of timm; or a checkpoint that was read; or a
+            model in any mode, which stays as it is; or None for random weights.
         output: Folder to create.
         options: Choices.
         on_progress: Called with the share of the work done, in [0, 1], and a short text.
@@ -200,12 +201,14 @@ class _Resolved(NamedTuple):
 
 def _resolve(source: Path | Checkpoint | VisionModel | None, options: ExportOptions) -> _Resolved:
     model: VisionModel
-    checkpoint: Checkpoint | None = None
-    if isinstance(source, (Path, Checkpoint)):
-        checkpoint = Checkpoint.read(source) if isinstance(source, Path) else source
+    request, checkpoint = options.preprocessing, None
+    if isinstance(source, Path):
+        source, published = read_source(source)
+        request = request.over(published)
+    if isinstance(source, Checkpoint):
+        checkpoint, origin = source, source.origin
         config = options.config or checkpoint.config or _only_preset(checkpoint)
         model = checkpoint.model(config.replace(**options.overrides))
-        origin = checkpoint.origin
     elif source is None:
         if options.config is None:
             raise ConfigError(
@@ -217,7 +220,7 @@ def _resolve(source: Path | Checkpoint | VisionModel | None, options: ExportOpti
         check_finite(source.state_dict(), "The model")
         model, origin = source, options.origin
     weights = replace(origin, storage=options.weight_storage)
-    preprocessing = preprocessing_for(model.config, options.preprocessing, checkpoint)
+    preprocessing = preprocessing_for(model.config, request, checkpoint)
     return _Resolved(as_stored(model, weights), weights, preprocessing)
 
 
@@ -230,7 +233,7 @@ def _only_preset(checkpoint: Checkpoint) -> ModelConfig:
         return config
     problem = f"{checkpoint.name} does not say which network it holds, and no preset was given."
     if not fits:
-        raise ConfigError(problem, _NAME_PRESET)
+        raise ConfigError(f"{problem} No preset has just its tensors.", _NAME_PRESET)
     names = ", ".join(fits)
     raise ConfigError(f"{problem} Its shapes are those of {names}.", "Name one with --preset.")
 

@@ -63,6 +63,10 @@ class PreprocessingRequest:
         }
         return {name: value for name, value in given.items() if value is not None}
 
+    def over(self, other: PreprocessingRequest) -> PreprocessingRequest:
+        """These values, and where one is not given that of another request."""
+        return PreprocessingRequest(**{**other.fields, **self.fields})
+
 
 def preprocessing_for(
     config: ModelConfig,

@@ -111,15 +111,17 @@ class Checkpoint:
         sha256: Hash of its bytes; empty for a state dict.
         tensors: By the file's names without wrapper prefixes; floating tensors are float32.
         config: Configuration stored by `save_checkpoint`, if any.
+        label: What to call a state dict.
     """
 
     path: Path | None
     sha256: str
     tensors: dict[str, Tensor]
     config: ModelConfig | None
+    label: str = ""
 
     @classmethod
-    def of_state_dict(cls, state_dict: Mapping[str, Tensor]) -> Checkpoint:
+    def of_state_dict(cls, state_dict: Mapping[str, Tensor], label: str = "") -> Checkpoint:
         """Make one of a state dict.
 
         Raises:
@@ -132,7 +134,7 @@ class Checkpoint:
                 "Give a mapping of names to tensors, as `model.state_dict()` returns it.",
             )
         size = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
-        return cls(None, "", _unwrapped(state_dict, Path(_STATE_DICT), size), None)
+        return cls(None, "", _unwrapped(state_dict, Path(label or _STATE_DICT), size), None, label)
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -160,13 +162,13 @@ class Checkpoint:
     def origin(self) -> WeightsOrigin:
         """The bundle's record of where its weights came from."""
         if self.path is None:
-            return WeightsOrigin("model", file="a model in memory")
+            return WeightsOrigin("model", file=self.label or "a model in memory")
         return WeightsOrigin("checkpoint", file=self.path.name, sha256=self.sha256)
 
     @property
     def name(self) -> str:
         """What messages call it."""
-        return str(self.path or _STATE_DICT)
+        return str(self.path or self.label or _STATE_DICT)
 
     def weights(self, config: ModelConfig) -> dict[str, Tensor]:
         """Bring the tensors to the layout of a model.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -272,3 +273,10 @@ def test_the_last_assignment_counts_and_options_that_were_not_given_do_not():
 def test_an_assignment_without_a_value_is_refused(text):
     with pytest.raises(ConfigError, match="has no value"):
         parse_overrides([text])
+
+
+def test_a_name_that_is_no_file_may_be_one_of_timm(refused, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    said = refused("export", "deit_small_patch16_224.fb_in1k", "-o", tmp_path / "b")
+    assert "There is no file deit_small_patch16_224.fb_in1k; and timm" in said
+    assert "pip install timm" in said
