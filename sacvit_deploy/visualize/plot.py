@@ -27,7 +27,7 @@ from sacvit_deploy.visualize.canvas import (
 _LEFT, _RIGHT, _TOP = 62.0, 496.0, 14
 _WIDTH, _HEIGHT, _BELOW = 520, 286, 50
 _HEADING_LINE, _NAME_LINE = 20, 16.0
-_MOST_STEPS, _MOST_TRIES = 6, 8
+_MOST_STEPS, _MOST_TRIES = 7, 8
 _STEPS, _PERCENT_STEPS = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
 _MOST_LINES = int(_HEIGHT / _NAME_LINE)
 # A difference of a point of accuracy is never most of a chart.

@@ -100,7 +100,8 @@ def _style() -> str:
 def _key_figures(evaluation: Evaluation) -> str:
     row, dense = evaluation.rows[0], evaluation.macs_g["dense"]
     mean, _, p95 = _latency(row)
-    found = f"{_interval(row.top1_interval)} (95\u00a0% interval), {row_name(row)}"
+    name = row_name(row).replace(" ", "\u00a0")
+    found = f"{_interval(row.top1_interval)} (95\u00a0% interval), {name}"
     figures = [("top-1 accuracy", f"{row.top1:.1%}", found)]
     if row.source:
         figures.append(("exit early", f"{row.early_exit_fraction:.1%}", "of the pictures"))

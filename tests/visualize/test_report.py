@@ -143,7 +143,7 @@ def test_top1_has_its_interval_and_a_word_about_differences():
     found = fake_evaluation(etas=(0.4,))
     html = html_report(found)
     low, high = found.rows[0].top1_interval
-    assert f"{low:.1%} to {high:.1%} (95\u00a0% interval), eta 0.4" in html
+    assert f"{low:.1%} to {high:.1%} (95\u00a0% interval), eta\u00a00.4" in html
     assert f"<td>{low:.1%} to {high:.1%}</td>" in html
     assert "Wilson (1927)" in html
     assert "a difference between two of them" in html
