@@ -47,8 +47,8 @@ def labels(source: str | Path) -> tuple[str, ...]:
     if alike:
         places = [str(1 + at) for at, name in enumerate(names) if name == alike[0]]
         raise ConfigError(
-            f"{source} has {len(alike)} names more than once, such as {alike[0]!r} for the classes "
-            f"{', '.join(places[:_SHOWN])}, counted from 1.",
+            f"{source} has {len(alike)} name{'s' * (len(alike) > 1)} more than once, such as "
+            f"{alike[0]!r} for the classes {', '.join(places[:_SHOWN])}, counted from 1.",
             "Make them different, such as 'crane (bird)'.",
         )
     return names

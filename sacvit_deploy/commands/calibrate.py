@@ -17,6 +17,8 @@ from sacvit_deploy.evaluation.exit_threshold import GOAL_KINDS, ExitGoal, Thresh
 from sacvit_deploy.visualize.canvas import check_drawing_file
 from sacvit_deploy.visualize.charts import exit_curve
 
+_SAME = ("precision", "backend", "class_names", "batch_size", "threads")
+
 
 @click.command("calibrate")
 @options.bundle_argument
@@ -73,6 +75,8 @@ from sacvit_deploy.visualize.charts import exit_curve
 )
 @click.option("--dry-run", is_flag=True, help="Leave the bundle unchanged.")
 @options.backend_option
+@options.batch_size_option(1)
+@options.threads_option
 @options.json_option
 def command(bundle: Path, data: Path, **chosen: Any) -> None:
     """Choose the exit threshold of BUNDLE for one goal on DATA, and store it in BUNDLE.
@@ -87,7 +91,7 @@ def command(bundle: Path, data: Path, **chosen: Any) -> None:
     request = CalibrationRequest(
         ThresholdSearch(_goal(chosen), temperature_scaling=chosen["temperature_scaling"]),
         write=not chosen["dry_run"],
-        **{name: chosen[name] for name in ("precision", "backend", "class_names")},
+        **{name: chosen[name] for name in _SAME},
     )
     if plot:
         check_drawing_file(plot)

@@ -221,6 +221,8 @@ def describe_calibration(found: BundleCalibration) -> Iterator[str]:
     chosen, intervals = calibration.chosen, calibration.intervals
     early, late = calibration.macs_g
     exit_share = f"{chosen.early_exit_fraction:.1%}"
+    size = found.batch_size
+    taken = "one picture at a time" if size == 1 else f"share of a picture in a batch of {size}"
     yield (
         f"eta {chosen.eta:.6g} for {calibration.goal}: {found.precision} in {found.backend}, "
         f"{calibration.images} pictures; 95 % intervals in brackets"
@@ -234,7 +236,7 @@ def describe_calibration(found: BundleCalibration) -> Iterator[str]:
     yield (
         f"latency      {chosen.latency_ms_mean:.2f} ms mean "
         f"{_interval(intervals['latency_ms_mean'], '.2f')}, {chosen.latency_ms_p95:.2f} ms 95th "
-        "percentile; one picture at a time on this machine"
+        f"percentile; {taken} on this machine"
     )
     if calibration.goal.kind == "max_accuracy_drop":
         low, high = intervals["goal"]

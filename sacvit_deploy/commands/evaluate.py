@@ -34,10 +34,8 @@ from sacvit_deploy.visualize.report import html_report
 @options.choice_option(
     "--on-corrupt", ["skip", "stop"], "What to do with a picture that cannot be read."
 )
-@click.option(
-    "--batch-size", default=1, show_default=True, help="Pictures that are computed together."
-)
-@click.option("--threads", type=int, help="CPU threads of one operator.")
+@options.batch_size_option(1)
+@options.threads_option
 @click.option("--limit", type=int, help="Use so many of the pictures, spread over all classes.")
 @options.decode_option("exact")
 @click.option(

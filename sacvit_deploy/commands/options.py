@@ -41,6 +41,7 @@ backend_option = click.option(
     type=click.Choice([AUTO, FASTEST, *get_args(Backend)]),
     help="Library that computes; auto takes the one that is known to be fast, fastest measures.",
 )
+threads_option = click.option("--threads", type=int, help="CPU threads of one operator.")
 precision_option = click.option(
     "--precision", type=click.Choice(get_args(Precision)), help="Precision of the graphs."
 )
@@ -100,6 +101,13 @@ def choice_option(name: str, choices: Sequence[str], text: str) -> Callable[[_Co
     """Make an option with a few choices, of which the first is the default."""
     kind = click.Choice(choices)
     return click.option(name, type=kind, default=choices[0], show_default=True, help=text)
+
+
+def batch_size_option(default: int | None, usual: str = "") -> Callable[[_Command], _Command]:
+    """Make the option of how many pictures are computed together; `usual` tells a default."""
+    text = f"Pictures that are computed together{usual}."
+    shown = default is not None
+    return click.option("--batch-size", type=int, default=default, show_default=shown, help=text)
 
 
 def decode_option(default: Decode) -> Callable[[_Command], _Command]:

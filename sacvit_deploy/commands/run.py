@@ -40,8 +40,8 @@ _LOADING = ("eta", "backend", "precision", "threads", "decode")
 @options.eta_option
 @options.backend_option
 @options.precision_option
-@click.option("--threads", type=int, help="CPU threads of one operator.")
-@click.option("--batch-size", type=int, help="Pictures that are computed together; 8, or 1 live.")
+@options.threads_option
+@options.batch_size_option(None, "; 8, or 1 live")
 @options.decode_option("fast")
 @click.option("--every", default=1, show_default=True, help="Take each N-th frame of a video.")
 @click.option("--fps", type=float, help="Take at most so many frames of a video per second.")

@@ -12,9 +12,10 @@ from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.comparison.decisions import agreement_in_words
-from sacvit_deploy.comparison.network import of_bundle, reference_for
+from sacvit_deploy.comparison.network import TORCH, of_bundle, reference_for
 from sacvit_deploy.comparison.polygraphy_case import SCRIPT
 from sacvit_deploy.comparison.verify import Verification, VerifyRequest, verify
+from sacvit_deploy.libraries import require
 from sacvit_deploy.samples import read_pictures, sample_pictures
 from sacvit_deploy.spec import Backend, Precision, check_eta
 
@@ -64,6 +65,7 @@ def _limit_options(command: _Command) -> _Command:
     metavar="DIR",
     help="Write inputs, reference outputs and a script for NVIDIA's Polygraphy to DIR.",
 )
+@options.threads_option
 @options.eta_option
 @_limit_options
 @options.json_option
@@ -85,8 +87,11 @@ def command(ctx: click.Context, /, bundle: Path, as_json: bool, **chosen: Any) -
     )
 
     def verified(opened: Bundle) -> Verification:
-        candidate = of_bundle(opened, chosen["precision"], chosen["backend"])
-        reference = reference_for(opened, chosen["against"], candidate)
+        threads = chosen["threads"]
+        candidate = of_bundle(opened, chosen["precision"], chosen["backend"], threads)
+        reference = reference_for(opened, chosen["against"], candidate, threads)
+        if threads and reference.backend == TORCH:
+            require("torch", "Comparing with a model").set_num_threads(threads)
         with Progress() as progress:
             return verify(reference, candidate, request, progress.bar)
 

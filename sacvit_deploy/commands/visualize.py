@@ -30,6 +30,7 @@ from sacvit_deploy.visualize.token_sheet import TokenLook, TokenSheet
     help="File to draw: .png for pixels, .svg for vectors.",
 )
 @options.eta_option
+@options.threads_option
 @click.option("--scores/--no-scores", default=True, help="Draw the score of every token.")
 @click.option("--columns", type=click.IntRange(min=1), help="Pictures in a row.")
 @options.json_option
@@ -46,7 +47,8 @@ def command(
       sacvit-deploy visualize bundle cat.jpg dog.jpg -o tokens.png
     """
     check_drawing_file(output)
-    with load_classifier(bundle, eta=chosen.pop("eta")) as pipeline:
+    loading = {name: chosen.pop(name) for name in ("eta", "threads")}
+    with load_classifier(bundle, **loading) as pipeline:
         two_stages = pipeline.manifest.config.two_stage is not None
         drawn: TokenSheet | PanelSheet
         with Progress() as progress:

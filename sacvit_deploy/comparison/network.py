@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sacvit_deploy.bundle import Bundle, from_bundle
 from sacvit_deploy.comparison.decisions import Decisions
 from sacvit_deploy.engines.registry import open_sessions
-from sacvit_deploy.engines.session import Session
+from sacvit_deploy.engines.session import Session, SessionOptions
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.families.config import ModelConfig, graph_specs, number_of_classes
 from sacvit_deploy.libraries import require
@@ -125,7 +125,10 @@ class Network:
 
 
 def of_bundle(
-    bundle: Bundle, precision: Precision | None = None, backend: str = ONNXRUNTIME
+    bundle: Bundle,
+    precision: Precision | None = None,
+    backend: str = ONNXRUNTIME,
+    threads: int | None = None,
 ) -> Network:
     """Open the graphs or engines of a bundle.
 
@@ -134,6 +137,7 @@ def of_bundle(
         precision: Which of them. None takes FP32 graphs in ONNX Runtime and OpenVINO, and the
             engines that `sacvit_deploy.load` would take.
         backend: `onnxruntime`, `openvino`, `tensorrt` or `tensorrt-rtx`.
+        threads: CPU threads of one operator; None leaves it to the backend.
 
     Raises:
         BundleError: The bundle has no graph of that precision.
@@ -141,7 +145,8 @@ def of_bundle(
         MissingDependencyError: The backend is not installed.
     """
     manifest = bundle.manifest
-    opened = open_sessions(bundle, backend=backend, precision=precision)
+    options = SessionOptions(threads=threads)
+    opened = open_sessions(bundle, backend=backend, precision=precision, options=options)
     return Network(
         name=f"{bundle.path} ({opened.precision} in {backend})",
         config=manifest.config,
@@ -179,7 +184,9 @@ def of_torch(bundle: Bundle, checkpoint: Path | None = None) -> Network:
     return torch_network(model, bundle.manifest.preprocessing, name, random=random)
 
 
-def reference_for(bundle: Bundle, against: str | None, candidate: Network) -> Network:
+def reference_for(
+    bundle: Bundle, against: str | None, candidate: Network, threads: int | None = None
+) -> Network:
     """Open the reference that `--against` names.
 
     Args:
@@ -187,13 +194,14 @@ def reference_for(bundle: Bundle, against: str | None, candidate: Network) -> Ne
         against: Text of the option. None means torch for FP32 graphs in ONNX Runtime, and these
             graphs for any other candidate.
         candidate: Network in question.
+        threads: CPU threads of one operator of a backend; torch has its own setting.
 
     Raises:
         ConfigError: The text has two meanings or none, or names the candidate itself or a network
             that cannot be compared with it.
         SacvitDeployError: See `of_bundle`, `of_torch` and `Bundle.open`.
     """
-    reference = _named(bundle, against, candidate)
+    reference = _named(bundle, against, candidate, threads)
     one, other = (
         (network.bundle and network.bundle.path.resolve(), network.precision, network.backend)
         for network in (reference, candidate)
@@ -207,10 +215,10 @@ def reference_for(bundle: Bundle, against: str | None, candidate: Network) -> Ne
     return reference
 
 
-def _named(bundle: Bundle, against: str | None, candidate: Network) -> Network:
+def _named(bundle: Bundle, against: str | None, candidate: Network, threads: int | None) -> Network:
     if against is None:
         plain = (candidate.precision, candidate.backend) == ("fp32", ONNXRUNTIME)
-        return of_torch(bundle) if plain else of_bundle(bundle, "fp32")
+        return of_torch(bundle) if plain else of_bundle(bundle, "fp32", threads=threads)
     path = Path(against)
     named = _NAMED.fullmatch(against)
     if path.exists() and (named or against == TORCH):
@@ -222,10 +230,11 @@ def _named(bundle: Bundle, against: str | None, candidate: Network) -> Network:
         return of_torch(bundle)
     if named:
         precision: Any = named["precision"]
-        opened = partial(of_bundle, precision=precision, backend=named["backend"] or ONNXRUNTIME)
+        backend = named["backend"] or ONNXRUNTIME
+        opened = partial(of_bundle, precision=precision, backend=backend, threads=threads)
         return from_bundle(named["bundle"], opened) if named["bundle"] else opened(bundle)
     if path.is_dir():
-        return from_bundle(path, partial(of_bundle, precision="fp32"))
+        return from_bundle(path, partial(of_bundle, precision="fp32", threads=threads))
     if path.is_file():
         return of_torch(bundle, path)
     raise ConfigError(f"--against {against}: there is no file or folder of that name.", _SYNTAX)

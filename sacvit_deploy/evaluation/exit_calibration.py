@@ -37,6 +37,11 @@ class CalibrationRequest:
         backend: See `load`.
         class_names: File with the names of the data's classes, if the data has ids.
         write: Store the result in the bundle.
+        batch_size: Pictures that are computed together; 1 if the goal is a latency.
+        threads: CPU threads of one operator; None leaves it to the backend.
+
+    Raises:
+        ConfigError: The goal is a latency, and the batch size is not 1.
     """
 
     search: ThresholdSearch = field(default_factory=ThresholdSearch)
@@ -44,6 +49,16 @@ class CalibrationRequest:
     backend: str = "auto"
     class_names: Path | None = None
     write: bool = True
+    batch_size: int = 1
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.search.goal.kind == "target_latency_ms" and self.batch_size != 1:
+            raise ConfigError(
+                f"A latency was limited with a batch size of {self.batch_size}. A picture of a "
+                "batch waits for the others, and only its share of their time is known.",
+                "Leave out the batch size, or give another goal.",
+            )
 
 
 @dataclass(frozen=True)
@@ -55,18 +70,25 @@ class BundleCalibration:
         precision: Precision of the graphs.
         backend: Backend that computed.
         written: Whether the bundle stores it.
+        batch_size: Pictures that were computed together.
     """
 
     calibration: Calibration
     precision: Precision
     backend: Backend
     written: bool
+    batch_size: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `calibrate`."""
         document = self.calibration.to_dict()
         curve = document.pop("curve")
-        graphs = {"precision": self.precision, "runtime": self.backend, "written": self.written}
+        graphs = {
+            "precision": self.precision,
+            "runtime": self.backend,
+            "batch_size": self.batch_size,
+            "written": self.written,
+        }
         return {**document, **graphs, "curve": curve}
 
 
@@ -95,18 +117,24 @@ def calibrate_bundle(
     """
     names = read_class_names(request.class_names) if request.class_names else None
     with load_classifier(
-        path, backend=request.backend, precision=request.precision, decode="exact"
+        path,
+        backend=request.backend,
+        precision=request.precision,
+        threads=request.threads,
+        decode="exact",
     ) as pipeline:
         _check_can_be_calibrated(path, pipeline.manifest, write=request.write)
         samples = read_samples(data)
         check_enough(len(samples.samples))
         on_open(pipeline)
-        answers = collect_answers(pipeline, samples, names, on_progress=on_progress)
+        answers = collect_answers(
+            pipeline, samples, names, on_progress=on_progress, batch_size=request.batch_size
+        )
     found = find_threshold(answers, pipeline.manifest.config, request.search)
     precision, backend = pipeline.precision, cast("Backend", pipeline.backend)
     if request.write:
         _write(path, pipeline.manifest, found.record(precision, backend))
-    return BundleCalibration(found, precision, backend, request.write)
+    return BundleCalibration(found, precision, backend, request.write, request.batch_size)
 
 
 def _check_can_be_calibrated(path: Path, manifest: Manifest, *, write: bool) -> None:

@@ -212,6 +212,7 @@ class ModelConfig:
         inner_names = {f.name for f in dataclasses.fields(_SECTIONS[section])} if section else set()
         unknown = sorted(set(fields) - own_names - inner_names)
         if unknown:
+            self._check_section_of(unknown)
             raise ConfigError(
                 f"The family {self.family!r} has no field {', '.join(unknown)}.",
                 f"Known fields: {', '.join(sorted(own_names | inner_names))}.",
@@ -221,6 +222,18 @@ class ModelConfig:
         if section and inner:
             own[section] = dataclasses.replace(own.get(section, getattr(self, section)), **inner)
         return dataclasses.replace(self, **own)
+
+    def _check_section_of(self, fields: list[str]) -> None:
+        """Raise a `ConfigError` that names the section of these fields, if they are of one."""
+        needs = {"two_stage": "stages", "semantic": "semantic_tokens", "gates": "gating"}
+        for section, of_section in needs.items():
+            known = {f.name for f in dataclasses.fields(_SECTIONS[section])}
+            if known.issuperset(fields):
+                try:
+                    getattr(self, of_section)
+                except ConfigError as error:
+                    named = ", ".join(fields)
+                    raise ConfigError(f"{named} was set. {error.problem}", error.fix) from error
 
 
 def graph_specs(

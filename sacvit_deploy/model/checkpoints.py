@@ -246,8 +246,10 @@ def _read_bytes(path: Path) -> bytes:
             f"{path} is a bundle, which is what export makes.",
             f"Use it: sacvit-deploy run {path} cat.jpg; or name the checkpoint it was made from.",
         )
-    if re.match(r"[a-z]+:/", str(path)):
-        raise CheckpointError(f"{path} is a URL, not a file.", "Download it, and name the file.")
+    if url := re.match(r"([a-z][a-z0-9+.-]+:)/+(.*)", str(path), re.IGNORECASE):
+        raise CheckpointError(
+            f"{url[1]}//{url[2]} is a URL, not a file.", "Download it, and name the file."
+        )
     if path.is_dir():
         inside = sorted(
             p.name for p in path.iterdir() if p.suffix in {".safetensors", ".pth", ".pt", ".bin"}

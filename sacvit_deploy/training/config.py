@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from sacvit_deploy.decode import check_field, check_types, decode, read_bounded, shown
 from sacvit_deploy.errors import ConfigError, raised_as
-from sacvit_deploy.families.config import ModelConfig, preset
+from sacvit_deploy.families.config import ModelConfig, number_of_classes, preset
 from sacvit_deploy.libraries import require
 
 _IN_RANGE: dict[str, Callable[[float], bool]] = {
@@ -260,7 +260,13 @@ def _model(values: object) -> ModelConfig:
     name = fields.pop("preset", None)
     if not isinstance(name, str):
         raise ConfigError("[model] names no preset.", "Write preset = NAME; other keys change it.")
-    return preset(name).replace(**fields)
+    model = preset(name).replace(**fields)
+    if not number_of_classes(model):
+        raise ConfigError(
+            f"The preset {name} gives features, and training needs classes.",
+            "Name a preset with classes, such as sac_deit_small_patch16_224.",
+        )
+    return model
 
 
 def _with_phases(schedule: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,3 +107,30 @@ def test_the_plot_is_written(invoke, copied, data, tmp_path, name):
     assert ran.code == 0, ran
     start = plot.read_bytes()[:200]
     assert start.startswith(b"\x89PNG") if name.endswith(".png") else b"<svg" in plot.read_bytes()
+
+
+def test_a_batch_finds_the_same_threshold(invoke, copied, data):
+    call = ("calibrate", copied, data, "--target-exit-fraction", 0.5, "--dry-run", "--json")
+    one, eight = (
+        json.loads(invoke(*call, *more).out) for more in ((), ("--batch-size", 8, "--threads", 1))
+    )
+    assert eight["eta"] == pytest.approx(one["eta"], rel=1e-5)
+    assert eight["top1"] == one["top1"]
+    assert (one["batch_size"], eight["batch_size"]) == (1, 8)
+    said = invoke(*call[:-1], "--batch-size", 8).out
+    assert "share of a picture in a batch of 8 on this machine" in said
+
+
+@pytest.mark.parametrize("more", [(), ("--percentile", 95)])
+def test_a_latency_is_not_limited_in_batches(refused, invoke, copied, data, more):
+    call = ("calibrate", copied, data, "--target-latency-ms", 1000, *more, "--dry-run")
+    said = refused(*call, "--batch-size", 8)
+    assert "A latency was limited with a batch size of 8" in said
+    assert invoke(*call, "--batch-size", 1).code == 0
+
+
+@pytest.mark.parametrize("verb", ["run", "evaluate", "calibrate"])
+def test_counts_have_the_same_bounds_everywhere(refused, copied, data, verb):
+    for option, says in (("--threads", "threads"), ("--batch-size", "batch_size")):
+        assert says in refused(verb, copied, data, option, 0)
+        assert says in refused(verb, copied, data, option, 10**12)

@@ -280,3 +280,33 @@ def test_a_name_that_is_no_file_may_be_one_of_timm(refused, monkeypatch, tmp_pat
     said = refused("export", "deit_small_patch16_224.fb_in1k", "-o", tmp_path / "b")
     assert "There is no file deit_small_patch16_224.fb_in1k; and timm" in said
     assert "pip install timm" in said
+
+
+def test_options_of_gates_need_gates(refused, tmp_path):
+    call = ("export", "-o", tmp_path / "b", "--random-weights", "--preset")
+    said = refused(*call, "sac_deit_small_patch16_224", "--gates", "exact")
+    assert "mode was set. The family 'sac_vit' has no gates" in said
+    assert "svit_deit_small_patch16_224" in said
+    assert "two-stage" in refused(*call, "deit_small_patch16_224", "--alpha", 0.5)
+
+
+def test_a_url_is_shown_as_it_was_given(refused, tmp_path):
+    said = refused("export", "https://host/a/b.pth", "-o", tmp_path / "b")
+    assert said.startswith("Error: https://host/a/b.pth is a URL, not a file.")
+
+
+def test_a_side_that_is_no_multiple_of_the_patch(refused, tmp_path):
+    call = ("export", "-o", tmp_path / "b", "--random-weights", "--preset", "demo_patch8_64")
+    said = refused(*call, "--set", "image_size=63")
+    assert "image_size is (63, 63).\nMake it two multiples of 8 (the patch size)." in said
+
+
+def test_names_of_ids_go_by_the_order_of_the_ids(invoke, tmp_path):
+    file = tmp_path / "classes.json"
+    of_id = {"n00000003": "emu", "n00000001": "cat", "n00000002": "dog"}
+    entries = [{"wnid": key, "name": name, "synonyms": "x, y"} for key, name in of_id.items()]
+    file.write_text(json.dumps(entries))
+    call = ("export", "-o", tmp_path / "b", "--preset", "demo_patch8_64", "--random-weights")
+    ran = invoke(*call, *TINY, "--labels", file)
+    assert ran.code == 0, ran
+    assert Bundle.open(tmp_path / "b").manifest.labels == ("cat", "dog", "emu")

@@ -61,3 +61,10 @@ def test_the_output_of_the_command_line_wins(invoke, config_file, tmp_path):
 
 def test_a_missing_config(refused, tmp_path):
     assert "none.toml" in refused("train", tmp_path / "none.toml")
+
+
+def test_a_backbone_is_refused_by_name(refused, config_file):
+    text = config_file.read_text().partition("num_classes")[0]
+    config_file.write_text(text.replace("sac_demo_patch8_64", "swin_tiny_backbone"))
+    said = refused("train", config_file)
+    assert "The preset swin_tiny_backbone gives features, and training needs classes." in said

@@ -109,3 +109,12 @@ def test_a_comparison_is_left_for_polygraphy(invoke, sac_host, sac_checkpoint, t
         "refine.inputs.json", "refine.outputs.json",
     }  # fmt: skip
     assert f"sh {folder}/compare.sh onnxruntime" in ran.err
+
+
+def test_threads_are_those_of_both_networks(invoke, refused, sac_host, sac_checkpoint, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    call = ("verify", sac_host.path, "--against", sac_checkpoint, "--threads")
+    assert invoke(*call, 1).code == 0
+    assert asked == [1]
+    assert "threads" in refused(*call, 0)

@@ -89,3 +89,9 @@ def test_wrong_usage(invoke, sac_host, tmp_path):
     assert invoke("visualize", sac_host.path, "-o", tmp_path / "t.png").code == 2
     assert invoke("visualize", sac_host.path, CAT).code == 2
     assert invoke("visualize", sac_host.path, CAT, "-o", "t.png", "--columns", "0").code == 2
+
+
+def test_threads(invoke, refused, sac_host, tmp_path):
+    call = ("visualize", sac_host.path, CAT, "-o", tmp_path / "tokens.svg", "--threads")
+    assert invoke(*call, 1).code == 0
+    assert "threads" in refused(*call, 0)

@@ -200,7 +200,7 @@ def nothing_exported(monkeypatch):
         ({}, "Random weights .* not of which network"),
         ({"config": DENSE, "eta": 2}, "eta is 2"),
         ({"config": DENSE, "overrides": {"embed": 3}}, "has no field embed"),
-        ({"config": DENSE, "overrides": {"alpha": 0.5}}, "'vit' has no field alpha"),
+        ({"config": DENSE, "overrides": {"alpha": 0.5}}, "'vit' has one stage"),
         ({"config": SAC, "overrides": {"alpha": 1.5}}, "alpha is 1.5"),
         ({"config": SAC, "overrides": {"patch_size": 5}}, "image_size is"),
     ],
