@@ -33,7 +33,7 @@ class CalibrationPoint:
         top1: Share of correct answers, in [0, 1].
         early_exit_fraction: Share of pictures that exit early, in [0, 1].
         macs_mean_g: Mean cost of a picture, in 10^9 multiply-accumulates.
-        latency_ms_mean: Mean latency of a picture in milliseconds; in a batch its share of the time.
+        latency_ms_mean: Mean latency of a picture in ms; in a batch its share of the time.
         latency_ms_p95: Its 95th percentile.
     """
 
