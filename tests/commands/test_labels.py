@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from sacvit_deploy.bundle import Bundle
+from sacvit_deploy.bundle import Bundle, demo_bundle
+from sacvit_deploy.class_labels import labels
 from sacvit_deploy.runtime.load import load
 from sacvit_deploy.samples import sample_pictures
 
@@ -19,6 +21,11 @@ def test_names_are_given_later(invoke, copied, tmp_path):
     assert after.files == before.files
     with load(copied) as pipeline:
         assert pipeline(sample_pictures()[0]).label.startswith("animal ")
+
+
+def test_the_names_beside_the_checkpoint_are_those_of_the_demo():
+    names = labels(Path(__file__).resolve().parents[2] / "models" / "classes.txt")
+    assert names == Bundle.open(demo_bundle()).manifest.labels
 
 
 def test_the_document(invoke, copied, tmp_path):

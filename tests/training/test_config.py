@@ -10,6 +10,7 @@ import pytest
 
 from sacvit_deploy.decode import encode
 from sacvit_deploy.errors import ConfigError
+from sacvit_deploy.samples import sample_photographs
 from sacvit_deploy.training.config import (
     AugmentationConfig,
     DataConfig,
@@ -207,3 +208,13 @@ def test_the_recipe_of_the_demo_network_names_weights_that_are_there():
     config = read_train_config(recipe)
     assert config.init is not None
     assert config.init.is_file()
+
+
+def test_the_example_trains_on_the_labelled_set_of_the_demo():
+    """examples/train.toml, started in a clone after `sacvit-deploy demo --labelled labelled`."""
+    root = Path(__file__).resolve().parents[2]
+    config = read_train_config(root / "examples" / "train.toml")
+    assert config.data.train.resolve() == root / "labelled"
+    assert config.data.validation == config.data.train
+    assert config.model.num_classes == len(sample_photographs().classes)
+    assert config.output.resolve() == root / "runs" / "first"
