@@ -61,9 +61,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "export":
-        require = importlib.import_module(f"{__name__}.libraries").require
-        for library in ("torch", "onnx", "onnx_graphsurgeon"):
-            require(library, "Exporting a model")
+        importlib.import_module(f"{__name__}.libraries").require_export("Exporting a model")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 

@@ -23,6 +23,7 @@ The command line prints both and exits with 1; a traceback is a defect.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,7 +150,16 @@ def raised_as(
     try:
         yield
     except errors as error:
-        raise kind(f"{problem}: {error}.", fix) from error
+        raise kind(f"{problem}: {_reason(error, problem)}.", fix) from error
+
+
+def _reason(error: Exception, problem: str) -> str:
+    """The message, without the number of the system and a path that the problem names."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        named = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
+        if named is not None and named in problem and error.filename2 is None:
+            return error.strerror
+    return str(error)
 
 
 def interrupt_in(error: BaseException) -> KeyboardInterrupt | None:

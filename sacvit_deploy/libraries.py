@@ -57,6 +57,16 @@ def require(module: str, purpose: str) -> ModuleType:
         ) from error
 
 
+def require_export(purpose: str) -> None:
+    """Import what the extra `export` brings; see `require`.
+
+    Args:
+        purpose: What needs it, as the subject of a sentence.
+    """
+    for module in (module for module, extra in _EXTRA_OF.items() if extra == "export"):
+        require(module, purpose)
+
+
 def version(name: str) -> str | None:
     """Version of a library, from its module if that is loaded, else from its metadata.
 

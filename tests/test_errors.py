@@ -73,3 +73,18 @@ def test_a_message_stays_short(kind):
     whole = kind("x" * 1400, "y" * 500)
     assert (len(whole.problem), len(whole.fix)) == (1400, 500)
     assert " ... " not in str(whole)
+
+
+def test_a_path_that_the_problem_names_is_not_told_again(tmp_path):
+    def opened(path: object, problem: str) -> str:
+        with pytest.raises(errors.DataError) as refused, raised(problem):
+            open(str(path)).close()
+        return refused.value.problem
+
+    def raised(problem: str):
+        return errors.raised_as(errors.DataError, problem, "Check it.")
+
+    missing = tmp_path / "no folder" / "x.csv"
+    said = opened(missing, f"{missing} cannot be read")
+    assert said == f"{missing} cannot be read: No such file or directory."
+    assert str(missing) in opened(missing, "It cannot be read")

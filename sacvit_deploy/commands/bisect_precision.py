@@ -10,6 +10,7 @@ import click
 from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.bar import Progress
+from sacvit_deploy.engines.onnxruntime_providers import onnxruntime
 from sacvit_deploy.files import check_output, write_output
 from sacvit_deploy.libraries import require
 
@@ -39,7 +40,9 @@ def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any
     Example:
       sacvit-deploy bisect-precision bundle val.zip --precision int8 -o keep.txt
     """
-    require("onnx", "Converting graphs")
+    for library in ("onnx", "onnx_graphsurgeon"):
+        require(library, "Converting graphs")
+    onnxruntime()
     from sacvit_deploy.exporters.precision.bisect import bisect_precision
 
     check_output(output)

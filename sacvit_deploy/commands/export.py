@@ -13,11 +13,12 @@ from sacvit_deploy.commands import options
 from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.commands.describe import describe_export
 from sacvit_deploy.decode import parse_json
+from sacvit_deploy.engines.onnxruntime_providers import onnxruntime
 from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.families import FAMILIES
 from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.families.config import preset as preset_config
-from sacvit_deploy.libraries import require
+from sacvit_deploy.libraries import require_export
 
 if TYPE_CHECKING:
     from sacvit_deploy.exporters.gate_capacity import CapacityRequest
@@ -120,7 +121,8 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
     """
     if (checkpoint is None) != chosen["random_weights"]:
         raise click.UsageError("Give either a CHECKPOINT or --random-weights.")
-    require("torch", "Exporting a model")
+    require_export("Exporting a model")
+    onnxruntime()
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 
     names = ("seed", "opset", "selection", "weight_storage", "labels", "eta", "force")

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from sacvit_deploy.bundle import Bundle
 from sacvit_deploy.commands import options
 from sacvit_deploy.commands.bar import Progress
 from sacvit_deploy.commands.describe import describe_result
@@ -76,6 +77,7 @@ def command(bundle: Path, sources: tuple[str, ...], **chosen: Any) -> None:
       sacvit-deploy run bundle clip.mp4 --fps 5 --output frames.csv
     """
     _check_usage(**chosen)
+    Bundle.open(bundle, check_hashes=False)  # before the sources: the two may be in wrong order
     output = chosen["output"]
     pace = Pace(chosen["every"], chosen["fps"])
     listed = getattr(sys.stdin, "buffer", BytesIO())  # it may be closed
@@ -187,7 +189,7 @@ class _Run:
     def in_words(self) -> str:
         """How many pictures were classified, how fast, and how many exited early."""
         rate = self.count / (time.perf_counter() - self._start)
-        return f"{self.count:,} pictures, {rate:.1f}/s{self._exits}"
+        return f"{self.count:,} picture{'s' * (self.count != 1)}, {rate:.1f}/s{self._exits}"
 
     @property
     def _done(self) -> int:

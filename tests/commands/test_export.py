@@ -310,3 +310,23 @@ def test_names_of_ids_go_by_the_order_of_the_ids(invoke, tmp_path):
     ran = invoke(*call, *TINY, "--labels", file)
     assert ran.code == 0, ran
     assert Bundle.open(tmp_path / "b").manifest.labels == ("cat", "dog", "emu")
+
+
+_EXPORTING = ("onnx", "onnx_graphsurgeon", "onnxscript", "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("verb", "library"),
+    [
+        *(("export", library) for library in _EXPORTING),
+        *(("bisect-precision", library) for library in _EXPORTING[:2]),
+    ],
+)
+def test_a_torch_without_the_other_libraries(refused, monkeypatch, tmp_path, verb, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    call = ["export", "model.pth", "-o", tmp_path / "b"]
+    if verb == "bisect-precision":
+        call = [verb, "bundle", "data", "--precision", "fp16", "-o", tmp_path / "keep.txt"]
+    said = refused(*call)
+    assert f" needs {library}, which is not installed" in said
+    assert "pip install 'sacvit-deploy[export]'" in said

@@ -316,3 +316,8 @@ def test_a_closed_stdin_is_no_fault(sac_host):
     quoted = " ".join(map(shlex.quote, command))
     ran = subprocess.run(["sh", "-c", f"{quoted} <&-"], capture_output=True, text=True, check=True)
     assert ran.stdout.startswith(str(PICTURES[0]))
+
+
+def test_a_bundle_behind_its_picture_is_told_as_no_bundle(refused, sac_host):
+    said = refused("run", sample_pictures()[0], sac_host.path)
+    assert "This is a file, not a folder." in said
