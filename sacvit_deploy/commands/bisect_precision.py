@@ -30,6 +30,7 @@ from sacvit_deploy.libraries import require
     help="File for the nodes, one a line; see export --keep-float.",
 )
 @options.calibration_options
+@options.threads_option
 @options.json_option
 def command(bundle: Path, data: Path, output: Path, as_json: bool, **chosen: Any) -> None:
     """Find the smallest set of nodes of BUNDLE that must stay in FP32.

@@ -18,7 +18,7 @@ from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.families import FAMILIES
 from sacvit_deploy.families.config import PRESETS
 from sacvit_deploy.families.config import preset as preset_config
-from sacvit_deploy.libraries import require_export
+from sacvit_deploy.libraries import require, require_export
 
 if TYPE_CHECKING:
     from sacvit_deploy.exporters.gate_capacity import CapacityRequest
@@ -107,6 +107,7 @@ def _preset_list() -> str:
 )
 @options.calibration_data_option
 @options.calibration_options
+@options.threads_option
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @options.json_option
 def command(checkpoint: Path | None, **chosen: Any) -> None:
@@ -125,7 +126,7 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
     onnxruntime()
     from sacvit_deploy.exporters.export import ExportOptions, export_bundle
 
-    names = ("seed", "opset", "selection", "weight_storage", "labels", "eta", "force")
+    names = ("seed", "opset", "selection", "weight_storage", "labels", "eta", "threads", "force")
     choices = ExportOptions(
         config=preset_config(chosen["preset"]) if chosen["preset"] else None,
         overrides=parse_overrides(
@@ -137,6 +138,8 @@ def command(checkpoint: Path | None, **chosen: Any) -> None:
         precisions=_precision_requests(chosen),
         **{name: chosen[name] for name in names},
     )
+    if choices.threads:
+        require("torch", "Exporting a model").set_num_threads(choices.threads)
     with Progress() as progress:
         bundle = export_bundle(checkpoint, chosen["output"], choices, progress.bar)
     if chosen["as_json"]:

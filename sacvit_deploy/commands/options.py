@@ -124,10 +124,16 @@ def decode_option(default: Decode) -> Callable[[_Command], _Command]:
 def precision_request(
     precision: LowPrecision, data: Path | None, chosen: Mapping[str, Any]
 ) -> PrecisionRequest:
-    """Make a request of the values of `calibration_options`.
+    """Make a request of the options of a command.
+
+    Args:
+        precision: Precision to make.
+        data: Pictures for it.
+        chosen: Values of `calibration_options` and of `threads_option`.
 
     Raises:
         ConfigError: The precision is unknown, or is INT8 without data.
+        EngineError: The number of threads is out of range.
     """
     from sacvit_deploy.exporters.precision.request import PrecisionRequest, read_keep
 
@@ -138,6 +144,7 @@ def precision_request(
         samples=chosen["calibration_samples"],
         seed=chosen["calibration_seed"],
         keep=read_keep(chosen["keep_float"]),
+        threads=chosen["threads"],
     )
 
 

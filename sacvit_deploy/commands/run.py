@@ -201,7 +201,7 @@ class _Run:
 
     @property
     def _exits(self) -> str:
-        return f", {self.early / max(1, self.count):.0%} left early" if self.early else ""
+        return f", {self.early / max(1, self.count):.0%} early" if self.early else ""
 
     def results(
         self, pipeline: Pipeline, batch_size: int | None, done: frozenset[Key]

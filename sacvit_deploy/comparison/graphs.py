@@ -232,12 +232,13 @@ class LiteralSession:
 
     provider = "CPUExecutionProvider"
 
-    def __init__(self, model: onnx.ModelProto, file: Path) -> None:
+    def __init__(self, model: onnx.ModelProto, file: Path, threads: int | None = None) -> None:
         """Open a graph.
 
         Args:
             model: With its weights.
             file: Where to put a copy of it.
+            threads: CPU threads of one operator; None leaves it to the library.
 
         Raises:
             EngineError: ONNX Runtime cannot load it.
@@ -245,6 +246,7 @@ class LiteralSession:
         onnx.save(model, file)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = _ONLY_ERRORS
+        settings.intra_op_num_threads = threads or 0  # 0 leaves it to the library
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session: Any = onnxruntime.InferenceSession(

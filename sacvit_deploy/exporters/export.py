@@ -24,7 +24,7 @@ from sacvit_deploy.comparison.tensors import (
 )
 from sacvit_deploy.comparison.torch_network import torch_network
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
-from sacvit_deploy.engines.session import for_any_batch
+from sacvit_deploy.engines.session import SessionOptions, for_any_batch
 from sacvit_deploy.errors import ConfigError
 from sacvit_deploy.exporters.gate_capacity import CapacityRequest, with_capacity
 from sacvit_deploy.exporters.onnx_from_torch import onnx_from_torch
@@ -89,10 +89,13 @@ class ExportOptions:
         preprocessing: How the network wants its pictures, where that is given.
         capacity: Pictures to find the capacities of gates on; None leaves the configuration.
         precisions: Graphs to add to the FP32 ones.
+        threads: CPU threads of one operator; None leaves it to ONNX Runtime. torch has its own
+            setting.
         force: Replace an existing bundle.
 
     Raises:
         ConfigError: `eta` is out of range.
+        EngineError: The number of threads is out of range.
     """
 
     config: ModelConfig | None = None
@@ -109,9 +112,11 @@ class ExportOptions:
     preprocessing: PreprocessingRequest = _UNASKED
     capacity: CapacityRequest | None = None
     precisions: tuple[PrecisionRequest, ...] = ()
+    threads: int | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
+        SessionOptions(threads=self.threads)  # checks it
         check_eta(self.eta)
 
 
@@ -269,12 +274,15 @@ def _compare_with_torch(
 ) -> list[TensorParity]:
     """Measure the error of every tensor of the written graphs on random pixels."""
     model, _, preprocessing = resolved
+    sessions = SessionOptions(threads=options.threads)
     written = Network(
         "ONNX",
         model.config,
         Preprocessor(preprocessing, options.input_kind),
         {
-            spec.role: for_any_batch(OnnxRuntimeSession(folder / spec.file, graph=spec), spec)
+            spec.role: for_any_batch(
+                OnnxRuntimeSession(folder / spec.file, sessions, graph=spec), spec
+            )
             for spec in specs
         },
         options.selection,

@@ -57,3 +57,8 @@ def test_a_list_that_cannot_be_written_after_all_is_shown(
     assert ran.code == 1
     assert "refine:matmul" in ran.out
     assert "cannot be written" in ran.err
+
+
+def test_threads_have_the_bounds_of_other_verbs(refused, sac_host, table, tmp_path):
+    call = ("bisect-precision", sac_host.path, table, "-o", tmp_path / "k", "--precision", "fp16")
+    assert "Ask for a whole number from 1 to 1024." in refused(*call, "--threads", 0)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -330,3 +332,25 @@ def test_a_torch_without_the_other_libraries(refused, monkeypatch, tmp_path, ver
     said = refused(*call)
     assert f" needs {library}, which is not installed" in said
     assert "pip install 'sacvit-deploy[export]'" in said
+
+
+def test_threads_are_those_of_torch_and_of_every_session(
+    invoke, refused, translated, sac_checkpoint, table, monkeypatch, tmp_path
+):
+    asked: list[int] = []
+    opened: list[int] = []
+    make = onnxruntime.InferenceSession
+
+    def recorded(path: str, settings: onnxruntime.SessionOptions, *rest: Any, **named: Any) -> Any:
+        opened.append(settings.intra_op_num_threads)
+        return make(path, settings, *rest, **named)
+
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    call = ("export", sac_checkpoint, "-o", tmp_path / "b", "--precision", "int8")
+    ran = invoke(*call, "--calibration-data", table, "--threads", 1)
+    assert ran.code == 0, ran
+    assert asked == [1]
+    assert len(opened) > 6
+    assert set(opened) == {1}
+    assert "threads" in refused(*call, "--calibration-data", table, "--force", "--threads", 0)

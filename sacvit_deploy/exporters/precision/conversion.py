@@ -36,7 +36,7 @@ from sacvit_deploy.comparison.layers import (
 from sacvit_deploy.comparison.network import Network
 from sacvit_deploy.comparison.tensors import ReferenceTensors
 from sacvit_deploy.engines.onnxruntime_session import OnnxRuntimeSession
-from sacvit_deploy.engines.session import Session, for_any_batch
+from sacvit_deploy.engines.session import Session, SessionOptions, for_any_batch
 from sacvit_deploy.errors import EngineError, PrecisionError
 from sacvit_deploy.exporters.precision.half_precision import HalfConversion
 from sacvit_deploy.exporters.precision.int8 import Int8Conversion
@@ -61,17 +61,22 @@ class Original:
         graphs: FP32 graphs by role.
         pictures: Calibration data.
         scratch: A folder for temporary files.
+        threads: CPU threads of one operator; None leaves it to ONNX Runtime.
     """
 
     bundle: Bundle
     graphs: Mapping[Role, Graph]
     pictures: PictureSet
     scratch: Path
+    threads: int | None = None
 
     def sessions(self) -> dict[Role, Session]:
         """Open the FP32 graphs."""
         graphs = [graph for graph in self.bundle.manifest.graphs if graph.precision == "fp32"]
-        return {g.role: OnnxRuntimeSession(self.bundle.graph_path(g), graph=g) for g in graphs}
+        options = SessionOptions(threads=self.threads)
+        return {
+            g.role: OnnxRuntimeSession(self.bundle.graph_path(g), options, graph=g) for g in graphs
+        }
 
     def network(self, sessions: Mapping[Role, Session]) -> Network:
         """The network with sessions of any precision."""
@@ -138,7 +143,7 @@ def converted(
     with tempfile.TemporaryDirectory(prefix="sacvit-deploy-") as scratch:
         graphs, pictures = fp32_graphs(bundle), chosen_pictures(request)
         resolve_keep(request.keep, graphs)  # refuses an unknown name before the work
-        original = Original(bundle, graphs, pictures, Path(scratch))
+        original = Original(bundle, graphs, pictures, Path(scratch), request.threads)
         conversion: Conversion
         if request.precision == "fp16":
             conversion = HalfConversion.of(original, on_progress)
@@ -197,7 +202,8 @@ class Trial:
         if role not in self._opened or self._opened[role][0] != kept:
             self._opened.pop(role, None)
             file = self.original.scratch / f"{role}.candidate.onnx"
-            self._opened[role] = (kept, LiteralSession(self._literal(role, kept), file))
+            session = LiteralSession(self._literal(role, kept), file, self.request.threads)
+            self._opened[role] = (kept, session)
         return self._opened[role][1]
 
     def _literal(self, role: Role, kept: frozenset[str]) -> onnx.ModelProto:

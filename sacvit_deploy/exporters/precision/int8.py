@@ -94,7 +94,7 @@ class Int8Conversion:
         scratch = original.scratch
         steps = Steps(on_progress, {"channels": 5, "weights": 4, "ranges": 3})
         observed = {
-            role: ChannelSession(graph, scratch / f"{role}.channels.onnx")
+            role: ChannelSession(graph, scratch / f"{role}.channels.onnx", original.threads)
             for role, graph in original.graphs.items()
         }
         original.decisions(observed, steps.part("channels"), "collecting channels")
@@ -103,7 +103,9 @@ class Int8Conversion:
         taken |= {p: taken[p].mapped(each.centre, each.factor) for p, each in smoothing.items()}
         weights = rounded_weights(smoothed, taken, steps.part("weights"))
         calibrating = {
-            role: CalibratingSession(session, smoothed[role].model, method, scratch / role)
+            role: CalibratingSession(
+                session, smoothed[role].model, method, scratch / role, original.threads
+            )
             for role, session in original.sessions().items()
         }
         return cls(

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.quantization import calibrate
 
@@ -100,17 +101,18 @@ class ChannelSession:
         channels: Statistics so far, by tensor.
     """
 
-    def __init__(self, graph: Graph, file: Path) -> None:
+    def __init__(self, graph: Graph, file: Path, threads: int | None = None) -> None:
         """Prepare the measurement.
 
         Args:
             graph: FP32 graph.
             file: Where to put a copy of it.
+            threads: CPU threads of one operator; None leaves it to the library.
         """
         inputs = [node.input[0] for node in graph.linear_layers.values()]
         self._tensors = list(dict.fromkeys(inputs))
         self._outputs = [output.name for output in graph.model.graph.output]
-        self._session = LiteralSession(with_outputs(graph.model, self._tensors), file)
+        self._session = LiteralSession(with_outputs(graph.model, self._tensors), file, threads)
         self.provider, self.close = self._session.provider, self._session.close
         self.channels: dict[str, Channels] = {}
 
@@ -149,7 +151,12 @@ class CalibratingSession:
     """Runs a graph, and measures the ranges of the inputs of its linear layers."""
 
     def __init__(
-        self, session: Session, model: onnx.ModelProto, method: Method, scratch: Path
+        self,
+        session: Session,
+        model: onnx.ModelProto,
+        method: Method,
+        scratch: Path,
+        threads: int | None = None,
     ) -> None:
         """Prepare the measurement.
 
@@ -158,6 +165,7 @@ class CalibratingSession:
             model: FP32 graph to measure, with the same inputs.
             method: How a range is found.
             scratch: Folder for copies of the graph, made if it is missing.
+            threads: CPU threads of one operator; None leaves it to the library.
         """
         self._session = session
         self.provider, self.close = session.provider, session.close
@@ -172,7 +180,7 @@ class CalibratingSession:
             )
             self._calibrator.select_tensors_to_calibrate = _linear_inputs
             self._calibrator.augment_graph()
-            self._calibrator.create_inference_session()
+            self._calibrator.infer_session = _opened(self._calibrator, threads)
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
@@ -184,6 +192,15 @@ class CalibratingSession:
         """Ranges so far, by tensor."""
         with _quiet():
             return cast("calibrate.TensorsData", self._calibrator.compute_data())
+
+
+def _opened(calibrator: Any, threads: int | None) -> Any:
+    """What `create_inference_session` of a calibrator opens, with a number of threads."""
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.intra_op_num_threads = threads or 0  # 0 leaves it to the library
+    providers = calibrator.execution_providers
+    return onnxruntime.InferenceSession(calibrator.augmented_model_path, settings, providers)
 
 
 class _OneBatch(calibrate.CalibrationDataReader):  # type: ignore[misc]  # the library is untyped

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from sacvit_deploy.decode import check_field, read_bounded
+from sacvit_deploy.engines.session import SessionOptions
 from sacvit_deploy.errors import ConfigError, raised_as
 from sacvit_deploy.runtime.pictures import PictureSource
 from sacvit_deploy.samples import Sample, read_pictures, sample_pictures
@@ -36,9 +37,11 @@ class PrecisionRequest:
         seed: Seed of their choice.
         keep: Names to keep in FP32: `place`, `node`, `role:place` or `role:node`. A place is a
             linear layer and the nodes behind it, such as `blocks.3.mlp.fc1`.
+        threads: CPU threads of one operator; None leaves it to ONNX Runtime.
 
     Raises:
         ConfigError: A value is out of range, or INT8 is asked for without data.
+        EngineError: The number of threads is out of range.
     """
 
     precision: LowPrecision
@@ -47,8 +50,10 @@ class PrecisionRequest:
     samples: int = 256
     seed: int = 0
     keep: tuple[str, ...] = ()
+    threads: int | None = None
 
     def __post_init__(self) -> None:
+        SessionOptions(threads=self.threads)  # checks it
         for name, choices in (("precision", get_args(LowPrecision)), ("method", get_args(Method))):
             value = getattr(self, name)
             if value not in choices:
