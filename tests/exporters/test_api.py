@@ -58,7 +58,7 @@ def test_a_module_of_timm_keeps_its_answers_and_its_preprocessing(tmp_path):
 
 
 def test_a_state_dict_a_file_and_our_model_are_the_same(tmp_path):
-    fields = {"embed_dim": 96, "depth": 3, "num_heads": 2, "num_classes": 5}
+    fields: dict[str, Any] = {"embed_dim": 96, "depth": 3, "num_heads": 2, "num_classes": 5}
     config = preset("sac_demo_patch8_64").replace(**fields)
     model = random_model(config, 0)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
