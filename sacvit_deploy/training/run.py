@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 from collections import defaultdict
@@ -302,6 +303,9 @@ def joined_processes(device: str) -> Iterator[Processes]:
     if count == 1:
         yield Processes(1, 0, chosen)
         return
+    # Imported later, as the optimiser does, it would keep the group and its threads for ever, and
+    # these sometimes abort the process at its end (torch 2.13).
+    importlib.import_module("torch._dynamo")
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Processes(count, rank, chosen)
