@@ -185,8 +185,8 @@ def describe_evaluation(evaluation: Evaluation) -> Iterator[str]:
         f"{evaluation.images} pictures of {setting.data}; {setting.bundle} in {setting.precision}, "
         f"{setting.runtime} on {setting.device}"
     )
-    titles = f"{'eta':>6}  {'top-1':>6}  {'top-5':>6}  {'early':>6}  {'G MACs':>7}  {'of dense':>8}"
-    yield f"{titles}  ms p50 / p95"
+    titles = f"{'eta':>6}  {'top-1':>6}  {'95 % interval':<14}  {'top-5':>6}  {'early':>6}"
+    yield f"{titles}  {'G MACs':>7}  {'of dense':>8}  ms p50 / p95"
     for row in evaluation.rows:
         yield _row(row, evaluation.macs_g["dense"])
     early, late = evaluation.early_alone, evaluation.refine_alone
@@ -205,7 +205,8 @@ def _row(row: OperatingPoint, dense_macs_g: float) -> str:
     early = f"{row.early_exit_fraction:.1%}" if row.source else "-"
     latency = f"{row.latency_ms_p50:.1f} / {row.latency_ms_p95:.1f}"
     line = (
-        f"{eta:>6}  {row.top1:6.1%}  {row.top5:6.1%}  {early:>6}  {row.macs_mean_g:7.3f}  "
+        f"{eta:>6}  {row.top1:6.1%}  {_interval(row.top1_interval, '.1%'):<14}  {row.top5:6.1%}  "
+        f"{early:>6}  {row.macs_mean_g:7.3f}  "
         f"{row.macs_mean_g / dense_macs_g:8.0%}  {latency:<12}  {row.note}"
     )
     return line.rstrip()

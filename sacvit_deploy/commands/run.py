@@ -168,6 +168,7 @@ class _Run:
     failed: int = 0
     early: int = 0
     skipped: int = 0
+    _share: float = 0.0
     _start: float = field(default_factory=time.perf_counter)
 
     @property
@@ -177,8 +178,8 @@ class _Run:
 
     @property
     def share(self) -> float:
-        """Share of the pictures that is done; 0 if their number is not known."""
-        return self._passing.share(self._done)
+        """Share of the pictures that is done, or of the sources if their number is not known."""
+        return self._passing.share(self._done) if self.sources.names else self._share
 
     @property
     def progress(self) -> str:
@@ -231,7 +232,9 @@ class _Run:
             for result in results:
                 self.count += 1
                 self.early += result.stage == "early_exit"
-                yield waiting.pop(result.index), result
+                frame = waiting.pop(result.index)
+                self._share = frame.share
+                yield frame, result
 
     def _told(self, error: ImageError) -> None:
         if self.stops:

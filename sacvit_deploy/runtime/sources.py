@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -30,12 +30,15 @@ class Frame:
         picture: The picture, not read yet; an array of a video is in BGR.
         number: Position in its video, from 0; None for a picture that is a file.
         rate: Frames taken in a second of its video; 0 for a picture that is a file.
+        share: Share of all sources up to this picture, in [0, 1], each source counting the same;
+            of a list or a camera, whose length is not known, that of the sources before it.
     """
 
     name: str
     picture: PictureSource
     number: int | None = None
     rate: float = 0.0
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,13 @@ class Sources:
 
     def frames(self, on_error: Callable[[ImageError], None]) -> Iterator[Frame]:
         """Read one source after another; `on_error` is told of a video that cannot be read."""
-        for part in self._parts:
+        for number, part in enumerate(self._parts):
             try:
-                yield from part.frames
+                for position, frame in enumerate(part.frames, start=1):
+                    share = frame.share
+                    if isinstance(part.frames, tuple):
+                        share = position / len(part.frames)
+                    yield replace(frame, share=(number + share) / len(self._parts))
             except ImageError as error:  # noqa: PERF203  the next source may be good
                 on_error(error)
 
@@ -141,4 +148,4 @@ def _frames_of_list(listed: IO[bytes]) -> Iterator[Frame]:
 
 def _frames_of_video(source: str, pace: Pace) -> Iterator[Frame]:
     for frame in frames_of_video(source, pace):
-        yield Frame(public_name(source), frame.pixels, frame.number, frame.rate)
+        yield Frame(public_name(source), frame.pixels, frame.number, frame.rate, frame.share)

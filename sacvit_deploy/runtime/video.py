@@ -58,11 +58,13 @@ class VideoFrame(NamedTuple):
         number: Position in the video, from 0; frames that are not taken count too.
         pixels: (H, W, 3), uint8, BGR.
         rate: Frames taken in a second of the video, about; 25 where nothing tells it.
+        share: Share of the video up to this frame, in [0, 1]; 0 if its length is not known.
     """
 
     number: int
     pixels: NDArray[np.uint8]
     rate: float
+    share: float = 0.0
 
 
 def frames_of_video(
@@ -99,7 +101,8 @@ def frames_of_video(
             now = number / rate if rate else clock()
             if now + _SAME_TIME >= due:
                 due = now + step if due < 0 else max(due + step, now)
-                yield VideoFrame(number, pixels, taken)
+                share = min(1.0, (number + 1) / capture.length) if capture.length else 0.0
+                yield VideoFrame(number, pixels, taken, share)
         if not capture.frames:
             raise ImageError(f"The {capture.name} has no frame that can be read.", capture.fix)
         if is_live:
@@ -123,6 +126,7 @@ class _Capture:
     Attributes:
         name: What it is, and its name, for messages.
         fix: What to do where it fails.
+        length: Number of its frames, about; None if it is not known, as of a camera.
         is_live: Whether it is a camera or a stream without an end.
         frames_per_second: As the video says; None if it does not.
         frames: Number of frames that it gave, with those between the ones that are taken.
@@ -146,8 +150,9 @@ class _Capture:
             )
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.frames_per_second = rate if 0 < rate <= _FREQUENT else None
-        # A video behind a URL has a number of frames, as a file has.
-        self.is_live = not is_file and not self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        length = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.length = length if 0 < length < math.inf else None
+        self.is_live = not is_file and self.length is None
 
     def read(self) -> _Read | None:
         """The next frame whose number is a multiple of `every`; None after the last."""

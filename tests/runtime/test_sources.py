@@ -5,11 +5,12 @@ import os
 import shutil
 import zipfile
 
+import numpy as np
 import pytest
 
 from sacvit_deploy.errors import DataError, ImageError
 from sacvit_deploy.runtime.sources import Frame, Sources, open_sources
-from sacvit_deploy.runtime.video import Pace
+from sacvit_deploy.runtime.video import Pace, VideoFrame
 from sacvit_deploy.samples import sample_pictures
 
 PICTURE = sample_pictures()[0]
@@ -123,3 +124,11 @@ def test_a_video_that_cannot_be_read_does_not_end_the_others(photos):
     found = [frame.name for frame in sources.frames(told.append)]
     assert found == ["photos/3.jpg", "photos/b/2.jpg"]
     assert [error.problem for error in told] == ["The video 'none.mp4' does not exist."]
+
+
+def test_shares_rise_from_source_to_source(photos, monkeypatch):
+    clip = [VideoFrame(n, np.zeros((2, 2, 3), np.uint8), 25, (n + 1) / 2) for n in range(2)]
+    monkeypatch.setattr("sacvit_deploy.runtime.sources.frames_of_video", lambda *_: iter(clip))
+    given = ("photos", "clip.mp4", "-", "photos/3.jpg")
+    found = [frame.share for frame in frames(*given, listed=b"photos/b/2.jpg\n")]
+    assert found == pytest.approx([1 / 16, 2 / 16, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1 / 2, 1])

@@ -34,7 +34,8 @@ def numbers(clip, *pace, clock=lambda: 0.0):
 def test_all_frames_in_order_in_bgr(clip):
     found = list(frames_of_video(clip, Pace()))
     assert [frame.number for frame in found] == list(range(30))
-    for number, frame, rate in found:
+    for number, frame, rate, share in found:
+        assert share == (number + 1) / 30
         assert rate == 10
         assert frame.shape == (SIZE[1], SIZE[0], 3)
         assert frame.dtype == np.uint8
@@ -134,7 +135,7 @@ def test_a_camera_gives_the_newest_frame_and_drops_the_others(camera):
     frames = frames_of_video("3", Pace())
     assert live.first(frames).number == 0
     live.arrive(7)  # while the network computes
-    number, pixels, _ = next(frames)
+    number, pixels, *_ = next(frames)
     assert (number, pixels[0, 0, 0]) == (7, 7)
     frames.close()
     live.arrived.release()
