@@ -22,7 +22,7 @@ check: $(VENV)/test.stamp  ## Run the static checks: lint, format, types, layers
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/test.stamp  ## Run the tests, a process for each core; choose some with ARGS='-m "not slow"'
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/test.stamp  ## Try hostile inputs until stopped or a failure; one round with EXAMPLES=10000 (SEED=1, ARGS)
 	while :; do \

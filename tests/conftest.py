@@ -41,6 +41,12 @@ _HARDWARE = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: a long one at the end would leave other cores idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, (evidence, reason) in _HARDWARE.items():
         if item.get_closest_marker(marker) and not any(map(os.path.exists, evidence)):
