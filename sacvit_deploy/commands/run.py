@@ -31,7 +31,7 @@ from sacvit_deploy.visualize.annotate import Annotator
 Sink = Callable[[Frame, Result], None]
 """Takes the pictures and their results, one after another."""
 
-_WIDEST_NAME = 60
+_WIDEST_NAME, _WIDEST_LABEL = 60, 20
 _LOADING = ("eta", "backend", "precision", "threads", "decode")
 
 
@@ -129,7 +129,9 @@ def _sinks(
         add = stack.enter_context(options.json_array())
         sinks.append(lambda frame, result: add(_row(frame, result)))
     else:
-        widths, top = (run.name_width, 0), chosen["top"]
+        labels = pipeline.manifest.labels or ("",)
+        widths = run.name_width, min(_WIDEST_LABEL, max(map(len, labels)))
+        top = chosen["top"]
         sinks.append(
             lambda frame, result: click.echo(describe_result(result, _name(frame), widths, top))
         )
