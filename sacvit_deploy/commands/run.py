@@ -82,6 +82,11 @@ def command(bundle: Path, sources: tuple[str, ...], **chosen: Any) -> None:
     pace = Pace(chosen["every"], chosen["fps"])
     listed = getattr(sys.stdin, "buffer", BytesIO())  # it may be closed
     run = _Run(open_sources(sources, pace, listed), stops=chosen["on_error"] == "stop")
+    if chosen["resume"] and run.sources.is_live:
+        raise click.UsageError(
+            "A camera or a stream begins anew, so that --resume cannot go on with it. Name another "
+            "--output."
+        )
     with ExitStack() as stack:
         loading = {name: chosen[name] for name in _LOADING}
         pipeline = stack.enter_context(load_classifier(bundle, **loading))

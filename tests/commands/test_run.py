@@ -303,7 +303,11 @@ def test_predict_is_run(invoke, sac_host):
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(["--json", "--output", "r.csv"], "Give one"), (["--resume"], "name it with --output")],
+    [
+        (["--json", "--output", "r.csv"], "Give one"),
+        (["--resume"], "name it with --output"),
+        (["rtsp://door/live", "--resume", "--output", "r.csv"], "--resume cannot go on with it"),
+    ],
 )
 def test_options_that_do_not_fit(invoke, sac_host, arguments, says):
     ran = invoke("run", sac_host.path, PICTURES[0], *arguments)
