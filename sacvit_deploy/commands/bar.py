@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from typing import Any, TextIO
@@ -33,7 +34,7 @@ class Progress(contextlib.ExitStack):
         self._bar.update(max(0, round(share * _STEPS) - self._bar.pos), text)
 
     def _drawn(self, stream: TextIO) -> Any:
-        room = max(0, shutil.get_terminal_size().columns - _WIDTH - _AROUND)
+        room = max(0, _columns(stream) - _WIDTH - _AROUND)
         shown: Any = click.progressbar(
             length=_STEPS,
             file=stream,
@@ -48,6 +49,15 @@ class Progress(contextlib.ExitStack):
         return drawn
 
 
+def _columns(stream: TextIO) -> int:
+    """Width of the terminal of a stream; `shutil` alone asks stdout, which may be a file."""
+    with contextlib.suppress(OSError, ValueError):
+        own = os.get_terminal_size(stream.fileno()).columns
+        if own and "COLUMNS" not in os.environ:
+            return own
+    return shutil.get_terminal_size().columns
+
+
 class _AboveBar:
     """A stream whose lines erase the bar, which is drawn again below them."""
 
@@ -55,11 +65,10 @@ class _AboveBar:
         self._stream, self._bar = stream, bar
 
     def write(self, text: str) -> int:
-        if text.strip():
+        if text and self._bar._last_line is not None:  # the bar is in this line
             self._stream.write(_ERASE)
-        written = self._stream.write(text)
-        self._bar._last_line = None  # else it is not drawn while it is the same
-        return written
+            self._bar._last_line = None  # else it is not drawn while it is the same
+        return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

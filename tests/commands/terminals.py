@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -54,10 +55,12 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal_for_stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    """Let stderr be a terminal; the result is complete after the block."""
+def terminal_for_stderr(monkeypatch: pytest.MonkeyPatch, columns: int = 0) -> Iterator[Terminal]:
+    """Let stderr be a terminal, of unknown width for 0; the result is complete after the block."""
     pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     shown = Terminal()
     reader = threading.Thread(target=shown.read, args=[master])
     reader.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -173,6 +174,21 @@ def test_a_bar_fits_the_terminal(monkeypatch, columns):
     drawn = shown.text.split("\r")[-2].removesuffix(SHOWN).replace(HIDDEN, "")
     assert drawn.count("x") > 0
     assert len(drawn) == columns - 1
+
+
+def test_the_width_is_that_of_the_terminal_of_stderr(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with terminal_for_stderr(monkeypatch, columns=60) as shown, Progress() as progress:
+        progress.bar(1.0, 200 * "x")
+    assert shown.words[-1] == 30 * "x"
+
+
+def test_a_line_that_is_written_in_parts_stays_whole(monkeypatch):
+    with terminal_for_stderr(monkeypatch) as shown, Progress() as progress:
+        progress.bar(0.5, "half")
+        print("one", "two", 3, file=sys.stderr)  # noqa: T201  as other libraries do
+        progress.bar(1.0, "all")
+    assert "\r\x1b[Kone two 3\r\n" in shown.text
 
 
 def test_it_is_silent_in_a_pipe(capsys):
