@@ -189,7 +189,8 @@ def _from_rows(path: Path, rows: Iterable[tuple[object, ...]]) -> SampleSet:
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:
             raise DataError(
-                f"Row {number} of {path} has {len(row)} columns.", "Give two: path and label."
+                f"Row {number} of {path} has {len(row)} column{'s' * (len(row) != 1)}.",
+                "Give two: path and label.",
             )
         samples.append(Sample(str(path.parent / str(row[0])), str(row[1]).strip()))
     if not samples:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sacvit_deploy.decode import parse_json, read_bounded
-from sacvit_deploy.errors import ConfigError, DataError
+from sacvit_deploy.errors import ConfigError, DataError, raised_as
 from sacvit_deploy.evaluation.statistics import Interval, share_interval
 
 
@@ -58,18 +58,20 @@ def read_compared(file: Path) -> tuple[Compared, ...]:
     Raises:
         DataError: The file cannot be read, or is not such a document.
     """
+    fix = "Name a file that was written with: sacvit-deploy evaluate BUNDLE DATA --json > FILE"
     try:
-        document = parse_json(read_bounded(file), "It")
+        with raised_as(DataError, f"{file} cannot be read", fix):
+            content = read_bounded(file)
+        document = parse_json(content, "It")
         rows = document.get("rows", [document])
         return tuple(_compared(document, row) for row in rows)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ConfigError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ConfigError) as error:
         reason = f"{type(error).__name__}: {error}."
-        if isinstance(error, ConfigError):
+        if isinstance(error, KeyError):
+            reason = f"it has no {error}."
+        elif isinstance(error, ConfigError):
             reason = error.problem
-        raise DataError(
-            f"{file} is not an evaluation: {reason}",
-            f"Write it with: sacvit-deploy evaluate BUNDLE DATA --json > {file}",
-        ) from error
+        raise DataError(f"{file} is not an evaluation: {reason}", fix) from error
 
 
 def _compared(document: Mapping[str, Any], row: Mapping[str, Any]) -> Compared:

@@ -197,6 +197,14 @@ def _refuse_foreign(
     )
 
 
+def _setting(field: str, value: int) -> str:
+    """How a field is set wherever weights are read."""
+    return (
+        f"give export --set {field}={value}, or train {field} = {value} in [model] "
+        f"(in Python: config.replace({field}={value}))"
+    )
+
+
 def _hints(state: Mapping[str, Tensor], config: ModelConfig, found: _Differences) -> list[str]:
     hints = []
     wrong = {k: v for k, v in _size_of(state).items() if getattr(config, k) != v}
@@ -208,15 +216,12 @@ def _hints(state: Mapping[str, Tensor], config: ModelConfig, found: _Differences
             f"The weights have {weights}; the model has {model}: choose a preset to match."
         )
     if classes is not None:
-        hints.append(
-            f"To keep the weights' {classes} classes, give --set num_classes={classes} "
-            f"(in Python: config.replace(num_classes={classes}))."
-        )
+        hints.append(f"To keep the weights' {classes} classes, {_setting('num_classes', classes)}.")
     if {*_TABLES[1:]} & {*found.unexpected}:
         hints.append(
             "These weights are a two-stage network's: choose a preset such as sac_ or cf_."
             if config.two_stage is None
-            else "The weights have two position tables: give --set position_tables=2."
+            else f"The weights have two position tables: {_setting('position_tables', 2)}."
         )
     if _CONV_STEM in found.unexpected:
         hints.append("These weights have the stem of LV-ViT: choose a lv_ or cf_lv_ preset.")

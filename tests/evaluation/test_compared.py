@@ -43,6 +43,23 @@ def test_numbers_that_no_chart_can_show_are_refused(wrong, says, tmp_path):
         read_compared(tmp_path / "other.json")
 
 
+def test_a_folder_and_a_missing_file_are_told_in_words(tmp_path):
+    with pytest.raises(DataError) as raised:
+        read_compared(tmp_path)
+    assert raised.value.problem == f"{tmp_path} cannot be read: it is a folder."
+    with pytest.raises(DataError) as raised:
+        read_compared(tmp_path / "none")
+    assert raised.value.problem == f"{tmp_path / 'none'} cannot be read: No such file or directory."
+
+
+def test_a_key_that_is_missing_is_named(tmp_path):
+    document = fake_evaluation().to_dict()
+    del document["images"]
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"is not an evaluation: it has no 'images'\."):
+        read_compared(tmp_path / "other.json")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{}]}', '{"rows": 3}'])
 def test_what_is_no_evaluation_is_refused(text, tmp_path):
     (tmp_path / "other.json").write_text(text)

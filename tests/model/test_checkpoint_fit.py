@@ -43,6 +43,7 @@ def test_wrong_number_of_classes(tmp_path, tiny):
     assert "has 10 classes, the model 5" in error.problem
     assert "head.weight: found (10, 24), wanted (5, 24)" in error.problem
     assert "--set num_classes=10" in error.fix
+    assert "num_classes = 10 in [model]" in error.fix
     read_weights(path, tiny.replace(num_classes=10))
 
 
