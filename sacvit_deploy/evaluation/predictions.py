@@ -108,11 +108,11 @@ class Predictions:
         Args:
             count: Answers at most.
         """
-        decisions = self.answers.decisions
-        refined = self.is_refined[:, None]
-        logits = np.where(refined, decisions.refined_logits, decisions.early_logits)
-        wrong = np.flatnonzero(logits.argmax(1) != self.answers.class_index)
-        surest = np.argsort(-confidence(logits[wrong]), kind="stable")[:count]
+        early, refined = self.answers.decisions.early_logits, self.answers.decisions.refined_logits
+        answer = np.where(self.is_refined, refined.argmax(1), early.argmax(1))
+        wrong = np.flatnonzero(answer != self.answers.class_index)
+        logits = np.where(self.is_refined[wrong, None], refined[wrong], early[wrong])
+        surest = np.argsort(-confidence(logits), kind="stable")[:count]
         return tuple(map(self.prediction, wrong[surest].tolist()))
 
     def _outcome(self, row: int) -> Outcome:
