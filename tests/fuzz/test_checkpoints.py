@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from sacvit_deploy.decode import encode
 from sacvit_deploy.model.build import build_model
-from sacvit_deploy.model.checkpoints import CONFIG_METADATA, Checkpoint, save_checkpoint
+from sacvit_deploy.model.checkpoint_files import CONFIG_METADATA
+from sacvit_deploy.model.checkpoints import Checkpoint, save_checkpoint
 from tests.fakes import DENSE, SAC
 from tests.fuzz.strategies import Damage, check_refusals, damages, edited, edits, json_values
 
