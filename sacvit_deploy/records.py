@@ -14,6 +14,7 @@ from sacvit_deploy.spec import (
     Role,
     TensorSpec,
     WeightStorage,
+    check_count,
     check_eta,
     check_temperature,
 )
@@ -65,9 +66,10 @@ class ExitCalibration:
         confidence_histogram: Share of pictures in each of 20 equal bins of the first stage's
             confidence over [0, 1]; adds up to 1.
         curve: Measurements at other thresholds, by ascending `eta`.
+        batch_size: Pictures that were computed together when the latencies were measured.
 
     Raises:
-        ConfigError: `eta` or `temperature` is out of range.
+        ConfigError: `eta`, `temperature` or `batch_size` is out of range.
         BundleError: Another value is impossible.
     """
 
@@ -84,10 +86,12 @@ class ExitCalibration:
     early_exit_fraction: float
     confidence_histogram: tuple[float, ...]
     curve: tuple[CalibrationPoint, ...]
+    batch_size: int = 1
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
         check_temperature(self.temperature)
+        check_count("batch_size", self.batch_size)
         shares = self.confidence_histogram
         if len(shares) != HISTOGRAM_BINS or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
             raise BundleError(

@@ -63,6 +63,7 @@ POINT = CalibrationPoint(0.5, 0.9, 0.5, 1.0, 2.0, 3.0)
         ({"confidence_histogram": (2.0, -1.0, *[0.0] * 18)}, "add up to 1"),
         ({"top1_interval": (0.9, 0.1)}, "top-1 interval"),
         ({"images": 0}, "of 0 pictures"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"top1": 1.5}, "150.0% are correct"),
         ({"curve": (POINT, dataclasses.replace(POINT, eta=0.1))}, "not sorted"),
     ],
@@ -71,3 +72,10 @@ def test_a_calibration_out_of_range_is_refused(change, says):
     values = {**encode(exit_record()), **encode(change)}
     with pytest.raises((BundleError, ConfigError), match=says):
         decode(ExitCalibration, values)
+
+
+def test_an_older_calibration_was_made_picture_by_picture():
+    values = encode(exit_record(batch_size=8))
+    assert decode(ExitCalibration, values).batch_size == 8
+    del values["batch_size"]
+    assert decode(ExitCalibration, values).batch_size == 1

@@ -133,7 +133,7 @@ def calibrate_bundle(
     found = find_threshold(answers, pipeline.manifest.config, request.search)
     precision, backend = pipeline.precision, cast("Backend", pipeline.backend)
     if request.write:
-        _write(path, pipeline.manifest, found.record(precision, backend))
+        _write(path, pipeline.manifest, found.record(precision, backend, request.batch_size))
     return BundleCalibration(found, precision, backend, request.write, request.batch_size)
 
 

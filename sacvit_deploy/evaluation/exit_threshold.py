@@ -212,8 +212,16 @@ class Calibration:
             )
         return found
 
-    def record(self, precision: Precision, backend: Backend) -> ExitCalibration:
-        """Convert to the form that a bundle stores."""
+    def record(
+        self, precision: Precision, backend: Backend, batch_size: int = 1
+    ) -> ExitCalibration:
+        """Convert to the form that a bundle stores.
+
+        Args:
+            precision: Precision of the graphs.
+            backend: Backend that computed.
+            batch_size: Pictures that were computed together.
+        """
         return ExitCalibration(
             precision=precision,
             runtime=backend,
@@ -228,6 +236,7 @@ class Calibration:
             early_exit_fraction=self.chosen.early_exit_fraction,
             confidence_histogram=self.confidence_histogram,
             curve=self.curve,
+            batch_size=batch_size,
         )
 
     def to_dict(self) -> dict[str, Any]:

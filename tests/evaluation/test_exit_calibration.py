@@ -89,6 +89,12 @@ def test_the_document_names_the_graphs(bundle, data):
     assert (values["precision"], values["runtime"]) == ("fp32", "onnxruntime")
 
 
+def test_the_bundle_knows_how_many_pictures_a_latency_is_of(bundle, data):
+    calibrate_bundle(bundle, data, dataclasses.replace(request(), batch_size=4))
+    (record,) = Bundle.open(bundle).manifest.exit_calibrations
+    assert record.batch_size == 4
+
+
 def test_a_dry_run_leaves_the_bundle_as_it_is(bundle, data):
     before = (bundle / MANIFEST).read_bytes()
     asked = dataclasses.replace(request(), write=False)
