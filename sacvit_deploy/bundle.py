@@ -41,7 +41,7 @@ Made = TypeVar("Made")
 _GIVE_THE_FOLDER = f"Give the folder that holds {MANIFEST}."
 _CHECKPOINT = (
     "a checkpoint",
-    "Make a bundle of it first: sacvit-deploy export CHECKPOINT -o BUNDLE --preset NAME.",
+    "Make a bundle of it first: sacvit-deploy export CHECKPOINT -o BUNDLE.",
 )
 _ARCHIVE = ("an archive", "Unpack it and give the folder.")
 # Files that are taken for a bundle, and the fix.

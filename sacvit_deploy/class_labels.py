@@ -38,10 +38,7 @@ def labels(source: str | Path) -> tuple[str, ...]:
     Raises:
         ConfigError: The file cannot be read, is none of these, or names two classes alike.
     """
-    known = _LISTS.get(str(source))
-    if known is not None:
-        source = Path(str(resources.files("sacvit_deploy") / "assets" / known))
-    found = _in_class_order(_read_pairs(Path(source)), str(source))
+    found = _in_class_order(_read_pairs(file_of(source)), str(source))
     names = tuple(name for _, name in found)
     alike = [name for name, count in Counter(names).items() if count > 1]
     if alike:
@@ -52,6 +49,14 @@ def labels(source: str | Path) -> tuple[str, ...]:
             "Make them different, such as 'crane (bird)'.",
         )
     return names
+
+
+def file_of(source: str | Path) -> Path:
+    """File of a list of the package, such as `imagenet-1k`; any other source is a file itself."""
+    known = _LISTS.get(str(source))
+    if known is None:
+        return Path(source)
+    return Path(str(resources.files("sacvit_deploy") / "assets" / known))
 
 
 def labels_for(source: str | Path, classes: int) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ precision_option = click.option(
 class_names_option = click.option(
     "--class-names",
     type=PATH,
-    metavar="FILE",
+    metavar="FILE|imagenet-1k",
     help="Names of the classes of DATA, if these are ids such as n02123045: JSON, or text with an "
     "id and a name on each line.",
 )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sacvit_deploy.class_labels import pairs_of_json
+from sacvit_deploy.class_labels import file_of, pairs_of_json
 from sacvit_deploy.decode import parse_json, read_bounded
 from sacvit_deploy.errors import ConfigError, DataError, raised_as
 
 _SHOWN = 3
 _FORMS = (
     'Give a JSON object {"id": "name", ...}, a JSON list of {"wnid": ..., "name": ...}, or a text '
-    "file with an id, a space and a name on each line."
+    "file with an id, a space and a name on each line; or imagenet-1k."
 )
 
 
@@ -21,7 +21,8 @@ def read_class_names(file: Path) -> dict[str, str]:
 
     Args:
         file: JSON, either an object of id to name or a list of objects with `name` and `id` or
-            `wnid`; or text with one id and one name a line.
+            `wnid`; or text with one id and one name a line; or `imagenet-1k`, for the list of the
+            package.
 
     Raises:
         DataError: The file cannot be read, is none of these, or gives one id two names.
@@ -74,7 +75,7 @@ def match_classes(
 def _pairs(file: Path) -> list[tuple[str, str]]:
     unreadable = OSError, UnicodeDecodeError
     with raised_as(DataError, f"The class names {file} cannot be read", _FORMS, unreadable):
-        text = read_bounded(file).decode("utf-8-sig")
+        text = read_bounded(file_of(file)).decode("utf-8-sig")
     wrong = ValueError, TypeError, LookupError
     with raised_as(DataError, f"{file} does not give names of classes", _FORMS, wrong):
         if text.lstrip()[:1] in ("{", "["):
@@ -111,7 +112,10 @@ def _mismatch(
     class_names: Mapping[str, str] | None,
 ) -> DataError:
     unknown = [name for name, label in named.items() if _plain(label) not in places]
-    fix = "Give data of these classes, or --class-names FILE if the data's are ids of them."
+    fix = (
+        "Give data of these classes. If its classes are ids, give their names with --class-names: "
+        "a file, or imagenet-1k."
+    )
     if class_names is not None:
         fix = f"The ids in the class names are {_some(class_names)}; check that they fit the data."
     return DataError(

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+from sacvit_deploy.class_labels import labels
 from sacvit_deploy.errors import DataError
 from sacvit_deploy.evaluation.class_names import match_classes, read_class_names
 
@@ -22,6 +24,16 @@ def test_by_class_names_where_the_data_has_ids():
     names = {"n01": "African elephant", "n02": "tabby", "n03": "not used"}
     assert match_classes(["n01", "n02"], LABELS, names) == {"n01": 1, "n02": 0}
     assert match_classes(["tabby"], LABELS, names) == {"tabby": 0}
+
+
+def test_the_list_of_the_package_names_the_folders_of_imagenet():
+    names = read_class_names(Path("imagenet-1k"))
+    assert len(names) == 1000
+    network = labels("imagenet-1k")
+    assert match_classes(["n01443537", "n01440764"], network, names) == {
+        "n01443537": 1,
+        "n01440764": 0,
+    }
 
 
 @pytest.mark.parametrize(
