@@ -48,7 +48,7 @@ def export(  # noqa: PLR0913  one call; all but the first two have a good defaul
         eta: Default exit threshold in [0, 1].
         selection: Who picks the target tokens: the `host`, or the second `graph`.
         input: `float` takes the normalised image; `uint8` takes pixels.
-        preprocessing: How the network wants its pictures; see `preprocessing_for`.
+        preprocessing: Values that replace those of the file, the module or the preset.
         precisions: Graphs to add to the FP32 ones: `fp16`, `int8`.
         calibration_data: Pictures for them; INT8 needs some.
         force: Replace an existing bundle.
@@ -61,7 +61,7 @@ def export(  # noqa: PLR0913  one call; all but the first two have a good defaul
     options = ExportOptions(
         config=None if preset is None else preset_config(preset),
         overrides=fields,
-        labels=None if labels is None else os.fspath(labels),
+        labels=None if labels is None else _labels_file(labels),
         selection=selection,
         input_kind=input,
         eta=eta,
@@ -84,6 +84,15 @@ def _weights(source: object) -> Path | Checkpoint | VisionModel:
     raise ConfigError(
         f"A network was asked for and {type(source).__name__} found.",
         "Give a checkpoint file, a state dict, or an nn.Module.",
+    )
+
+
+def _labels_file(labels: object) -> str:
+    if isinstance(labels, (str, os.PathLike)):
+        return os.fspath(labels)
+    raise ConfigError(
+        f"A file of labels was asked for and {type(labels).__name__} found.",
+        "Write the names to a text file, one on each line, and give its path; or imagenet-1k.",
     )
 
 

@@ -93,9 +93,10 @@ def preprocessing_for(
             _LOG.info("Preprocessing from %s", file)
         elif not request.fields and _may_be_vit(checkpoint):
             _LOG.warning(
-                "%s has the names of timm's networks. Those called vit_... want pictures of mean "
-                "0.5 and std 0.5, and mostly crop ratio 0.9; DeiT's are prepared here. If they "
-                "are not DeiT's, give %s, or put timm's config.json beside them.",
+                "%s has the names of timm's networks, and nothing tells its preprocessing: DeiT's "
+                "is taken. Networks called vit_... want mean 0.5 and std 0.5, and mostly crop "
+                "ratio 0.9. If this is one, give %s (in Python: preprocessing=), or put timm's "
+                "config.json beside the file.",
                 checkpoint.name,
                 OPTIONS,
             )

@@ -122,11 +122,11 @@ def read_reduced(source: PictureSource, least: tuple[int, int] | None = None) ->
     if hasattr(source, "read"):
         name = f"The picture in {name_of(source) or type(source).__name__}"
         return _read_stream(name, lambda: _whole_file(source), least)
-    raise ImageError(
-        f"A picture was asked for and {type(source).__name__} found.",
-        "Pass a path, bytes, an open file, a PIL picture, or a uint8 array of shape "
-        "(height, width, 3).",
-    )
+    fix = "Pass a path, bytes, an open file, a PIL picture, or a uint8 array of shape "
+    fix += "(height, width, 3)."
+    if isinstance(source, Iterator):
+        fix = "Pass pictures that come one after another to stream(...), or make a list of them."
+    raise ImageError(f"A picture was asked for and {type(source).__name__} found.", fix)
 
 
 def in_rgb(channels: Channels) -> Callable[[PictureSource], PictureSource]:

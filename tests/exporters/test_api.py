@@ -84,6 +84,11 @@ def _names(folder, count):
     return folder / "names.txt"
 
 
+def test_names_in_a_list_are_no_file_of_labels(tmp_path):
+    with pytest.raises(ConfigError, match="A file of labels was asked for and list found"):
+        sacvit_deploy.export("model.pth", tmp_path / "b", labels=["cat", "dog"])  # type: ignore[arg-type]
+
+
 def test_several_presets_that_fit_are_named(tmp_path):
     state = random_model(preset("sac_demo_patch8_64"), 0).state_dict()
     with pytest.raises(ConfigError, match=r"shapes are those of sac_demo_patch8_64, cf_demo"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -369,6 +370,12 @@ def test_views_of_arrays_are_read_as_they_look(rgb):
 def test_other_types_are_refused(source):
     with pytest.raises(ImageError, match=type(source).__name__):
         read_picture(source)
+
+
+def test_a_generator_of_frames_is_sent_to_stream():
+    frames: Any = (np.zeros((4, 6, 3), np.uint8) for _ in range(2))
+    with pytest.raises(ImageError, match=r"generator found\.\nPass .* to stream"):
+        read_picture(frames)
 
 
 def test_empty_closed_and_unsupported_pil_pictures(tmp_path, rgb):
