@@ -76,8 +76,7 @@ def command(
     """
     if compare and not page:
         raise click.UsageError("--compare marks evaluations in a report; name it with --report.")
-    if predictions and predictions.resolve() == chosen["data"].resolve():
-        raise click.UsageError("--predictions would replace DATA; name another file.")
+    _check_files(chosen["data"], predictions, page)
     request = EvaluationRequest(**chosen)
     compared = [row for file in compare for row in read_compared(file)]
     if predictions:
@@ -88,16 +87,28 @@ def command(
         evaluation = run_evaluation(
             request, progress.bar, lambda pipeline: options.tell_backend(pipeline, request.backend)
         )
+    for skipped in evaluation.skipped:
+        click.echo(f"Not read: {skipped.name}: {skipped.reason}", err=True)
+    # Shown first: it took long, and the files may not be writable any more.
+    if as_json:
+        options.echo_json(evaluation.to_dict())
+    else:
+        options.echo_lines(describe_evaluation(evaluation))
     if predictions:
         rows = (each.to_row() for each in evaluation.predictions)
         write_results(predictions, rows, LABELLED_COLUMNS)
     if page:
         write_output(page, html_report(evaluation, compared))
-    for skipped in evaluation.skipped:
-        click.echo(f"Not read: {skipped.name}: {skipped.reason}", err=True)
-    if as_json:
-        options.echo_json(evaluation.to_dict())
-        return
-    options.echo_lines(describe_evaluation(evaluation))
-    for file in filter(None, (predictions, page)):
-        click.echo(f"Written to {file}")
+    if not as_json:
+        for file in filter(None, (predictions, page)):
+            click.echo(f"Written to {file}")
+
+
+def _check_files(data: Path, predictions: Path | None, page: Path | None) -> None:
+    """Refuse a file that would replace another one of this call."""
+    taken = {data.resolve(): "DATA"}
+    for option, file in (("--predictions", predictions), ("--report", page)):
+        if file:
+            if (other := taken.get(file.resolve())) is not None:
+                raise click.UsageError(f"{option} would replace {other}; name another file.")
+            taken[file.resolve()] = option

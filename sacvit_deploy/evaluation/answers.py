@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path, PurePath
@@ -139,7 +139,9 @@ def collect_answers(  # noqa: PLR0913  all but the first two have a good default
                 pipeline.outcomes(images, eta=1.0)
             for read, outcome in zip(batch, pipeline.outcomes(images, eta=1.0), strict=True):
                 sample = samples.samples[read.position]
-                answered.append(_Answered(sample, digests[sample], outcome))
+                # What nobody asks for would take up to 12 KB of memory for each picture.
+                kept = replace(outcome, score=None, semantic_attention=None)
+                answered.append(_Answered(sample, digests[sample], kept))
             done = len(answered) + len(skipped)
             on_progress(passing.share(done), passing.in_words(done))
     on_progress(1.0, passing.in_words(count))  # the last ones may have been skipped

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
 
 import pytest
 
+from sacvit_deploy.commands import evaluate
 from sacvit_deploy.runtime.result_file import LABELLED_COLUMNS
 from tests.labelled_pictures import write_pictures
 
@@ -136,6 +138,35 @@ def test_the_place_of_the_predictions_is_tried_before_the_work(
     assert ran.code == 2
     assert "replace DATA" in ran.err
     assert list(tmp_path.iterdir()) == [table]
+
+
+def test_no_file_of_a_call_replaces_another(invoke, sac_host, tmp_path):
+    table = tmp_path / "data.csv"
+    table.write_text("a.png,dog\n")
+    call = ("evaluate", sac_host.path, table)
+    ran = invoke(*call, "--report", tmp_path / "." / "data.csv")
+    assert (ran.code, "--report would replace DATA" in ran.err) == (2, True)
+    ran = invoke(*call, "--predictions", tmp_path / "p.csv", "--report", tmp_path / "p.csv")
+    assert (ran.code, "--report would replace --predictions" in ran.err) == (2, True)
+    assert table.read_text() == "a.png,dog\n"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_results_are_shown_although_a_file_cannot_be_written(
+    invoke, sac_host, data, tmp_path, monkeypatch, as_json
+):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    run = evaluate.run_evaluation
+    monkeypatch.setattr(
+        evaluate, "run_evaluation", lambda *how: (run(*how), shutil.rmtree(folder))[0]
+    )
+    call = ("evaluate", sac_host.path, data, "--predictions", folder / "p.csv")
+    ran = invoke(*call, *(["--json"] if as_json else []))
+    assert ran.code == 1
+    assert "p.csv cannot be written" in ran.err
+    assert json.loads(ran.out)["images"] == 6 if as_json else "second stage alone" in ran.out
+    assert "Written" not in ran.out
 
 
 def test_the_report_shows_pictures_of_the_data(invoke, sac_host, data, tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -54,6 +56,26 @@ def test_a_budget_is_neither_asked_nor_told(folder):
     wanted, found = (collect_answers(each, read_samples(folder)) for each in (plain, budgeted))
     np.testing.assert_array_equal(found.decisions.refined_logits, wanted.decisions.refined_logits)
     assert budgeted.budget == before
+
+
+def test_attention_of_earlier_pictures_is_not_kept(folder, monkeypatch):
+    compute, attentions, alive = Pipeline.outcomes, [], []
+
+    def outcomes(self, images, **how):
+        found = compute(self, images, **how)
+        maps = [np.zeros((16, 196), np.float32) for _ in found]
+        attentions.extend(map(weakref.ref, maps))
+        pairs = zip(found, maps, strict=True)
+        return [dataclasses.replace(each, semantic_attention=map_) for each, map_ in pairs]
+
+    monkeypatch.setattr(Pipeline, "outcomes", outcomes)
+    collect_answers(
+        pipeline(DENSE),
+        read_samples(folder),
+        on_progress=lambda *_: alive.append(sum(map_() is not None for map_ in attentions)),
+    )
+    assert len(attentions) > 9
+    assert max(alive) <= 1
 
 
 def test_a_network_of_one_stage_has_one_answer(folder):
