@@ -1,4 +1,4 @@
-"""Rows of other evaluations, read back to be marked beside a new one."""
+"""Rows of other evaluations, read back to be shown beside a new one."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ def read_compared(file: Path) -> tuple[Compared, ...]:
     Raises:
         DataError: The file cannot be read, or is not such a document.
     """
+    problem = f"{file} is not an evaluation"
     fix = "Name a file that was written with: sacvit-deploy evaluate BUNDLE DATA --json > FILE"
     try:
-        with raised_as(DataError, f"{file} cannot be read", fix):
+        with raised_as(DataError, problem, fix):
             content = read_bounded(file)
         document = parse_json(content, "It")
         rows = document.get("rows", [document])
@@ -71,7 +72,7 @@ def read_compared(file: Path) -> tuple[Compared, ...]:
             reason = f"it has no {error}."
         elif isinstance(error, ConfigError):
             reason = error.problem
-        raise DataError(f"{file} is not an evaluation: {reason}", fix) from error
+        raise DataError(f"{problem}: {reason}", fix) from error
 
 
 def _compared(document: Mapping[str, Any], row: Mapping[str, Any]) -> Compared:

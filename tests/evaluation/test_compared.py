@@ -46,10 +46,13 @@ def test_numbers_that_no_chart_can_show_are_refused(wrong, says, tmp_path):
 def test_a_folder_and_a_missing_file_are_told_in_words(tmp_path):
     with pytest.raises(DataError) as raised:
         read_compared(tmp_path)
-    assert raised.value.problem == f"{tmp_path} cannot be read: it is a folder."
+    assert raised.value.problem == f"{tmp_path} is not an evaluation: it is a folder."
     with pytest.raises(DataError) as raised:
         read_compared(tmp_path / "none")
-    assert raised.value.problem == f"{tmp_path / 'none'} cannot be read: No such file or directory."
+    assert (
+        raised.value.problem
+        == f"{tmp_path / 'none'} is not an evaluation: No such file or directory."
+    )
 
 
 def test_a_key_that_is_missing_is_named(tmp_path):
