@@ -1,4 +1,4 @@
-"""What the demo writes to try the other commands on: pictures, a labelled set, the demo bundle."""
+"""Files to try the other commands on: sample pictures, a labelled set, the demo bundle."""
 
 from __future__ import annotations
 

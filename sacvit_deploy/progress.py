@@ -1,4 +1,4 @@
-"""The progress of long work: a share of it, and words for what is being done."""
+"""The progress of long work: the share that is done, and words for the present step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _TOO_SOON_S, _THREE_DIGITS = 0.5, 100
 
 
 def silent(share: float, text: str) -> None:
-    """Take a report, and do nothing with it."""
+    """Ignore a report."""
 
 
 @dataclass
 class Steps:
-    """Steps of one work, which have weights and are reported as shares of the whole.
+    """Steps of one task, each with a weight, reported as shares of the whole.
 
     Attributes:
         on_progress: Takes the reports.
@@ -29,14 +29,14 @@ class Steps:
     weights: Mapping[str, float]
 
     def part(self, name: str) -> OnProgress:
-        """What reports the progress of one step."""
+        """Return what reports the progress of one step."""
         names, total = list(self.weights), sum(self.weights.values())
         start = sum(self.weights[n] for n in names[: names.index(name)]) / total
         return within(self.on_progress, start, start + self.weights[name] / total)
 
 
 def within(on_progress: OnProgress, start: float, stop: float) -> OnProgress:
-    """What reports the progress of a part of some work.
+    """Return what reports the progress of a part of a task.
 
     Args:
         on_progress: Takes the reports of the whole.
@@ -48,11 +48,11 @@ def within(on_progress: OnProgress, start: float, stop: float) -> OnProgress:
 
 @dataclass(frozen=True)
 class PictureCount:
-    """Pictures that pass one after another through some work.
+    """Progress of a task that takes pictures one after another.
 
     Attributes:
         total: Their number; None if it is not known.
-        text: What is done with them; nothing where this is clear.
+        text: What is done with them; empty where this is clear.
         start: When the first one began, on the clock `time.perf_counter`.
     """
 
@@ -65,7 +65,7 @@ class PictureCount:
         return done / self.total if self.total else 0.0
 
     def in_words(self, done: int, before: int = 0) -> str:
-        """How many are done, how many in a second, and the time that the others will take.
+        """How many are done, how many per second, and the time left.
 
         Args:
             done: Pictures that are done.

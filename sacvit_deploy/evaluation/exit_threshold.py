@@ -168,8 +168,8 @@ class Calibration:
             multiply-accumulates.
         intervals: 95 % intervals of `top1`, `early_exit_fraction`, `macs_mean_g`,
             `latency_ms_mean`, and of `reached` under the name `goal`; for the threshold as chosen.
-            What follows from a share of pictures has that of `share_interval`, the others that of
-            `bootstrap_intervals`.
+            `share_interval` gives those that follow from a share of the pictures,
+            `bootstrap_intervals` the others.
         curve: At most 101 thresholds by ascending eta, the chosen one among them.
         confidence_histogram: Share of pictures in 20 equal bins of the confidence.
         images: Number of pictures measured.
@@ -341,7 +341,7 @@ def _intervals(sweep: ExitSweep, index: int, search: ThresholdSearch) -> dict[st
 
 
 def _statistics(sweep: ExitSweep, index: int, goal: ExitGoal) -> dict[str, Statistic]:
-    """Statistics of one candidate that are no share of the pictures."""
+    """Statistics of one candidate that do not follow from a share of the pictures."""
     latency = sweep.latency_ms(index)
     found = {"latency_ms_mean": mean_of(latency)}
     if goal.kind == "target_latency_ms":

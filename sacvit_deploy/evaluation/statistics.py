@@ -58,12 +58,12 @@ def bootstrap_intervals(
 def share_interval(share: float, images: int) -> Interval:
     """Wilson's interval at 95 % of a share of pictures (1927, J. Am. Stat. Assoc. 22, p. 209).
 
-    It covers the truth about as often as it says on few pictures and near 0 and 1, too (Brown, Cai
-    and DasGupta 2001, "Interval Estimation for a Binomial Proportion"). There a bootstrap does not.
+    Unlike a bootstrap, it keeps its coverage on few pictures and near 0 and 1 (Brown, Cai and
+    DasGupta 2001, "Interval Estimation for a Binomial Proportion").
 
     Args:
         share: Share of the pictures that count, in [0, 1].
-        images: Number of pictures; of none, anything may be true.
+        images: Number of pictures; 0 gives (0, 1).
 
     Returns:
         Lower and upper end, in [0, 1].
@@ -71,7 +71,7 @@ def share_interval(share: float, images: int) -> Interval:
     total = images + _Z**2
     centre = (images * share + _Z**2 / 2) / total
     reach = _Z / total * (images * share * (1 - share) + _Z**2 / 4) ** 0.5
-    # By rounding alone, an end may pass the share or the range.
+    # Rounding may move an end past the share or out of the range.
     return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
 
 

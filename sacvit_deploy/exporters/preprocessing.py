@@ -64,7 +64,7 @@ class PreprocessingRequest:
         return {name: value for name, value in given.items() if value is not None}
 
     def over(self, other: PreprocessingRequest) -> PreprocessingRequest:
-        """These values, and where one is not given that of another request."""
+        """Take the values of another request where these are not given."""
         return PreprocessingRequest(**{**other.fields, **self.fields})
 
 

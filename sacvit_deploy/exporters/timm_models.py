@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path) -> Source:
-    """Read a checkpoint file; or what is no file, and could be a model of timm, from timm.
+    """Read a checkpoint file, or a model of timm where there is no file of that name.
 
     timm downloads the weights, or takes those that it downloaded before.
 
@@ -52,7 +52,7 @@ def read_source(path: Path) -> Source:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # its own, those of the hub, and those of the network
         raise CheckpointError(
-            f"timm {timm.__version__} could not give the weights of {name}: {_in_a_line(error)}.",
+            f"timm {timm.__version__} could not load the weights of {name}: {_in_a_line(error)}.",
             "Check the name and the connection, or name a checkpoint file.",
         ) from error
     label = f"{name} of timm {timm.__version__}"

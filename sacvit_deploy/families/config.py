@@ -225,8 +225,8 @@ class ModelConfig:
 
     def _check_section_of(self, fields: list[str]) -> None:
         """Raise a `ConfigError` that names the section of these fields, if they are of one."""
-        needs = {"two_stage": "stages", "semantic": "semantic_tokens", "gates": "gating"}
-        for section, of_section in needs.items():
+        checked = {"two_stage": "stages", "semantic": "semantic_tokens", "gates": "gating"}
+        for section, of_section in checked.items():
             known = {f.name for f in dataclasses.fields(_SECTIONS[section])}
             if known.issuperset(fields):
                 try:

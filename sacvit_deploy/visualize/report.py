@@ -84,7 +84,7 @@ def html_report(evaluation: Evaluation, compared: Sequence[Compared] = ()) -> st
         f"<title>{title}</title>\n<style>\n{_style()}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
-    # A file name may be no Unicode text.
+    # A file name may not be valid Unicode.
     return page.encode("utf-8", "backslashreplace").decode()
 
 

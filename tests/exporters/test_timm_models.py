@@ -119,7 +119,7 @@ def test_a_failed_download_is_one_message_with_its_reason(timm, tmp_path):
 
     timm.create_model = offline
     said = refused(DEIT, tmp_path / "b")
-    assert f"could not give the weights of {DEIT}: [Errno 101] Network is unreachable.\n" in said
+    assert f"could not load the weights of {DEIT}: [Errno 101] Network is unreachable.\n" in said
     assert "Check the name and the connection" in said
 
 
