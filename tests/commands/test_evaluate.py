@@ -4,10 +4,12 @@ import csv
 import json
 import shutil
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from sacvit_deploy.commands import evaluate
+from sacvit_deploy.evaluation.evaluate import Evaluation, run_evaluation
 from sacvit_deploy.runtime.result_file import LABELLED_COLUMNS
 from tests.labelled_pictures import write_pictures
 
@@ -157,10 +159,13 @@ def test_results_are_shown_although_a_file_cannot_be_written(
 ):
     folder = tmp_path / "gone"
     folder.mkdir()
-    run = evaluate.run_evaluation
-    monkeypatch.setattr(
-        evaluate, "run_evaluation", lambda *how: (run(*how), shutil.rmtree(folder))[0]
-    )
+
+    def evaluated(*how: Any) -> Evaluation:
+        found = run_evaluation(*how)
+        shutil.rmtree(folder)
+        return found
+
+    monkeypatch.setattr(evaluate, "run_evaluation", evaluated)
     call = ("evaluate", sac_host.path, data, "--predictions", folder / "p.csv")
     ran = invoke(*call, *(["--json"] if as_json else []))
     assert ran.code == 1

@@ -59,7 +59,9 @@ def test_a_budget_is_neither_asked_nor_told(folder):
 
 
 def test_attention_of_earlier_pictures_is_not_kept(folder, monkeypatch):
-    compute, attentions, alive = Pipeline.outcomes, [], []
+    compute = Pipeline.outcomes
+    attentions: list[weakref.ref[object]] = []
+    alive: list[int] = []
 
     def outcomes(self, images, **how):
         found = compute(self, images, **how)
