@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -157,9 +158,14 @@ def _reason(error: Exception, problem: str) -> str:
     """The message, without the number of the system and a path that the problem names."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         named = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
-        if named is not None and named in problem and error.filename2 is None:
+        if named is not None and _names(problem, named) and error.filename2 is None:
             return error.strerror
     return str(error)
+
+
+def _names(problem: str, path: str) -> bool:
+    """Whether a problem has a path as a word of its own, and not inside another one."""
+    return re.search(rf"(?<![^\s'\"]){re.escape(path)}(?![^\s'\"])", problem) is not None
 
 
 def interrupt_in(error: BaseException) -> KeyboardInterrupt | None:

@@ -88,3 +88,6 @@ def test_a_path_that_the_problem_names_is_not_told_again(tmp_path):
     said = opened(missing, f"{missing} cannot be read")
     assert said == f"{missing} cannot be read: No such file or directory."
     assert str(missing) in opened(missing, "It cannot be read")
+    assert opened(missing, f"The picture '{missing}' cannot be read").count(str(missing)) == 1
+    inside = missing.parent / "x"
+    assert f"'{inside}'" in opened(inside, f"{missing} cannot be read")
