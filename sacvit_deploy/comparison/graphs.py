@@ -227,6 +227,15 @@ def resolve_keep(keep: Sequence[str], graphs: Mapping[Role, Graph]) -> dict[Role
     return {role: frozenset(found) for role, found in nodes.items()}
 
 
+def literal_settings(threads: int | None = None) -> onnxruntime.SessionOptions:
+    """Settings of ONNX Runtime that leave a graph as it is; see `LiteralSession`."""
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _ONLY_ERRORS
+    settings.intra_op_num_threads = threads or 0  # 0 leaves it to the library
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return settings
+
+
 class LiteralSession:
     """ONNX Runtime on the CPU without graph optimisation: no rounding is skipped, nothing fused."""
 
@@ -244,13 +253,9 @@ class LiteralSession:
             EngineError: ONNX Runtime cannot load it.
         """
         onnx.save(model, file)
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = _ONLY_ERRORS
-        settings.intra_op_num_threads = threads or 0  # 0 leaves it to the library
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(file), settings, providers=[self.provider]
+                str(file), literal_settings(threads), providers=[self.provider]
             )
         except Exception as error:  # its exceptions share no other base
             raise EngineError(

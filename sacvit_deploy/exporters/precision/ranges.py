@@ -19,7 +19,14 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.quantization import calibrate
 
-from sacvit_deploy.comparison.graphs import Graph, LiteralSession, constants, matmuls, with_outputs
+from sacvit_deploy.comparison.graphs import (
+    Graph,
+    LiteralSession,
+    constants,
+    literal_settings,
+    matmuls,
+    with_outputs,
+)
 from sacvit_deploy.engines.session import Session
 from sacvit_deploy.exporters.precision.request import Method
 from sacvit_deploy.spec import Role
@@ -196,11 +203,9 @@ class CalibratingSession:
 
 def _opened(calibrator: Any, threads: int | None) -> Any:
     """What `create_inference_session` of a calibrator opens, with a number of threads."""
-    settings = onnxruntime.SessionOptions()
-    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings.intra_op_num_threads = threads or 0  # 0 leaves it to the library
-    providers = calibrator.execution_providers
-    return onnxruntime.InferenceSession(calibrator.augmented_model_path, settings, providers)
+    return onnxruntime.InferenceSession(
+        calibrator.augmented_model_path, literal_settings(threads), calibrator.execution_providers
+    )
 
 
 class _OneBatch(calibrate.CalibrationDataReader):  # type: ignore[misc]  # the library is untyped
