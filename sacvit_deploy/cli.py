@@ -119,7 +119,7 @@ def main() -> None:
     \b
     Start here:
       sacvit-deploy demo
-      sacvit-deploy export model.safetensors -o bundle --preset sac_deit_small_patch16_224
+      sacvit-deploy export model.safetensors -o bundle
       sacvit-deploy run bundle cat.jpg photos/
     """
 

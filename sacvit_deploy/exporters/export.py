@@ -45,6 +45,7 @@ from sacvit_deploy.manifest import Manifest
 from sacvit_deploy.model.build import as_stored, random_model
 from sacvit_deploy.model.checkpoint_fit import check_finite
 from sacvit_deploy.model.checkpoints import Checkpoint
+from sacvit_deploy.model.layouts import refuse_distilled
 from sacvit_deploy.model.preset_fit import presets_that_fit
 from sacvit_deploy.model.vision_model import VisionModel
 from sacvit_deploy.progress import OnProgress, Steps, silent, within
@@ -238,6 +239,7 @@ def _only_preset(checkpoint: Checkpoint) -> ModelConfig:
         return config
     problem = f"{checkpoint.name} does not say which network it holds, and no preset was given."
     if not fits:
+        refuse_distilled(checkpoint.tensors)
         raise ConfigError(f"{problem} No preset has just its tensors.", _NAME_PRESET)
     names = ", ".join(fits)
     raise ConfigError(f"{problem} Its shapes are those of {names}.", "Name one with --preset.")

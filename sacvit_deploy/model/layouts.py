@@ -56,7 +56,7 @@ def to_own_layout(
     Raises:
         CheckpointError: The weights belong to a distilled DeiT.
     """
-    _refuse_distilled(tensors)
+    refuse_distilled(tensors)
     own = {
         own_name(name, config): tensor
         for name, tensor in _backbone_of(tensors).items()
@@ -95,7 +95,8 @@ def warn_of_start(config: ModelConfig) -> None:
     )
 
 
-def _refuse_distilled(tensors: Mapping[str, Tensor]) -> None:
+def refuse_distilled(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` if the weights belong to a distilled DeiT."""
     found = [name for name in tensors if name.startswith(_DISTILLATION)]
     if found:
         raise CheckpointError(

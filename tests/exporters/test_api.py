@@ -102,6 +102,7 @@ def test_several_presets_that_fit_are_named(tmp_path):
         ({"a": torch.zeros(2)}, ConfigError, "The state dict does not say which network"),
         (SimpleNamespace(), ConfigError, "A network was asked for and SimpleNamespace found"),
         ("none.pth", CheckpointError, r"no file none\.pth"),
+        ({"dist_token": torch.zeros(1, 1, 8)}, CheckpointError, "weights of a distilled DeiT"),
         ({"a": 3}, CheckpointError, "holds int for 'a'"),
     ],
 )
