@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -128,4 +129,4 @@ def _describe(written: dict[str, dict[str, object]], bundle: str) -> None:
         click.echo(f"{bundle}: the demo network, as a bundle")
     data = labelled or pictures or {"folder": "PICTURE"}
     verb = "evaluate" if labelled else "run"
-    click.echo(f"Next: sacvit-deploy {verb} {bundle} {data['folder']}")
+    click.echo(f"Next: {shlex.join(['sacvit-deploy', verb, bundle, str(data['folder'])])}")

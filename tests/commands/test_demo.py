@@ -73,6 +73,12 @@ def test_each_part_says_what_follows(invoke, tmp_path, monkeypatch, option, foll
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
+def test_the_following_command_can_be_pasted(invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = invoke("demo", "--bundle", "my bundle")
+    assert ran.out.splitlines()[-1] == "Next: sacvit-deploy run 'my bundle' PICTURE"
+
+
 def test_what_was_written_as_a_document(invoke, tmp_path):
     ran = invoke("demo", "--labelled", tmp_path / "l", "--bundle", tmp_path / "b", "--json")
     assert json.loads(ran.out) == {
