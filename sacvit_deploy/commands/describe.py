@@ -223,7 +223,7 @@ def describe_calibration(found: BundleCalibration) -> Iterator[str]:
     early, late = calibration.macs_g
     exit_share = f"{chosen.early_exit_fraction:.1%}"
     size = found.batch_size
-    taken = "one picture at a time" if size == 1 else f"share of a picture in a batch of {size}"
+    taken = "one picture at a time" if size == 1 else f"as a picture's share of its batch of {size}"
     yield (
         f"eta {chosen.eta:.6g} for {calibration.goal}: {found.precision} in {found.backend}, "
         f"{calibration.images} pictures; 95 % intervals in brackets"

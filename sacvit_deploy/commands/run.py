@@ -31,7 +31,7 @@ from sacvit_deploy.visualize.annotate import Annotator
 Sink = Callable[[Frame, Result], None]
 """Takes the pictures and their results, one after another."""
 
-_WIDEST_NAME, _WIDEST_LABEL = 60, 20
+_WIDEST_NAME, _WIDEST_LABEL = 60, 24
 _LOADING = ("eta", "backend", "precision", "threads", "decode")
 
 
@@ -104,7 +104,7 @@ def command(bundle: Path, sources: tuple[str, ...], **chosen: Any) -> None:
     if output:
         click.echo(f"{run.in_words}; written to {output}")
     if run.failed:
-        click.echo(f"{run.failed} of {run.count + run.failed} could not be read.", err=True)
+        click.echo(f"{run.failed:,} of {run.done:,} could not be read.", err=True)
         click.get_current_context().exit(1)
 
 
@@ -135,14 +135,24 @@ def _sinks(
         sinks.append(lambda frame, result: add(_row(frame, result)))
     else:
         labels = pipeline.manifest.labels or ("",)
-        widths = run.name_width, min(_WIDEST_LABEL, max(map(len, labels)))
-        top = chosen["top"]
-        sinks.append(
-            lambda frame, result: click.echo(describe_result(result, _name(frame), widths, top))
-        )
+        label_width = min(_WIDEST_LABEL, max(map(len, labels)))
+        sinks.append(_printer(run.name_width, label_width, chosen["top"]))
     if chosen["save"]:
         sinks.append(stack.enter_context(Annotator(chosen["save"], pipeline)).add)
     return sinks, done
+
+
+def _printer(name_width: int, label_width: int, top: int) -> Sink:
+    """Print results in columns; that of the names widens where they are not known before."""
+    widest = name_width
+
+    def show(frame: Frame, result: Result) -> None:
+        nonlocal widest
+        name = _name(frame)
+        widest = max(widest, min(_WIDEST_NAME, len(name)))
+        click.echo(describe_result(result, name, (widest, label_width), top))
+
+    return show
 
 
 def _row(frame: Frame, result: Result) -> Row:
@@ -186,21 +196,24 @@ class _Run:
     @property
     def share(self) -> float:
         """Share of the pictures that is done, or of the sources if their number is not known."""
-        return self._passing.share(self._done) if self.sources.names else self._share
+        return self._passing.share(self.done) if self.sources.names else self._share
 
     @property
     def progress(self) -> str:
         """How many pictures are done, how fast, the time left, and how many exited early."""
-        return self._passing.in_words(self._done, self.skipped) + self._exits
+        return self._passing.in_words(self.done, self.skipped) + self._exits
 
     @property
     def in_words(self) -> str:
         """How many pictures were classified, how fast, and how many exited early."""
         rate = self.count / (time.perf_counter() - self._start)
-        return f"{self.count:,} picture{'s' * (self.count != 1)}, {rate:.1f}/s{self._exits}"
+        before = f", {self.skipped:,} were there before" if self.skipped else ""
+        pictures = f"{self.count:,} picture{'s' * (self.count != 1)}"
+        return f"{pictures}, {rate:.1f}/s{self._exits}{before}"
 
     @property
-    def _done(self) -> int:
+    def done(self) -> int:
+        """Pictures that were classified, now or before, and those that could not be read."""
         return self.count + self.failed + self.skipped
 
     @property

@@ -27,6 +27,7 @@ VIDEO_SUFFIXES = frozenset(
 
 _FREQUENT = 1000.0  # frames a second that no video claims in earnest
 _USUAL_RATE = 25.0
+_LONGEST_READ_S = 2.0  # of a live frame, at the end
 _SAME_TIME = 1e-6  # seconds by which a frame may come early
 
 
@@ -188,7 +189,8 @@ class _Newest:
         self._failure: BaseException | None = None
         self._has_ended = self._is_closed = False
         # A daemon: a read of a stream that hangs ends after OpenCV's own time, not before.
-        threading.Thread(target=self._read_all, name="sacvit-video", daemon=True).start()
+        self._thread = threading.Thread(target=self._read_all, name="sacvit-video", daemon=True)
+        self._thread.start()
 
     def read(self) -> _Read | None:
         """Wait for a frame that was not given yet; None after the last."""
@@ -200,8 +202,9 @@ class _Newest:
             return read
 
     def close(self) -> None:
-        """Let the thread end after the frame that it reads."""
+        """Let go of the video after the frame that is being read, or leave it to the thread."""
         self._is_closed = True
+        self._thread.join(_LONGEST_READ_S)
 
     def _read_all(self) -> None:
         try:
@@ -212,7 +215,7 @@ class _Newest:
         except Exception as error:
             self._failure = error
         finally:
-            self._capture.close()
             with self._changed:
                 self._has_ended = True
                 self._changed.notify()
+            self._capture.close()

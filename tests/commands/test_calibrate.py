@@ -118,7 +118,7 @@ def test_a_batch_finds_the_same_threshold(invoke, copied, data):
     assert eight["top1"] == one["top1"]
     assert (one["batch_size"], eight["batch_size"]) == (1, 8)
     said = invoke(*call[:-1], "--batch-size", 8).out
-    assert "share of a picture in a batch of 8 on this machine" in said
+    assert "as a picture's share of its batch of 8 on this machine" in said
 
 
 @pytest.mark.parametrize("more", [(), ("--percentile", 95)])

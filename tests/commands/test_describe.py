@@ -97,7 +97,7 @@ def test_an_evaluation_has_a_line_for_each_threshold():
 
 def test_an_evaluation_of_one_stage_has_no_threshold():
     lines = list(describe.describe_evaluation(fake_evaluation(DENSE)))
-    assert lines[2].split()[0] == lines[2].split()[3] == "-"
+    assert lines[2].split()[0] == lines[2].split()[5] == "-"
     assert not any("second stage alone" in line for line in lines)
 
 

@@ -131,15 +131,15 @@ def camera(monkeypatch):
 
 
 def test_a_camera_gives_the_newest_frame_and_drops_the_others(camera):
-    live = camera(100)
+    live = camera(1_000_000)
     frames = frames_of_video("3", Pace())
     assert live.first(frames).number == 0
     live.arrive(7)  # while the network computes
     number, pixels, *_ = next(frames)
     assert (number, pixels[0, 0, 0]) == (7, 7)
+    live.arrived.release(1_000_000)
     frames.close()
-    live.arrived.release()
-    assert live.is_released.wait(10)
+    assert live.is_released.is_set()  # another may open it at once
 
 
 def test_each_third_frame_of_a_camera(camera):
@@ -148,6 +148,8 @@ def test_each_third_frame_of_a_camera(camera):
     assert live.first(frames).number == 0
     live.arrive(8)
     assert next(frames).number == 6
+    live.arrived.release(100)
+    frames.close()
 
 
 def test_frames_per_second_of_a_camera_are_by_the_clock(camera):
@@ -187,6 +189,15 @@ def test_an_error_of_opencv_comes_through(camera):
     live = camera(5)
     live.grab = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
+        numbers("3")
+
+
+def test_a_camera_that_cannot_be_released_ends_too(camera, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda told: None)
+    live = camera(1)
+    live.arrived.release(2)
+    live.release = lambda: 1 / 0
+    with pytest.raises(ImageError, match="camera '3' ended after 1 frame"):
         numbers("3")
 
 
