@@ -261,19 +261,19 @@ def test_sigterm_leaves_the_bundle_as_it_was(typed):
     assert snapshot(typed.path) == before
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such call")
 def test_a_builder_is_gone_before_the_next_one_starts(typed, monkeypatch):
-    built = []
+    builders: list[subprocess.Popen[bytes]] = []
 
-    def watched(*arguments):
-        built.append(plan.build_plan(*arguments))
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
-        return built[-1]
+    def started(*arguments, **options):
+        assert all(builder.returncode is not None for builder in builders)
+        builders.append(popen(*arguments, **options))
+        return builders[-1]
 
-    monkeypatch.setattr(build, "build_plan", watched)
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", started)
     build_engines(typed, request(), quiet)
-    assert len(built) == 2
+    assert len(builders) == 2
+    assert builders[-1].returncode is not None
 
 
 def test_a_callback_that_fails_ends_the_build_and_not_the_process(typed):
