@@ -64,7 +64,7 @@ class PreprocessingRequest:
         return {name: value for name, value in given.items() if value is not None}
 
     def over(self, other: PreprocessingRequest) -> PreprocessingRequest:
-        """Take the values of another request where these are not given."""
+        """Fill what is not given from another request."""
         return PreprocessingRequest(**{**other.fields, **self.fields})
 
 

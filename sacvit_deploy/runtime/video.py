@@ -129,7 +129,7 @@ class _Capture:
         fix: What to do where it fails.
         length: Number of its frames, about; None if it is not known, as of a camera.
         is_live: Whether it is a camera or a stream without an end.
-        frames_per_second: As the video says; None if it does not.
+        frames_per_second: Frame rate that the video gives; None if it gives none.
         frames: Number of frames that it gave, with those between the ones that are taken.
     """
 
