@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,10 @@ def labels(source: str | Path) -> tuple[str, ...]:
         ConfigError: The file cannot be read, is none of these, or names two classes alike.
     """
     found = _in_class_order(_read_pairs(file_of(source)), str(source))
-    names = tuple(name for _, name in found)
+    return _all_different(tuple(name for _, name in found), str(source))
+
+
+def _all_different(names: tuple[str, ...], source: str) -> tuple[str, ...]:
     alike = [name for name, count in Counter(names).items() if count > 1]
     if alike:
         places = [str(1 + at) for at, name in enumerate(names) if name == alike[0]]
@@ -59,15 +62,37 @@ def file_of(source: str | Path) -> Path:
     return Path(str(resources.files("sacvit_deploy") / "assets" / known))
 
 
-def labels_for(source: str | Path, classes: int) -> tuple[str, ...]:
-    """Labels of a network; `ConfigError` also if their number is not that of its classes."""
-    found = labels(source)
+def labels_for(source: str | Path | Sequence[str], classes: int) -> tuple[str, ...]:
+    """Labels of a network.
+
+    Args:
+        source: What `labels` takes, or the names themselves in class order.
+        classes: Number of classes of the network.
+
+    Raises:
+        ConfigError: See `labels`; or there are not as many names as classes.
+    """
+    if isinstance(source, (str, Path)):
+        found, giver = labels(source), str(source)
+    else:
+        giver = f"The {type(source).__name__} of labels"
+        found = _all_different(_names(source), giver)
     if len(found) != classes:
+        count = f"{len(found)} class{'es' * (len(found) != 1)}"
         raise ConfigError(
-            f"{source} names {len(found)} classes, the network has {classes}.",
+            f"{giver} names {count}, the network has {classes}.",
             "Give the names of its classes; for another number of classes export it again.",
         )
     return found
+
+
+def _names(given: object) -> tuple[str, ...]:
+    if isinstance(given, Sequence) and all(isinstance(name, str) and name for name in given):
+        return tuple(given)
+    raise ConfigError(
+        f"Labels were asked for and {given!r:.60} found.",
+        "Give imagenet-1k, a file, or the names themselves in class order.",
+    )
 
 
 def _read_pairs(file: Path) -> list[tuple[str | None, str]]:

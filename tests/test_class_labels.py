@@ -68,6 +68,27 @@ def test_a_file_that_is_not_there(tmp_path):
     assert "imagenet-1k" in refused.value.fix
 
 
+@pytest.mark.parametrize("given", [["cat", "dog"], ("cat", "dog")])
+def test_names_may_be_given_themselves(given):
+    assert labels_for(given, 2) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["cat", "cat"], "The list of labels has 1 name more than once, such as 'cat'"),
+        (("cat",), "The tuple of labels names 1 class, the network has 2"),
+        ([], "The list of labels names 0 classes"),
+        (["cat", 3], r"Labels were asked for and \['cat', 3\] found"),
+        (["cat", ""], "Labels were asked for"),
+        (3, "Labels were asked for and 3 found"),
+    ],
+)
+def test_what_are_no_names(given, says):
+    with pytest.raises(ConfigError, match=says):
+        labels_for(given, 2)
+
+
 def test_the_number_of_classes_counts():
     with pytest.raises(ConfigError, match="names 1000 classes, the network has 50"):
         labels_for("imagenet-1k", 50)

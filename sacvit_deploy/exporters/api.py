@@ -25,7 +25,7 @@ def export(  # noqa: PLR0913  one call; all but the first two have a good defaul
     output: str | os.PathLike[str],
     *,
     preset: str | None = None,
-    labels: str | os.PathLike[str] | None = None,
+    labels: str | Path | Sequence[str] | None = None,
     eta: float = 0.5,
     selection: Selection = "host",
     input: InputKind = "float",
@@ -44,7 +44,7 @@ def export(  # noqa: PLR0913  one call; all but the first two have a good defaul
         output: Folder to create.
         preset: Network, as in `sacvit-deploy export --preset`; None takes the one that the file
             records, or else the only preset of these shapes.
-        labels: `imagenet-1k` or a file; see `sacvit_deploy.labels`.
+        labels: `imagenet-1k`, a file (see `sacvit_deploy.labels`), or the names in class order.
         eta: Default exit threshold in [0, 1].
         selection: Who picks the target tokens: the `host`, or the second `graph`.
         input: `float` takes the normalised image; `uint8` takes pixels.
@@ -61,7 +61,7 @@ def export(  # noqa: PLR0913  one call; all but the first two have a good defaul
     options = ExportOptions(
         config=None if preset is None else preset_config(preset),
         overrides=fields,
-        labels=None if labels is None else _labels_file(labels),
+        labels=labels,
         selection=selection,
         input_kind=input,
         eta=eta,
@@ -84,15 +84,6 @@ def _weights(source: object) -> Path | Checkpoint | VisionModel:
     raise ConfigError(
         f"A network was asked for and {type(source).__name__} found.",
         "Give a checkpoint file, a state dict, or an nn.Module.",
-    )
-
-
-def _labels_file(labels: object) -> str:
-    if isinstance(labels, (str, os.PathLike)):
-        return os.fspath(labels)
-    raise ConfigError(
-        f"A file of labels was asked for and {type(labels).__name__} found.",
-        "Write the names to a text file, one on each line, and give its path; or imagenet-1k.",
     )
 
 

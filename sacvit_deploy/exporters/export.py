@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class ExportOptions:
         overrides: Fields of the architecture to change.
         seed: Seed of random weights.
         origin: Record of the weights of a model in memory, for `bundle.json`.
-        labels: See `class_labels.labels`; None numbers the classes.
+        labels: See `class_labels.labels_for`; None numbers the classes.
         opset: ONNX operator set.
         selection: Who picks the target tokens: the `host`, or the refine `graph` itself.
         input_kind: `float` takes the normalised image; `uint8` takes pixels.
@@ -103,7 +103,7 @@ class ExportOptions:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     origin: WeightsOrigin = _IN_MEMORY
-    labels: str | Path | None = None
+    labels: str | Path | Sequence[str] | None = None
     opset: int = 18
     selection: Selection = "host"
     input_kind: InputKind = "float"
@@ -245,7 +245,7 @@ def _only_preset(checkpoint: Checkpoint) -> ModelConfig:
     raise ConfigError(f"{problem} Its shapes are those of {names}.", "Name one with --preset.")
 
 
-def _read_labels(source: str | Path | None, config: ModelConfig) -> tuple[str, ...]:
+def _read_labels(source: str | Path | Sequence[str] | None, config: ModelConfig) -> tuple[str, ...]:
     classes = number_of_classes(config)
     if source is None:
         return tuple(f"class {index}" for index in range(classes))

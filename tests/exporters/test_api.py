@@ -67,7 +67,9 @@ def test_a_state_dict_a_file_and_our_model_are_the_same(tmp_path):
         logits(sacvit_deploy.export(each, tmp_path / str(n), preset="sac_demo_patch8_64", **fields))
         for n, each in enumerate(sources)
     ]
-    found.append(logits(sacvit_deploy.export(model, tmp_path / "own", eta=0.25)))
+    own = sacvit_deploy.export(model, tmp_path / "own", eta=0.25, labels=list("abcde"))
+    assert own.manifest.labels == ("a", "b", "c", "d", "e")
+    found.append(logits(own))
     for each in found:
         np.testing.assert_array_equal(each, found[0])
 
@@ -82,11 +84,6 @@ def test_the_only_preset_that_fits_is_taken(tmp_path):
 def _names(folder, count):
     (folder / "names.txt").write_text("".join(f"name {n}\n" for n in range(count)))
     return folder / "names.txt"
-
-
-def test_names_in_a_list_are_no_file_of_labels(tmp_path):
-    with pytest.raises(ConfigError, match="A file of labels was asked for and list found"):
-        sacvit_deploy.export("model.pth", tmp_path / "b", labels=["cat", "dog"])  # type: ignore[arg-type]
 
 
 def test_several_presets_that_fit_are_named(tmp_path):
