@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,11 +89,9 @@ def frames_of_video(
         MissingDependencyError: OpenCV is not installed.
     """
     cv2 = require("cv2", "Reading a video or a camera")
-    with contextlib.ExitStack() as stack:
-        capture = _Capture(cv2, source, pace.every)
-        told, is_live = capture.frames_per_second, capture.is_live
-        reader: _Newest | _Capture = _Newest(capture) if is_live else capture
-        stack.callback(reader.close)
+    capture = _Capture(cv2, source, pace.every)
+    told, is_live = capture.frames_per_second, capture.is_live
+    with closing(_Newest(capture) if is_live else capture) as reader:
         rate = None if is_live else told or _USUAL_RATE
         taken = min(pace.fps or math.inf, (told or _USUAL_RATE) / pace.every)
         step, due = 1 / (pace.fps or math.inf), -math.inf
@@ -107,9 +105,8 @@ def frames_of_video(
         if not capture.frames:
             raise ImageError(f"The {capture.name} has no frame that can be read.", capture.fix)
         if is_live:
-            raise ImageError(
-                f"The {capture.name} ended after {capture.frames} frames.", capture.fix
-            )
+            count = f"{capture.frames} frame{'s' * (capture.frames != 1)}"
+            raise ImageError(f"The {capture.name} ended after {count}.", capture.fix)
 
 
 def public_name(source: str) -> str:

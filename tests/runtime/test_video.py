@@ -197,7 +197,7 @@ def test_a_camera_that_cannot_be_released_ends_too(camera, monkeypatch):
     live = camera(1)
     live.arrived.release(2)
     live.release = lambda: 1 / 0
-    with pytest.raises(ImageError, match="camera '3' ended after 1 frame"):
+    with pytest.raises(ImageError, match=r"camera '3' ended after 1 frame\."):
         numbers("3")
 
 
